@@ -1,0 +1,171 @@
+"""The tables, as SQLAlchemy Core sees them. They are made by the migrations; a test holds the two together."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Enum,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from dcsync.lifecycle import Ending
+from dcsync.subcloud import (
+    AvailabilityStatus,
+    EndpointType,
+    InitialSyncState,
+    ManagementState,
+    Step,
+    SyncStatus,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _words(enum: type, name: str) -> Enum:
+    """One of a closed set of words, stored as text with a check; read back as the enum's member."""
+    return Enum(
+        enum,
+        name=name,
+        native_enum=False,
+        create_constraint=True,
+        length=64,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+def _moment(name: str, *, nullable: bool = True) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _subcloud_id() -> Column[object]:
+    return Column(
+        "subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), nullable=False
+    )
+
+
+subcloud = Table(
+    "subcloud",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("region_name", Text, nullable=False, unique=True),
+    Column("management_ip", Text, nullable=False),
+    Column("software_version", Text, nullable=False, server_default=""),
+    Column("management_state", _words(ManagementState, "management_state"), nullable=False,
+           server_default=ManagementState.UNMANAGED.value),
+    Column("availability_status", _words(AvailabilityStatus, "availability_status"), nullable=False,
+           server_default=AvailabilityStatus.OFFLINE.value),
+    Column("initial_sync_state", _words(InitialSyncState, "initial_sync_state"), nullable=False,
+           server_default=InitialSyncState.NONE.value),
+    Column("subsequent_sync", Boolean, nullable=False, server_default=false()),
+    Column("identity_fingerprint", Text),
+    Column("groups_to_refill", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    # A request grows the generation; attempts count within it.
+    Column("generation", BigInteger, nullable=False, server_default="0"),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("abandoned", Integer, nullable=False, server_default="0"),
+    _moment("requested_at"),
+    _moment("dispatched_at"),
+    _moment("retry_at"),
+    # The run that owns the row while it is in progress.
+    Column("run_id", Text),
+    _moment("claimed_at"),
+    Column("step", _words(Step, "step")),
+    Column("reason", Text),
+    Column("detail", Text, nullable=False, server_default=""),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("(initial_sync_state = 'in-progress') = (run_id IS NOT NULL)", name="run_id_while_in_progress"),
+    CheckConstraint("initial_sync_state <> 'failed' OR (retry_at IS NOT NULL AND reason IS NOT NULL)",
+                    name="failed_has_reason_and_retry"),
+    Index("ix_subcloud_requested", "requested_at", postgresql_where=text("initial_sync_state = 'requested'")),
+    Index("ix_subcloud_in_progress", "claimed_at", postgresql_where=text("initial_sync_state = 'in-progress'")),
+    Index("ix_subcloud_failed", "retry_at", postgresql_where=text("initial_sync_state = 'failed'")),
+    # Rows are rewritten often: room in each page keeps most updates away from the indexes.
+    postgresql_with={"fillfactor": "70"},
+)  # fmt: skip
+
+endpoint_status = Table(
+    "endpoint_status",
+    metadata,
+    _subcloud_id(),
+    Column("endpoint_type", _words(EndpointType, "endpoint_type"), nullable=False),
+    Column("sync_status", _words(SyncStatus, "sync_status"), nullable=False, server_default=SyncStatus.UNKNOWN.value),
+    _moment("changed_at"),
+    UniqueConstraint("subcloud_id", "endpoint_type"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+subcloud_sync = Table(
+    "subcloud_sync",
+    metadata,
+    _subcloud_id(),
+    Column("endpoint_type", _words(EndpointType, "endpoint_type"), nullable=False),
+    Column("audit_status", Text, nullable=False, server_default="none"),
+    Column("sync_status_reported", Text, nullable=False, server_default="none"),
+    _moment("sync_status_report_time"),
+    _moment("last_audit_time"),
+    UniqueConstraint("subcloud_id", "endpoint_type"),
+)
+
+sync_request = Table(
+    "sync_request",
+    metadata,
+    _subcloud_id(),
+    Column("generation", BigInteger, nullable=False),
+    _moment("requested_at", nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    UniqueConstraint("subcloud_id", "generation"),
+)
+
+sync_attempt = Table(
+    "sync_attempt",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    _subcloud_id(),
+    Column("generation", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", Text, nullable=False),
+    _moment("started_at", nullable=False),
+    _moment("ended_at"),
+    Column("ending", _words(Ending, "ending")),
+    Column("reason", Text),
+    Column("detail", Text, nullable=False, server_default=""),
+    Index("ix_sync_attempt_subcloud_id_generation", "subcloud_id", "generation"),
+    Index("ix_sync_attempt_ended_at", "ended_at"),
+)
+
+sync_step = Table(
+    "sync_step",
+    metadata,
+    Column("run_id", Text, ForeignKey("sync_attempt.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("step", _words(Step, "step"), primary_key=True),
+    _moment("started_at", nullable=False),
+    _moment("ended_at"),
+    Column("outcome", Text),
+    Column("detail", Text, nullable=False, server_default=""),
+)

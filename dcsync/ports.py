@@ -1,0 +1,268 @@
+"""What the services ask of the world, as Protocols. Adapters fill them in; `tests/fakes.py` does so in memory.
+
+Calls on a subcloud or the centre are coroutines and raise `CloudError`; store, locks and messenger are plain blocking
+calls and raise `DatabaseUnreachable` or `BrokerUnreachable`. Where an answer can be "no", it is a value, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from dcsync.identity import CentralData, FernetKeys, Record, ResourceType
+from dcsync.lifecycle import Ending, Event, Failure
+from dcsync.messages import SyncHint
+from dcsync.subcloud import (
+    InitialSyncState,
+    ManagementState,
+    NewSubcloud,
+    Step,
+    Subcloud,
+)
+
+# --- the store ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one request of an operator or observer did to one subcloud; `event` is None where nothing changed."""
+
+    region_name: str
+    name: str
+    event: Event | None
+    state: InitialSyncState
+
+
+class Inventory(Protocol):
+    """Which subclouds there are, and what operators do to them, by `Subcloud.name`; each call is one transaction."""
+
+    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
+        """Store all of them or none; raises DuplicateSubcloud naming every name or region name that is taken."""
+
+    def find(self, names: Sequence[str]) -> list[Subcloud]:
+        """In the order asked for; raises UnknownSubcloud naming all that are missing."""
+
+    def all(self) -> list[Subcloud]:
+        """Every subcloud, by name."""
+
+    def delete(self, name: str) -> Subcloud:
+        """Remove the row with all that hangs on it, also in the middle of a run; raises UnknownSubcloud."""
+
+    def set_management(
+        self, names: Sequence[str] | None, state: ManagementState, *, now: datetime, by: str
+    ) -> list[Transition]:
+        """Manage or unmanage these (None: all) with the initial-sync transition that follows, in one transaction."""
+
+    def request(self, names: Sequence[str] | None, *, now: datetime, by: str) -> list[Transition]:
+        """Ask for an initial sync from the start; raises RefusedByGuard (nothing stored) unless all named are managed
+        and online. None means every managed and online subcloud."""
+
+    def history(self, name: str) -> list[RequestHistory]:
+        """What was asked for and tried, newest request first; raises UnknownSubcloud."""
+
+
+@dataclass(frozen=True)
+class StepHistory:
+    step: Step
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class AttemptHistory:
+    run_id: str
+    attempt: int
+    started_at: datetime
+    ended_at: datetime | None
+    ending: Ending | None
+    reason: str | None
+    detail: str
+    worker: str
+    steps: tuple[StepHistory, ...]
+
+
+@dataclass(frozen=True)
+class RequestHistory:
+    generation: int
+    requested_at: datetime
+    requested_by: str
+    cause: str
+    attempts: tuple[AttemptHistory, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A claimed attempt: the one process that holds its run id may work on the subcloud and write its result."""
+
+    run_id: str
+    subcloud: Subcloud
+    identity_fingerprint: str | None
+    """Of the central identity data this subcloud was last given, None if never (or forgotten on unmanage)."""
+    groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group id -> member ids of site-only groups an earlier attempt emptied and did not fill again."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Why a run may not go on, as its row says; see `RunStore.standing`."""
+
+    ending: Ending
+    detail: str
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """What a sweep did to the rows."""
+
+    hints: tuple[SyncHint, ...]
+
+
+class RunStore(Protocol):
+    """Rows as the sweep and the runs see them. Every write of a run is conditional on its run id."""
+
+    def requeue_due(self, *, now: datetime) -> int:
+        """failed -> requested for every row whose hold-off is over; how many."""
+
+    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+        """(region name, run id, claimed at) of rows claimed before `moment` and still in progress."""
+
+    def take_back(
+        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    ) -> list[str]:
+        """in-progress -> requested for these (region name, run id), where the run id still stands; the third time for
+        one request -> failed (quarantined) until `hold_off_until`. Returns the region names changed."""
+
+    def stale_hints(self, *, dispatched_before: datetime) -> list[SyncHint]:
+        """Hints sent before that moment whose subcloud is still only requested."""
+
+    def in_progress_count(self) -> int:
+        """How many subclouds are being worked on."""
+
+    def dispatch(self, *, room: int, lost: Collection[SyncHint], now: datetime) -> list[SyncHint]:
+        """Mark up to `room` requested rows as dispatched, oldest request first: those never sent, and those whose hint
+        is `lost`. Rows another sweep is marking at this moment are passed over."""
+
+    def undo_dispatch(self, hints: Collection[SyncHint]) -> None:
+        """The hints could not be sent: mark the rows unsent again."""
+
+    def claim(self, *, region_name: str, generation: int, run_id: str, worker: str, now: datetime) -> Run | None:
+        """requested -> in-progress if state and generation still match; None is an answer: somebody else moved it."""
+
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
+        """For each run: None while its row is still its own, else why it must stop."""
+
+    def start_step(self, run: Run, step: Step, *, now: datetime) -> bool:
+        """Note which step the run is in; False when the row is no longer its own."""
+
+    def end_step(self, run: Run, step: Step, *, now: datetime, outcome: str, detail: str = "") -> None:
+        """Note how a step ended, in its history row."""
+
+    def record_identity(self, run: Run, *, fingerprint: str) -> bool:
+        """The subcloud now carries this central identity data; sets subsequent_sync. False as in start_step."""
+
+    def remember_groups(self, run: Run, groups: Mapping[str, tuple[str, ...]]) -> bool:
+        """Keep the members of groups about to be emptied; an empty mapping forgets them. False as in start_step."""
+
+    def init_audit(self, run: Run, *, now: datetime) -> bool:
+        """Reset the audit columns of platform and identity so that the first audit is due at once.
+
+        Source: spec/initial-sync.md section 9. False as in start_step.
+        """
+
+    def complete(self, run: Run, *, now: datetime) -> bool:
+        """in-progress -> completed, and the attempt's end, in one transaction; False when the row is not its own."""
+
+    def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:
+        """in-progress -> failed with reason and retry_at, and the attempt's end; False as in complete."""
+
+    def give_back(self, run: Run, *, now: datetime) -> bool:
+        """in-progress -> requested because this worker stops; the attempt does not count. False as in complete."""
+
+    def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
+        """Close the history row of a run that may not touch the subcloud's row any more."""
+
+    def delete_history(self, *, ended_before: datetime, limit: int) -> int:
+        """Remove up to `limit` old attempts (never a subcloud's latest request); how many."""
+
+
+# --- locks and messages ------------------------------------------------------------------------------------------
+
+
+class Locks(Protocol):
+    """One lock per subcloud with an owner and a time to live; held locks are renewed until released."""
+
+    def acquire(self, region_name: str, *, owner: str) -> bool:
+        """False when somebody else holds it."""
+
+    def release(self, region_name: str, *, owner: str) -> bool:
+        """False when it was no longer ours: somebody else's lock is never removed."""
+
+    def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
+        """Who holds each lock now, None where nobody does; one round trip."""
+
+
+class Messenger(Protocol):
+    """Sends hints. A hint that cannot be sent raises BrokerUnreachable; the sweep makes it good."""
+
+    def send_sync(self, hints: Sequence[SyncHint]) -> None:
+        """One pipelined batch on the `sync` queue."""
+
+    def send_sweep(self) -> None:
+        """Ask for a sweep soon, without waiting for beat."""
+
+    def waiting_sync_ids(self) -> set[str]:
+        """Task ids of `sync` messages that no worker has started: in the queue, or taken and not begun."""
+
+
+# --- the clouds --------------------------------------------------------------------------------------------------
+
+
+class IdentityService(Protocol):
+    """dcdbsync of one subcloud, under one login."""
+
+    async def list(self, type_: ResourceType) -> tuple[Record, ...]:
+        """Everything of one type."""
+
+    async def update(self, old_id: str, record: Record) -> Record:
+        """PUT `record` over the record `old_id`; answers what is now stored."""
+
+
+class FernetRepo(Protocol):
+    """sysinv's fernet_repo of one subcloud, under one login."""
+
+    async def read(self) -> FernetKeys:
+        """The keys now in use, possibly none."""
+
+    async def replace(self, keys: FernetKeys) -> None:
+        """Send the whole set; refuses an empty one, for an empty POST would reset the repository."""
+
+
+class SubcloudSession(Protocol):
+    """One subcloud, logged in. Closed by its context manager."""
+
+    @property
+    def identity(self) -> IdentityService: ...
+
+    @property
+    def fernet_repo(self) -> FernetRepo: ...
+
+    async def login(self) -> None:
+        """Log in anew and drop the token held so far."""
+
+
+class Clouds(Protocol):
+    """The way to the centre and to each subcloud."""
+
+    async def central_data(self) -> CentralData:
+        """Central records and keys, at most a few seconds old, shared by all runs of the process.
+
+        Raises CloudError with a central-* reason; an empty list of users, projects, roles or keys is `central-empty`.
+        """
+
+    def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AbstractAsyncContextManager[SubcloudSession]:
+        """A session, logged in. Every request carries `X-Openstack-Request-Id: <request_id>`."""

@@ -1,0 +1,174 @@
+"""Every knob of dcsync, read from the environment once: name, unit, default and meaning beside each other.
+
+Each setting is `DCSYNC_<NAME>`; a secret may be given as `DCSYNC_<NAME>_FILE`, the path of a file that holds it.
+All problems are reported at once, unknown DCSYNC_ names included, before anything is started.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from dcsync.errors import MisconfiguredError
+from dcsync.subcloud import Network
+
+PREFIX = "DCSYNC_"
+SECRETS = ("database_url", "redis_url", "password")
+
+
+def _knob(default: Any, description: str, **limits: Any) -> Any:
+    return Field(default=default, description=description, **limits)
+
+
+class Settings(BaseSettings):
+    """Frozen; pass it on, never read the environment elsewhere. Times are seconds, sizes bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
+
+    # Where our own things are.
+    database_url: SecretStr | None = _knob(None, "PostgreSQL: postgresql://user:password@host/database")
+    redis_url: SecretStr | None = _knob(None, "Redis 6.2 or newer, or Valkey: redis://:password@host:6379/0")
+    data_dir: Path | None = _knob(None, "where `dcsync up` keeps its embedded servers' data")
+
+    # The central cloud and our login, the same on every subcloud.
+    central_auth_url: str | None = _knob(None, "Keystone of the central cloud, with /v3")
+    central_dbsync_url: str | None = _knob(None, "central dcdbsync with /v1.0; else from the catalog")
+    central_sysinv_url: str | None = _knob(None, "central sysinv with /v1; else from the catalog")
+    central_region: str = _knob("RegionOne", "region of the central services in the catalog")
+    username: str = _knob("dcmanager", "the user dcsync logs in as, centrally and on every subcloud")
+    password: SecretStr | None = _knob(None, "its password")
+    project_name: str = _knob("services", "the project its token is scoped to")
+    user_domain_name: str = _knob("Default", "the domain of the user")
+    project_domain_name: str = _knob("Default", "the domain of the project")
+
+    # Subclouds.
+    subcloud_auth_url: str = _knob("https://{ip}:5001/v3", "template; IPv6 addresses are put in brackets")
+    subcloud_dbsync_url: str = _knob("https://{ip}:8220/v1.0", "template")
+    subcloud_sysinv_url: str = _knob("https://{ip}:6386/v1", "template")
+    ca_file: Path | None = _knob(None, "CA certificates to trust, PEM; re-read when it changes; default: the system's")
+    allowed_networks: Annotated[tuple[Network, ...], NoDecode] = _knob(
+        (), "comma separated networks management IPs must lie in; default: any but loopback, link-local and the like"
+    )
+
+    # Rhythm.
+    sweep_interval: float = _knob(10, "between two sweeps", ge=0.5, le=300)
+    hold_off: float = _knob(60, "wait after the first failure; doubles with each further one", gt=0, le=86400)
+    hold_off_max: float = _knob(900, "the longest wait between two tries", gt=0, le=86400)
+    lock_ttl: float = _knob(30, "life of a subcloud's lock when its worker stops renewing it", ge=1, le=30)
+    run_deadline: float = _knob(120, "all of one run on one subcloud", gt=1, le=3600)
+    connect_timeout: float = _knob(10, "to open a connection to a cloud", gt=0, le=300)
+    read_timeout: float = _knob(15, "between two pieces of an answer", gt=0, le=600)
+    request_timeout: float = _knob(30, "all of one request", gt=0, le=600)
+    central_max_age: float = _knob(5, "how old central records and keys may be when a run uses them", ge=0, le=300)
+    stop_grace: float = _knob(20, "a stopping worker lets its runs end this long, then gives them back", ge=0, le=600)
+
+    # Amounts.
+    max_in_flight: int = _knob(2000, "runs dispatched or in progress at once, over all workers", ge=1, le=100_000)
+    users_at_once: int = _knob(4, "users written to one subcloud at the same time", ge=1, le=16)
+    max_reply_bytes: int = _knob(16 * 1024 * 1024, "the largest answer read from a cloud", ge=1024)
+    history_days: float = _knob(30, "how long ended attempts are kept", gt=0)
+    log_level: str = _knob("INFO", "DEBUG, INFO, WARNING or ERROR")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` hands in: the environment is read in one place, with its files and its unknown names."""
+        return (init_settings,)
+
+    @field_validator("allowed_networks", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError as exc:
+            raise ValueError(f"{exc}; give networks such as 10.10.0.0/16, comma separated") from exc
+
+    @field_validator("subcloud_auth_url", "subcloud_dbsync_url", "subcloud_sysinv_url")
+    @classmethod
+    def _has_ip(cls, value: str) -> str:
+        rest = value.replace("{ip}", "")
+        if rest == value or "{" in rest or "}" in rest or not value.startswith(("http://", "https://")):
+            raise ValueError("must be an http(s) URL with {ip} where the management IP goes")
+        return value.rstrip("/")
+
+    @field_validator("central_auth_url", "central_dbsync_url", "central_sysinv_url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must be an http(s) URL")
+        return value.rstrip("/") if value else None
+
+    @field_validator("log_level")
+    @classmethod
+    def _is_level(cls, value: str) -> str:
+        if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+            raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+        return value.upper()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.connect_timeout <= self.request_timeout <= self.run_deadline:
+            raise ValueError("DCSYNC_CONNECT_TIMEOUT <= DCSYNC_REQUEST_TIMEOUT <= DCSYNC_RUN_DEADLINE must hold")
+        if self.hold_off > self.hold_off_max:
+            raise ValueError("DCSYNC_HOLD_OFF must not exceed DCSYNC_HOLD_OFF_MAX")
+        return self
+
+    @property
+    def visibility_timeout(self) -> int:
+        """Seconds after which Redis hands an unacknowledged message out again; must exceed any task's life."""
+        return int(max(self.run_deadline, self.lock_ttl) * 2) + 60
+
+    def required(self, *names: str) -> Self:
+        """Itself, if all of these are set; else MisconfiguredError naming those that are not."""
+        missing = [PREFIX + name.upper() for name in names if getattr(self, name) is None]
+        if missing:
+            raise MisconfiguredError(f"not set: {', '.join(missing)}")
+        return self
+
+    def shown(self) -> dict[str, str]:
+        """Every setting as text for people, secrets masked."""
+        return {PREFIX + name.upper(): str(getattr(self, name)) for name in sorted(type(self).model_fields)}
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """The settings of this process; raises MisconfiguredError that lists every problem found."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name.removesuffix("_file") in SECRETS and name.endswith("_file"):
+            try:
+                values.setdefault(name.removesuffix("_file"), Path(text).read_text(encoding="utf-8").rstrip("\r\n"))
+            except (OSError, UnicodeDecodeError) as exc:
+                problems.append(f"{variable}: {exc.__class__.__name__}: {text} cannot be read")
+        elif name in Settings.model_fields:
+            if text != "":
+                values[name] = text
+        else:
+            problems.append(f"{variable}: unknown setting")
+    try:
+        settings = Settings(**(values | overrides))
+    except ValidationError as exc:
+        for error in exc.errors(include_input=False, include_url=False, include_context=False):
+            where = PREFIX + "_".join(str(part) for part in error["loc"]).upper() if error["loc"] else ""
+            problems.append(f"{where}: {error['msg'].removeprefix('Value error, ')}".lstrip(": "))
+    if problems:
+        raise MisconfiguredError("; ".join(problems))
+    return settings
