@@ -59,6 +59,8 @@ class Record:
 
 
 def _only(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise TypeError("a row is not an object")
     return {column: row[column] for column in columns if column in row}
 
 

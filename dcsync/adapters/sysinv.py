@@ -1,0 +1,45 @@
+"""sysinv's fernet_repo: a cloud's token keys, read and replaced as a whole.
+
+Source: spec/http-contracts.md section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dcsync.adapters.keystone import Authenticated
+from dcsync.identity import FernetKeys, fernet_keys
+
+
+class SysinvFernetRepo:
+    """The `FernetRepo` of one cloud, under one login."""
+
+    def __init__(self, session: Authenticated, *, url: str) -> None:
+        self._session = session
+        self._url = f"{url}/fernet_repo"
+
+    async def read(self) -> FernetKeys:
+        """The keys now in use, possibly none; raises CloudError. Whether they are good keys is for the caller."""
+        reply = await self._session.request("GET", self._url, expected=(200,))
+        answer = reply.json()
+        rows = answer.get("keys") if isinstance(answer, dict) else None
+        if not isinstance(rows, list) or not all(_is_key_row(row) for row in rows):
+            raise reply.bad("not a list of keys")
+        try:
+            return fernet_keys((row["id"], row["key"]) for row in rows)
+        except ValueError as exc:
+            raise reply.bad("a key id comes twice") from exc
+
+    async def replace(self, keys: FernetKeys) -> None:
+        """Send the whole set; may be repeated. The token used is void afterwards. Raises CloudError.
+
+        Raises ValueError for an empty set, before anything is sent: an empty POST makes the site invent keys.
+        """
+        if not keys.keys:
+            raise ValueError("an empty set of keys is never sent")
+        rows = [{"id": key_id, "key": keys.keys[key_id]} for key_id in sorted(keys.keys)]
+        await self._session.request("POST", self._url, expected=(201, 200, 202), body=rows)
+
+
+def _is_key_row(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("id")) is int and isinstance(row.get("key"), str)
