@@ -5,8 +5,10 @@
         CloudError               a cloud (subcloud or centre) did not do its part; carries a Reason
         BrokerUnreachable        Redis does not answer
         DatabaseUnreachable      PostgreSQL does not answer
+        WorkerStopping           this worker stops, and what it was doing is given back
+        LocalProcessFailed       a process of `dcsync up` did not start or did not stop
       PermanentError             another try gives the same answer; a person must look
-        UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  RefusedByGuard  MisconfiguredError
+        UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  BadReport  RefusedByGuard  MisconfiguredError
 
 Expected endings of a run (busy, cancelled, superseded) are not here: they are outcomes, see `initial_sync.engine`.
 No error carries a secret: messages are made from names, addresses, status codes and reasons only.
@@ -127,6 +129,14 @@ class DatabaseUnreachable(TemporaryError):
     """PostgreSQL does not answer, or refuses us."""
 
 
+class WorkerStopping(TemporaryError):
+    """This worker stops; what was running was cancelled and has ended."""
+
+
+class LocalProcessFailed(TemporaryError):
+    """A server or worker of `dcsync up` did not start in time, or would not stop; the message ends with its last log."""
+
+
 class UnknownSubcloud(PermanentError):
     """No subcloud has this name (or region name)."""
 
@@ -141,6 +151,10 @@ class BadAddress(PermanentError):
 
 class BadRecord(PermanentError):
     """Input from a person (a file, an argument) that cannot be used; the message names line and field."""
+
+
+class BadReport(PermanentError):
+    """A report to the state service that cannot be used; it is put aside with this reason and stops nothing else."""
 
 
 class RefusedByGuard(PermanentError):

@@ -1,0 +1,165 @@
+"""The way to PostgreSQL: engines, the schema's version, and its errors in our words. The rows are `store`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg2
+from psycopg2 import errorcodes
+from sqlalchemy import Connection, Engine, create_engine, exc, text
+from sqlalchemy.engine import URL, make_url
+
+from dcsync.errors import DatabaseUnreachable, MisconfiguredError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 30
+IDLE_IN_TRANSACTION_SECONDS = 60
+POOL_WAIT_SECONDS = 10
+UPGRADE_LOCK = 0x6463_7379_6E63
+"""The advisory lock of schema upgrades: "dcsync" in ASCII."""
+
+_OUT_OF_DATE = {errorcodes.UNDEFINED_TABLE, errorcodes.UNDEFINED_COLUMN}
+
+
+def make_engine(
+    url: str,
+    *,
+    application_name: str = "dcsync",
+    pool_size: int = 5,
+    max_overflow: int = 10,
+    statement_seconds: float = STATEMENT_SECONDS,
+) -> Engine:
+    """An engine for one process; connects when first used, so it may be made before PostgreSQL is up.
+
+    A connection that died unnoticed is replaced when taken from the pool; one that hangs is given up by keep-alives
+    and by PostgreSQL's own time limits. `statement_seconds` 0 means no limit. Raises MisconfiguredError for a URL that
+    is not PostgreSQL's.
+    """
+    return create_engine(
+        _psycopg2_url(url),
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        pool_timeout=POOL_WAIT_SECONDS,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={
+            "application_name": application_name,
+            "connect_timeout": CONNECT_SECONDS,
+            "options": f"-c statement_timeout={int(statement_seconds * 1000)}"
+            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_SECONDS * 1000} -c timezone=UTC",
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        },
+    )
+
+
+def _psycopg2_url(url: str) -> URL:
+    """The URL with its driver named, for SQLAlchemy's own choice of one differs between releases."""
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):
+        raise MisconfiguredError("DCSYNC_DATABASE_URL: give postgresql://user:password@host/database") from None
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise MisconfiguredError(f"DCSYNC_DATABASE_URL: {parsed.drivername} is not postgresql")
+    return parsed.set(drivername="postgresql+psycopg2")
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Our words for PostgreSQL's errors; as `with database_errors():` or as the decorator `@database_errors()`.
+
+    Whatever may pass by itself (no connection, time limit, deadlock, shutting down) is DatabaseUnreachable; a missing
+    table or column is a schema that was not upgraded, MisconfiguredError. Anything else is a fault of ours and passes.
+    """
+    try:
+        yield
+    except exc.TimeoutError as error:
+        raise DatabaseUnreachable(f"no free database connection in {POOL_WAIT_SECONDS} s") from error
+    except (exc.DBAPIError, psycopg2.Error) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        if getattr(cause, "pgcode", None) in _OUT_OF_DATE:
+            raise MisconfiguredError("the database schema is out of date: run `dcsync db upgrade`") from error
+        if isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or _was_cut(error):
+            raise DatabaseUnreachable(_first_line(cause)) from error
+        raise
+
+
+def _was_cut(error: Exception) -> bool:
+    return isinstance(error, exc.DBAPIError) and error.connection_invalidated
+
+
+def _first_line(cause: BaseException | None) -> str:
+    """libpq's text names host, port, user and database, never a password."""
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+# --- the schema's version: alembic is imported only here, for it is slow and only upgrades need it ----------------
+
+
+@database_errors()
+def upgrade(url: str) -> tuple[str | None, str]:
+    """Bring the schema to the newest revision, all or nothing; (revision before, revision now).
+
+    A second upgrade at the same time waits for the first and then finds nothing to do.
+    """
+    from alembic import command
+
+    engine = make_engine(url, application_name="dcsync db upgrade", statement_seconds=0)
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
+            before = _revision(connection)
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            return before, head_revision()
+    finally:
+        engine.dispose()
+
+
+@database_errors()
+def current_revision(url: str) -> str | None:
+    """The revision the database is at; None when it is empty."""
+    engine = make_engine(url, pool_size=1)
+    try:
+        with engine.connect() as connection:
+            return _revision(connection)
+    finally:
+        engine.dispose()
+
+
+def head_revision() -> str:
+    """The newest revision this release knows."""
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    if head is None:
+        raise MisconfiguredError("dcsync is installed without its migrations")
+    return head
+
+
+def needs_upgrade(url: str) -> bool:
+    """Is the database not at the newest revision this release knows?"""
+    return current_revision(url) != head_revision()
+
+
+def _alembic_config() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "dcsync:migrations")
+    return config
+
+
+def _revision(connection: Connection) -> str | None:
+    from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()

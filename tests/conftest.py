@@ -1,0 +1,147 @@
+"""Fixtures for every tier: real servers, made when first asked for, one of each per test process.
+
+database_url   a PostgreSQL database of the test's own, migrated and empty
+redis_url      a Valkey that holds nothing
+server_urls    both, as the environment of a dcsync process: {"DCSYNC_DATABASE_URL": ..., "DCSYNC_REDIS_URL": ...}
+engine         a SQLAlchemy engine on `database_url`
+redis_client   a client of `redis_url`
+own_postgres, own_redis   a started server of the test's own, which it may kill, stop and start
+own_data_dir   a folder for servers of the test's own
+processes      starts real dcsync processes and leaves none behind, see `tests.processes`
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+import pytest
+import redis
+from psycopg2 import sql
+from sqlalchemy import Engine
+
+from dcsync.adapters.database import make_engine, upgrade
+from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
+from tests.processes import Processes
+
+TEMPLATE = "dcsync_template"
+
+
+@contextmanager
+def data_folder() -> Iterator[Path]:
+    """A folder that root's servers, who run as nobody, reach too; pytest's own tmp_path is closed to them."""
+    folder = Path(tempfile.mkdtemp(prefix="dcsync-test-"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[EmbeddedPostgres]:
+    with data_folder() as folder, EmbeddedPostgres(folder, fast=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _redis() -> Iterator[EmbeddedRedis]:
+    with data_folder() as folder, EmbeddedRedis(folder, fast=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _template(_postgres: EmbeddedPostgres) -> str:
+    _execute(_postgres, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    upgrade(_postgres.url_of(TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture
+def empty_database_url(_postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database of the test's own without any tables."""
+    with _database(_postgres, template="template0") as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(_postgres: EmbeddedPostgres, _template: str) -> Iterator[str]:
+    with _database(_postgres, template=_template) as url:
+        yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = make_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def redis_url(_redis: EmbeddedRedis) -> str:
+    with redis.Redis.from_url(_redis.url) as client:
+        client.flushall()
+    return _redis.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def server_urls(database_url: str, redis_url: str) -> dict[str, str]:
+    return {"DCSYNC_DATABASE_URL": database_url, "DCSYNC_REDIS_URL": redis_url}
+
+
+@pytest.fixture
+def own_data_dir() -> Iterator[Path]:
+    with data_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def own_postgres(own_data_dir: Path) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(own_data_dir, fast=True) as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(own_data_dir: Path) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(own_data_dir, fast=True) as server:
+        yield server
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path) as started:
+        yield started
+
+
+@contextmanager
+def _database(server: EmbeddedPostgres, *, template: str) -> Iterator[str]:
+    name = f"test_{os.urandom(6).hex()}"
+    _execute(
+        server,
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
+    )
+    try:
+        yield server.url_of(name)
+    finally:
+        _execute(server, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _execute(server: EmbeddedPostgres, statement: sql.Composable) -> None:
+    connection = psycopg2.connect(server.url)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        connection.close()
