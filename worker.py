@@ -1,5 +1,11 @@
-"""The Celery app: `celery -A worker worker|beat|flower`."""
+"""The Celery app: `celery -A worker worker|beat|flower`. Settings come from DCSYNC_* variables."""
 
+import sys
+
+from dcsync.errors import MisconfiguredError
 from dcsync.tasks.app import make_app
 
-app = make_app()
+try:
+    app = make_app()
+except MisconfiguredError as exc:
+    sys.exit(f"dcsync: {exc}")

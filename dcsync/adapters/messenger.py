@@ -1,0 +1,74 @@
+"""Sends hints through Celery (port `Messenger`), and looks which of them still wait in Redis.
+
+Publishing is bounded in time: a broker that is away is told to the caller, whose next sweep makes it good.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import redis
+from celery import Celery
+from kombu.exceptions import BatchPublishError, KombuError, OperationalError
+
+from dcsync.adapters.redis_client import translated_errors
+from dcsync.errors import BrokerUnreachable
+from dcsync.messages import QUEUE_OF, Queue, SyncHint, TaskName
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_BATCH = 500
+_RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.3, "interval_max": 1}
+
+
+def _bounded(call: Callable[P, T]) -> Callable[P, T]:
+    @wraps(call)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except (BatchPublishError, OperationalError, KombuError, redis.exceptions.RedisError, OSError) as exc:
+            raise BrokerUnreachable(f"the message was not sent: {type(exc).__name__}") from exc
+
+    return wrapper
+
+
+class CeleryMessenger:
+    """Messenger over a Celery app's producer pool; thread-safe."""
+
+    def __init__(self, app: Celery, client: redis.Redis, *, sweep_expires_seconds: float) -> None:
+        self._app = app
+        self._client = client
+        self._sweep_expires = sweep_expires_seconds
+
+    @_bounded
+    def send_sync(self, hints: Sequence[SyncHint]) -> None:
+        with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
+            for hint in hints:
+                self._send(TaskName.INITIAL_SYNC, hint.payload(), task_id=hint.task_id, producer=producer)
+
+    @_bounded
+    def send_sweep(self) -> None:
+        self._send(TaskName.SWEEP, {"hinted": True}, expires=self._sweep_expires)
+
+    def _send(self, name: TaskName, payload: dict[str, object], **options: Any) -> None:
+        self._app.send_task(
+            name.value, kwargs=payload, queue=QUEUE_OF[name].value, retry=True, retry_policy=_RETRIES, **options
+        )
+
+    @translated_errors
+    def waiting_sync_ids(self) -> set[str]:
+        """Read from kombu's list of waiting messages, whose elements are JSON with the task id among the headers."""
+        waiting: list[Any] = self._client.lrange(Queue.SYNC.value, 0, -1)
+        return set(_task_ids(waiting))
+
+
+def _task_ids(messages: Iterable[str]) -> Iterable[str]:
+    for message in messages:
+        try:
+            yield str(json.loads(message)["headers"]["id"])
+        except (ValueError, LookupError, TypeError):
+            continue  # not a task message: somebody else's, and no hint of ours

@@ -1,0 +1,181 @@
+"""Where everything meets: settings become adapters, adapters become services. Nothing here is decided, only joined.
+
+Made once per process, after any fork; making opens no connection.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+
+import redis
+import structlog
+from celery import Celery
+from sqlalchemy import Engine
+
+from dcsync.adapters import http, redis_client
+from dcsync.adapters.clock import utc_now
+from dcsync.adapters.clouds import HttpClouds
+from dcsync.adapters.database import make_engine
+from dcsync.adapters.endpoints import CentralEndpoints, ServiceUrls
+from dcsync.adapters.keystone import Credentials
+from dcsync.adapters.locks import RedisLocks
+from dcsync.adapters.loop import LoopThread
+from dcsync.adapters.messenger import CeleryMessenger
+from dcsync.adapters.ownership import BatchedOwnership
+from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.adapters.store.runs import SqlRunStore
+from dcsync.adapters.ticks import SweepTicks
+from dcsync.errors import MisconfiguredError
+from dcsync.initial_sync import engine as initial_sync
+from dcsync.initial_sync.sweep import Sweep, SweepLimits
+from dcsync.ports import Progress, Run
+from dcsync.settings import Settings
+
+HINT_PATIENCE_SECONDS = 5.0
+"""How long a hint may be between broker and claim before the sweep looks whether it still waits."""
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class SyncServices:
+    """What a sync worker does its work with."""
+
+    settings: Settings
+    loop: LoopThread
+    run_store: SqlRunStore
+    sweep: Sweep
+    ticks: SweepTicks
+    initial_sync: initial_sync.InitialSync
+
+
+@dataclass(frozen=True)
+class OperatorServices:
+    """What the command line does its work with."""
+
+    inventory: SqlInventory
+    messenger: CeleryMessenger
+
+
+def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> Engine:
+    """This process's way to PostgreSQL; raises MisconfiguredError without DCSYNC_DATABASE_URL."""
+    settings.required("database_url")
+    if settings.database_url is None:
+        raise MisconfiguredError("not set: DCSYNC_DATABASE_URL")
+    return make_engine(
+        settings.database_url.get_secret_value(),
+        application_name=application_name,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+    )
+
+
+def redis_connection(settings: Settings) -> redis.Redis:
+    """This process's way to Redis; raises MisconfiguredError without DCSYNC_REDIS_URL."""
+    if settings.redis_url is None:
+        raise MisconfiguredError("not set: DCSYNC_REDIS_URL")
+    return redis_client.make_client(settings.redis_url.get_secret_value())
+
+
+def messenger(settings: Settings, app: Celery) -> CeleryMessenger:
+    """Sends hints over `app`."""
+    return CeleryMessenger(app, redis_connection(settings), sweep_expires_seconds=settings.sweep_interval)
+
+
+def operator_services(settings: Settings, app: Celery) -> OperatorServices:
+    """For the command line: rows, and a way to wake the workers."""
+    return OperatorServices(
+        inventory=SqlInventory(engine(settings, application_name="dcsync cli", pool_size=2)),
+        messenger=messenger(settings, app),
+    )
+
+
+def clouds(settings: Settings) -> HttpClouds:
+    """The way to the centre and the subclouds; raises MisconfiguredError where a setting for it is missing."""
+    settings.required("central_auth_url", "password")
+    if settings.central_auth_url is None or settings.password is None:
+        raise MisconfiguredError("not set: DCSYNC_CENTRAL_AUTH_URL, DCSYNC_PASSWORD")
+    return HttpClouds(
+        credentials=Credentials(
+            username=settings.username,
+            password=settings.password.get_secret_value(),
+            project_name=settings.project_name,
+            user_domain_name=settings.user_domain_name,
+            project_domain_name=settings.project_domain_name,
+        ),
+        central=CentralEndpoints(
+            auth=settings.central_auth_url,
+            region=settings.central_region,
+            dbsync=settings.central_dbsync_url,
+            sysinv=settings.central_sysinv_url,
+        ),
+        subcloud_templates=ServiceUrls(
+            auth=settings.subcloud_auth_url,
+            dbsync=settings.subcloud_dbsync_url,
+            sysinv=settings.subcloud_sysinv_url,
+        ),
+        allowed_networks=settings.allowed_networks,
+        ca_file=settings.ca_file,
+        limits=http.Limits(
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+            request_timeout=settings.request_timeout,
+            max_reply_bytes=settings.max_reply_bytes,
+        ),
+        max_age=settings.central_max_age,
+    )
+
+
+def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker: str) -> SyncServices:
+    """For a worker that consumes `control`, `sync` and `audit`. `worker` is its name, for the history."""
+    run_store = SqlRunStore(engine(settings, application_name=f"dcsync {worker}", pool_size=20))
+    client = redis_connection(settings)
+    locks = RedisLocks(client, ttl_seconds=settings.lock_ttl)
+    loop = LoopThread()
+    return SyncServices(
+        settings=settings,
+        loop=loop,
+        run_store=run_store,
+        ticks=SweepTicks(client, interval_seconds=settings.sweep_interval),
+        sweep=Sweep(
+            store=run_store,
+            locks=locks,
+            messenger=messenger(settings, app),
+            limits=SweepLimits(
+                max_in_flight=settings.max_in_flight,
+                lock_ttl=timedelta(seconds=settings.lock_ttl),
+                patience=timedelta(seconds=HINT_PATIENCE_SECONDS),
+                quarantine=timedelta(seconds=settings.hold_off_max),
+            ),
+        ),
+        initial_sync=initial_sync.InitialSync(
+            store=run_store,
+            locks=locks,
+            ownership=BatchedOwnership(run_store, locks),
+            clouds=clouds(settings),
+            loop=loop,
+            progress=progress,
+            limits=initial_sync.Limits(
+                run_deadline=settings.run_deadline,
+                users_at_once=settings.users_at_once,
+                hold_off=timedelta(seconds=settings.hold_off),
+                hold_off_max=timedelta(seconds=settings.hold_off_max),
+            ),
+            now=utc_now,
+            new_run_id=_new_run_id,
+            jitter=random.random,
+            log_fault=_log_fault,
+            worker=worker,
+        ),
+    )
+
+
+def _new_run_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _log_fault(run: Run, error: BaseException) -> None:
+    log.error("internal fault in a run", region_name=run.subcloud.region_name, run_id=run.run_id, exc_info=error)

@@ -1,0 +1,50 @@
+"""Tasks of the `control` queue: the sweep and the housekeeping."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import structlog
+from celery import shared_task
+
+from dcsync.adapters.clock import utc_now
+from dcsync.bootstrap import SyncServices
+from dcsync.messages import TaskName
+from dcsync.tasks.base import DcsyncTask
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+HISTORY_BATCH = 1000
+HISTORY_BATCHES = 100
+
+
+@shared_task(name=TaskName.SWEEP.value, bind=True)
+def sweep(self: DcsyncTask, hinted: bool = False, **_: object) -> dict[str, int] | str:
+    """Find what is due. Beat's messages keep one tick apart; a hint (somebody changed a row just now) always sweeps."""
+    services = self.sync
+    if not hinted and not services.ticks.take():
+        return "another beat's sweep was just here"
+    return sweep_now(services)
+
+
+def sweep_now(services: SyncServices) -> dict[str, int]:
+    """One sweep, noted as done; what a late beat is replaced by."""
+    report = services.sweep.run(now=utc_now())
+    services.ticks.note_sweep(utc_now())
+    if not report.is_idle:
+        log.info("sweep", **vars(report))
+    return vars(report)
+
+
+@shared_task(name=TaskName.HOUSEKEEPING.value, bind=True)
+def housekeeping(self: DcsyncTask, **_: object) -> int:
+    """Remove history older than DCSYNC_HISTORY_DAYS, in batches; how many attempts went."""
+    services = self.sync
+    before = utc_now() - timedelta(days=services.settings.history_days)
+    removed = 0
+    for _batch in range(HISTORY_BATCHES):
+        count = services.run_store.delete_history(ended_before=before, limit=HISTORY_BATCH)
+        removed += count
+        if count < HISTORY_BATCH:
+            break
+    return removed
