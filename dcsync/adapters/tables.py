@@ -20,6 +20,7 @@ from sqlalchemy import (
     false,
     func,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -61,9 +62,7 @@ def _moment(name: str, *, nullable: bool = True) -> Column[object]:
 
 
 def _subcloud_id() -> Column[object]:
-    return Column(
-        "subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), nullable=False
-    )
+    return Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), nullable=False)
 
 
 subcloud = Table(
@@ -90,6 +89,11 @@ subcloud = Table(
     _moment("requested_at"),
     _moment("dispatched_at"),
     _moment("retry_at"),
+    # What observers told: since when the availability is what it is, and how many looks failed in a row.
+    _moment("availability_observed_at"),
+    Column("availability_sequence", BigInteger, nullable=False, server_default="0"),
+    Column("audit_fail_count", Integer, nullable=False, server_default="0"),
+    Column("first_identity_sync_complete", Boolean, nullable=False, server_default=false()),
     # The run that owns the row while it is in progress.
     Column("run_id", Text),
     _moment("claimed_at"),
@@ -115,8 +119,76 @@ endpoint_status = Table(
     Column("endpoint_type", _words(EndpointType, "endpoint_type"), nullable=False),
     Column("sync_status", _words(SyncStatus, "sync_status"), nullable=False, server_default=SyncStatus.UNKNOWN.value),
     _moment("changed_at"),
+    # The report that is shown, and whether it is worth an alarm.
+    _moment("observed_at"),
+    Column("sequence", BigInteger, nullable=False, server_default="0"),
+    Column("alarmable", Boolean, nullable=False, server_default=true()),
     UniqueConstraint("subcloud_id", "endpoint_type"),
     postgresql_with={"fillfactor": "70"},
+)
+
+report_memory = Table(
+    "report_memory",
+    metadata,
+    # Reports that changed no row and still decide what a late one is worth; see `dcsync.state.rules`. Unlogged: it is
+    # emptied by a crash of the server, and filled again by the observers' next round.
+    Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), primary_key=True),
+    Column("memory", JSONB, nullable=False),
+    prefixes=["UNLOGGED"],
+    postgresql_with={"fillfactor": "50"},
+)
+
+alarm = Table(
+    "alarm",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("alarm_id", Text, nullable=False),
+    Column("entity", Text, nullable=False),
+    # Survives its subcloud, so that sinks still learn that it was cleared.
+    Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="SET NULL")),
+    Column("endpoint_type", _words(EndpointType, "endpoint_type")),
+    Column("severity", Text, nullable=False),
+    Column("reason_text", Text, nullable=False),
+    _moment("raised_at", nullable=False),
+    _moment("cleared_at"),
+    # The transaction that raised or cleared it: sinks read up to the oldest transaction that is still open.
+    Column("changed_xid", BigInteger, nullable=False),
+    Index("uq_alarm_active", "entity", "alarm_id", unique=True, postgresql_where=text("cleared_at IS NULL")),
+    Index("ix_alarm_changed_xid_id", "changed_xid", "id"),
+    Index("ix_alarm_subcloud_id", "subcloud_id"),
+)
+
+alarm_sink = Table(
+    "alarm_sink",
+    metadata,
+    Column("name", Text, primary_key=True),
+    # How far it was told: everything up to this (changed_xid, alarm id).
+    Column("told_xid", BigInteger, nullable=False, server_default="0"),
+    Column("told_id", BigInteger, nullable=False, server_default="0"),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    _moment("next_attempt_at", nullable=False),
+)
+
+audit_request = Table(
+    "audit_request",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    # None: of every subcloud.
+    Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE")),
+    Column("endpoint_type", _words(EndpointType, "endpoint_type"), nullable=False),
+    _moment("requested_at", nullable=False),
+    Column("cause", Text, nullable=False),
+    UniqueConstraint("subcloud_id", "endpoint_type", postgresql_nulls_not_distinct=True),
+)
+
+rejected_report = Table(
+    "rejected_report",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    _moment("received_at", nullable=False),
+    Column("region_name", Text),
+    Column("reason", Text, nullable=False),
+    Column("report", Text, nullable=False),
 )
 
 subcloud_sync = Table(
