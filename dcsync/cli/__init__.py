@@ -1,0 +1,118 @@
+"""The command `dcsync`: parse, call, print. No decision about a subcloud is made in this room.
+
+Commands import what they need when they run, so that help and completion are there at once. Each returns its exit
+code (none means 0) or raises a `DcsyncError`; `run` is the one place where errors become a sentence and a code:
+0 yes, 1 no, 2 usage, 3 not found, 4 broker or database unreachable, 5 refused by a guard, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from dcsync.cli.machine import config, database, demo, up, version
+from dcsync.cli.operator import Operator
+from dcsync.cli.output import clean, json_text, note
+from dcsync.cli.state import state
+from dcsync.cli.subclouds import subcloud
+from dcsync.cli.sync import history, sync, wait
+from dcsync.errors import (
+    BadAddress,
+    BadRecord,
+    BrokerUnreachable,
+    DatabaseUnreachable,
+    DcsyncError,
+    MisconfiguredError,
+    RefusedByGuard,
+    UnknownSubcloud,
+)
+
+INTERRUPTED = 130
+
+EXIT_CODES: dict[type[DcsyncError], int] = {
+    BadAddress: 2,
+    BadRecord: 2,
+    MisconfiguredError: 2,
+    UnknownSubcloud: 3,
+    BrokerUnreachable: 4,
+    DatabaseUnreachable: 4,
+    RefusedByGuard: 5,
+}
+"""What is not here is a plain no: 1."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show tracebacks and log lines.")
+@click.option("--no-color", is_flag=True, help="No colour, also on a terminal; the same as NO_COLOR=1.")
+@click.pass_context
+def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
+    """Bring remote subclouds into line with their central cloud, and keep them there.
+
+    \b
+    Examples:
+      dcsync demo                                         see it work on this machine
+      dcsync subcloud add edge-1 --management-ip 10.10.0.5
+      dcsync subcloud manage edge-1                       from now on it is kept in line
+      dcsync wait --for completed edge-1 --timeout 300
+      dcsync subcloud list --state failed                 who needs attention, and why
+      dcsync history edge-1                               every request, attempt and step
+
+    Exit codes: 0 yes, 1 no, 2 usage, 3 not found, 4 broker or database unreachable, 5 refused by a guard.
+    """
+    context.ensure_object(Operator).debug = debug
+    if no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        context.color = False
+
+
+for _command in (up, demo, database, subcloud, sync, wait, history, state, config, version):
+    root.add_command(_command)
+
+
+def main() -> NoReturn:
+    """The installed command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str], *, operator: Operator | None = None) -> int:
+    """Carry out one command line; the exit code."""
+    operator = operator or Operator()
+    try:
+        answer = root.main(list(arguments), prog_name="dcsync", standalone_mode=False, obj=operator)
+        return answer if isinstance(answer, int) else 0
+    except click.Abort:
+        return _fail(operator, "interrupted", INTERRUPTED)
+    except click.ClickException as exc:
+        return _fail(operator, _usage(exc), exc.exit_code)
+    except DcsyncError as exc:
+        if operator.debug:
+            raise
+        return _fail(operator, str(exc), exit_code(exc))
+    except Exception as exc:  # the boundary: an operator sees no traceback unless asked for
+        if operator.debug:
+            raise
+        return _fail(operator, f"a fault in dcsync: {type(exc).__name__}; run it again with dcsync --debug", 1)
+    finally:
+        operator.close()
+
+
+def exit_code(error: DcsyncError) -> int:
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def _usage(error: click.ClickException) -> str:
+    text = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        text += f" (see {error.ctx.command_path} --help)"
+    return text
+
+
+def _fail(operator: Operator, text: str, code: int) -> int:
+    if operator.wants_json:
+        click.echo(json_text({"error": clean(text), "exit_code": code}), err=True)
+    else:
+        note(f"dcsync: {text}")
+    return code

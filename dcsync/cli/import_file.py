@@ -1,0 +1,158 @@
+"""Reads a file of subclouds, CSV or a JSON array, and checks every row before any is stored.
+
+Pure: text in, checked rows or one error out, which names every problem with its line (CSV) or entry (JSON).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from dcsync.errors import BadAddress, BadRecord, DcsyncError, DuplicateSubcloud, RefusedByGuard
+from dcsync.subcloud import NewSubcloud
+
+COLUMNS = ("name", "management_ip", "region_name", "software_version")
+REQUIRED = COLUMNS[:2]
+LARGEST_FILE = 16 * 1024 * 1024
+"""Bytes. 20,000 subclouds take about two million."""
+
+SHOWN_AT_MOST = 50
+"""Problems told one by one; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a file says about one subcloud, not yet checked; `where` is `line 3` or `entry 2`."""
+
+    where: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Problem:
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}"
+
+
+def read_rows(content: bytes) -> tuple[list[Row], list[Problem]]:
+    """The rows of a file and what is wrong with its shape. Raises BadRecord when it is no such file at all."""
+    if len(content) > LARGEST_FILE:
+        raise BadRecord(f"the file is larger than {LARGEST_FILE // 1024 // 1024} MiB; split it")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise BadRecord(f"the file is not UTF-8 text (byte {exc.start})") from exc
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    for found in _json_rows(text) if text.lstrip().startswith("[") else _csv_rows(text):
+        rows.append(found) if isinstance(found, Row) else problems.append(found)
+    if not rows and not problems:
+        raise BadRecord(f"the file lists no subclouds; a CSV file begins with the line {','.join(COLUMNS)}")
+    return rows, problems
+
+
+def checked(
+    rows: Collection[Row], problems: Collection[Problem], *, check: Callable[[Row], NewSubcloud], taken: Collection[str]
+) -> list[NewSubcloud]:
+    """All rows as subclouds that may be stored, else one error with every problem.
+
+    `check` raises BadRecord, BadAddress or RefusedByGuard; `taken` holds the names and region names that exist.
+    Raises DuplicateSubcloud when nothing is wrong but that some exist already, else BadRecord.
+    """
+    good: list[tuple[Row, NewSubcloud]] = []
+    found = list(problems)
+    for row in rows:
+        try:
+            good.append((row, check(row)))
+        except (BadRecord, BadAddress, RefusedByGuard) as exc:
+            found.append(Problem(row.where, str(exc)))
+    found += _repetitions(good)
+    kind: type[DcsyncError] = BadRecord if found else DuplicateSubcloud
+    found += _already_there(good, taken)
+    if found:
+        raise kind(_told(found))
+    return [new for _, new in good]
+
+
+def _csv_rows(text: str) -> Iterator[Row | Problem]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for fields in reader:
+            where, line = f"line {line}", reader.line_num + 1
+            fields = [field.strip() for field in fields]
+            if not any(fields):
+                continue
+            if header is None:
+                header = _header(fields)
+            elif len(fields) > len(header):
+                yield Problem(where, f"has {len(fields)} fields, the header {len(header)}")
+            else:
+                yield _row(where, dict(zip(header, fields, strict=False)))
+    except csv.Error as exc:
+        yield Problem(f"line {reader.line_num}", f"is not CSV: {exc}")
+
+
+def _header(fields: list[str]) -> list[str]:
+    """The columns in their order; raises BadRecord for one that is unknown, missing or there twice."""
+    wrong = [f"unknown column {field!r}" for field in fields if field not in COLUMNS]
+    wrong += [f"column {field} comes twice" for field in COLUMNS if fields.count(field) > 1]
+    wrong += [f"no column {field}" for field in REQUIRED if field not in fields]
+    if wrong:
+        raise BadRecord(f"line 1: {'; '.join(wrong)}; the header is {','.join(COLUMNS)}")
+    return fields
+
+
+def _json_rows(text: str) -> Iterator[Row | Problem]:
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise BadRecord(f"line {exc.lineno}: not JSON: {exc.msg}") from exc
+    except (RecursionError, ValueError) as exc:
+        raise BadRecord("not the JSON array of objects that is expected") from exc
+    for number, entry in enumerate(entries, start=1):
+        where = f"entry {number}"
+        if not isinstance(entry, dict):
+            yield Problem(where, "is not an object")
+            continue
+        wrong = [f"unknown field {field!r}" for field in entry if field not in COLUMNS]
+        wrong += [f"{field} is not text" for field, value in entry.items() if not isinstance(value, str | None)]
+        yield Problem(where, "; ".join(wrong)) if wrong else _row(where, {k: v for k, v in entry.items() if v})
+
+
+def _row(where: str, fields: Mapping[str, str]) -> Row | Problem:
+    missing = [field for field in REQUIRED if not fields.get(field)]
+    return Problem(where, f"{' and '.join(missing)} missing") if missing else Row(where, fields)
+
+
+def _repetitions(good: Collection[tuple[Row, NewSubcloud]]) -> list[Problem]:
+    problems = []
+    for what in ("name", "region_name"):
+        first: dict[str, str] = {}
+        for row, new in good:
+            value = getattr(new, what)
+            if (earlier := first.setdefault(value, row.where)) is not row.where:
+                problems.append(Problem(row.where, f"{what.replace('_', ' ')} {value} stands in {earlier} already"))
+    return problems
+
+
+def _already_there(good: Collection[tuple[Row, NewSubcloud]], taken: Collection[str]) -> list[Problem]:
+    return [
+        Problem(row.where, f"{what} {value} exists already")
+        for row, new in good
+        for what, value in (("name", new.name), ("region name", new.region_name))
+        if f"{what} {value}" in taken
+    ]
+
+
+def _told(problems: list[Problem]) -> str:
+    shown = "; ".join(map(str, problems[:SHOWN_AT_MOST]))
+    more = len(problems) - SHOWN_AT_MOST
+    return f"nothing was stored: {shown}" + (f"; and {more} more problems" if more > 0 else "")

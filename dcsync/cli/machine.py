@@ -1,0 +1,69 @@
+"""Commands about this installation: `up`, `demo`, `db upgrade`, `config show`, `version`."""
+
+from __future__ import annotations
+
+import click
+
+from dcsync.cli.operator import Operator, pass_operator
+from dcsync.cli.output import json_text, output_option, say
+
+
+@click.command()
+@pass_operator
+def up(operator: Operator) -> int:
+    """Run everything on this machine, with embedded servers where no URL is set; Ctrl-C stops it."""
+    from dcsync.local import up as local_up
+
+    return local_up.run()
+
+
+@click.command()
+@click.option("--subclouds", type=click.IntRange(1, 5000), default=20, show_default=True, metavar="N", help="How many.")
+@pass_operator
+def demo(operator: Operator, *, subclouds: int) -> int:
+    """The whole system with a fake central cloud and N fake subclouds; ends with a verdict, exit 0 or 1."""
+    from dcsync.local import demo as local_demo
+
+    return local_demo.run(subclouds=subclouds)
+
+
+@click.group("db")
+def database() -> None:
+    """The database's schema."""
+
+
+@database.command()
+@pass_operator
+def upgrade(operator: Operator) -> None:
+    """Bring the schema to the newest revision; harmless when it is there already."""
+    from dcsync.adapters import database as adapter
+
+    before, now = adapter.upgrade(operator.database_url)
+    say(f"the database is at revision {now}" + ("" if before != now else " already"))
+
+
+@click.group()
+def config() -> None:
+    """The settings."""
+
+
+@config.command()
+@output_option
+@pass_operator
+def show(operator: Operator, *, as_json: bool) -> None:
+    """Every setting as this process sees it, secrets masked."""
+    shown = operator.settings.shown()
+    if as_json:
+        click.echo(json_text(shown))
+        return
+    width = max(map(len, shown))
+    for variable, value in shown.items():
+        say(f"{variable:<{width}}  {value}")
+
+
+@click.command()
+def version() -> None:
+    """The release of dcsync."""
+    from importlib.metadata import version as installed
+
+    say(f"dcsync {installed('dcsync')}")

@@ -1,0 +1,108 @@
+"""What every command is handed: settings, rows, messages and the clock, each made when a command first asks for it.
+
+A command that only reads rows thus never touches Redis. Tests put fakes in place of any of them.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from dcsync.ports import Inventory, Messenger
+    from dcsync.settings import Settings
+
+
+class Operator:
+    """One command's view of the world, and of the person at the terminal."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.wants_json = False
+        self._closing = ExitStack()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """From the environment; where a URL is not set, from a `dcsync up` that runs on this machine."""
+        from dcsync import logs, settings
+
+        loaded = settings.load()
+        logs.configure("DEBUG" if self.debug else "ERROR")
+        return loaded
+
+    def requires(self, *names: str) -> None:
+        """Raises MisconfiguredError naming every one of these settings that is missing."""
+        self.settings.required(*names)
+
+    @property
+    def database_url(self) -> str:
+        url = self.settings.required("database_url").database_url
+        assert url is not None
+        return url.get_secret_value()
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        """The rows; nothing is connected before they are asked."""
+        from dcsync.adapters.database import make_engine
+        from dcsync.adapters.store.inventory import SqlInventory
+
+        engine = make_engine(self.database_url, application_name="dcsync cli", pool_size=1)
+        self._closing.callback(engine.dispose)
+        return SqlInventory(engine)
+
+    @cached_property
+    def messenger(self) -> Messenger:
+        """The way to wake the workers; nothing is connected before the first message."""
+        from dcsync import bootstrap
+        from dcsync.tasks.app import make_app
+
+        app = make_app(self.settings.required("redis_url"))
+        self._closing.callback(app.close)
+        return bootstrap.messenger(self.settings, app)
+
+    def hint_sweep(self) -> None:
+        """Ask for a sweep at once; a broker that is away costs a warning only, for the next sweep finds the rows."""
+        from dcsync.cli.output import note
+        from dcsync.errors import BrokerUnreachable
+
+        try:
+            self.messenger.send_sweep()
+        except BrokerUnreachable as exc:
+            note(f"warning: {exc}; stored all the same, the next sweep finds it")
+
+    @cached_property
+    def name(self) -> str:
+        """Who is asking, for the history."""
+        try:
+            return getpass.getuser()
+        except (KeyError, OSError):
+            return f"uid {os.getuid()}"
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds, for measuring durations only."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @property
+    def is_at_terminal(self) -> bool:
+        """Whether there is somebody to ask."""
+        return sys.stdin.isatty() and sys.stdout.isatty()
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+pass_operator = click.make_pass_decorator(Operator, ensure=True)

@@ -1,0 +1,206 @@
+"""How answers look: data on stdout, all else on stderr, as tables for people or JSON for programs.
+
+Nothing printed can carry a terminal's control characters. Nothing is cut. Words carry the meaning; colour, on a
+terminal only, helps the eye.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from dcsync.cli.operator import Operator
+from dcsync.subcloud import (
+    SYNCED_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    InitialSyncState,
+    ManagementState,
+    Subcloud,
+    SyncStatus,
+)
+
+WORST_FIRST = (
+    InitialSyncState.FAILED,
+    InitialSyncState.NONE,
+    InitialSyncState.REQUESTED,
+    InitialSyncState.IN_PROGRESS,
+    InitialSyncState.COMPLETED,
+)
+
+LEAST_FIRST = (SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN, SyncStatus.IN_SYNC)
+
+_COLOUR_OF = {
+    "failed": "red",
+    "out-of-sync": "red",
+    "offline": "red",
+    "in-progress": "yellow",
+    "requested": "yellow",
+    "unknown": "yellow",
+    "completed": "green",
+    "in-sync": "green",
+    "online": "green",
+}
+
+
+def clean(text: str) -> str:
+    """One line that a terminal only prints: control and direction characters are written out as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def say(text: str) -> None:
+    """Data, on stdout."""
+    click.echo(clean(text))
+
+
+def note(text: str) -> None:
+    """Anything else, on stderr."""
+    click.echo(clean(text), err=True)
+
+
+def json_text(value: object) -> str:
+    return json.dumps(value, indent=2, default=_plain)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def say_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; the last one is not padded."""
+    cells = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    lines = [_line(headers, widths, str)] + [_line(row, widths, _coloured) for row in cells]
+    click.echo("\n".join(lines))
+
+
+def _line(row: Sequence[str], widths: Sequence[int], paint: Callable[[str], str]) -> str:
+    padding = [" " * (width - len(cell)) for cell, width in zip(row, widths, strict=True)]
+    return "  ".join(paint(cell) + pad for cell, pad in zip(row, padding, strict=True)).rstrip()
+
+
+def _coloured(cell: str) -> str:
+    colour = _COLOUR_OF.get(cell)
+    return click.style(cell, fg=colour) if colour else cell
+
+
+# --- time --------------------------------------------------------------------------------------------------------
+
+
+def ago(moment: datetime | None, *, now: datetime) -> str:
+    return "-" if moment is None else f"{span((now - moment).total_seconds())} ago"
+
+
+def until(moment: datetime | None, *, now: datetime) -> str:
+    if moment is None:
+        return "-"
+    return f"in {span((moment - now).total_seconds())}" if moment > now else "now"
+
+
+def span(seconds: float) -> str:
+    """Seconds as people say them: `0.4 s`, `45 s`, `12 min`, `5 h`, `3 d`."""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    for unit, size, limit in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
+        if seconds < limit:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds // 86400)} d"
+
+
+# --- subclouds ---------------------------------------------------------------------------------------------------
+
+
+def subcloud_object(subcloud: Subcloud) -> dict[str, Any]:
+    """A subcloud as JSON. The first twelve keys are pinned: programs rely on them."""
+    reason = subcloud.reason
+    return {
+        "name": subcloud.name,
+        "region_name": subcloud.region_name,
+        "management_ip": subcloud.management_ip,
+        "software_version": subcloud.software_version,
+        "management_state": subcloud.management_state,
+        "availability_status": subcloud.availability_status,
+        "initial_sync_state": subcloud.initial_sync_state,
+        "subsequent_sync": subcloud.subsequent_sync,
+        "attempt": subcloud.attempt,
+        "retry_at": subcloud.retry_at,
+        "reason": reason,
+        "sync_status": {str(type_): status for type_, status in subcloud.sync_status.items()},
+        "step": subcloud.step,
+        "generation": subcloud.generation,
+        "run_id": subcloud.run_id,
+        "detail": subcloud.detail,
+        "advice": reason.advice if reason else None,
+        "needs_a_person": reason.needs_a_person if reason else False,
+        "requested_at": subcloud.requested_at,
+        "claimed_at": subcloud.claimed_at,
+        "updated_at": subcloud.updated_at,
+    }
+
+
+def outlook(subcloud: Subcloud, *, now: datetime) -> str:
+    """Why this subcloud is where it is, and what comes next."""
+    if subcloud.management_state is ManagementState.UNMANAGED:
+        return f"unmanaged: dcsync subcloud manage {subcloud.name} starts it"
+    if subcloud.availability_status is AvailabilityStatus.OFFLINE:
+        return "offline: starts when it is reported online"
+    match subcloud.initial_sync_state:
+        case InitialSyncState.REQUESTED:
+            return f"waits for a worker, asked for {ago(subcloud.requested_at, now=now)}"
+        case InitialSyncState.IN_PROGRESS:
+            return f"at work on {subcloud.step or 'its first step'}, {ago(subcloud.claimed_at, now=now)} claimed"
+        case InitialSyncState.FAILED:
+            told = f"{subcloud.reason}: {subcloud.detail}" if subcloud.detail else str(subcloud.reason)
+            return f"{told}; attempt {subcloud.attempt}, next try {until(subcloud.retry_at, now=now)}"
+        case _:
+            return ""
+
+
+def least_in_sync(subcloud: Subcloud) -> SyncStatus:
+    """The worse of what is known about platform and identity."""
+    found = {subcloud.sync_status.get(type_, SyncStatus.UNKNOWN) for type_ in SYNCED_ENDPOINT_TYPES}
+    return next(
+        status for status in (SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN, SyncStatus.IN_SYNC) if status in found
+    )
+
+
+def counts(words: Iterable[str], *, order: Sequence[str]) -> str:
+    """`2 failed, 18 completed`: how many of each, in the given order."""
+    found = Counter(words)
+    return ", ".join(f"{found[word]} {word}" for word in order if found[word])
+
+
+def many(count: int, noun: str = "subcloud") -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+# --- the option --------------------------------------------------------------------------------------------------
+
+
+def _chosen(context: click.Context, _parameter: click.Parameter, value: str) -> bool:
+    context.ensure_object(Operator).wants_json = value == "json"
+    return value == "json"
+
+
+output_option = click.option(
+    "-o",
+    "--output",
+    "as_json",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    is_eager=True,
+    callback=_chosen,
+    help="Table for people, JSON for programs.",
+)
+"""`-o table|json`; the command gets `as_json: bool`, and errors are JSON as well."""

@@ -1,0 +1,116 @@
+"""`dcsync state`: report an observation, as an auditor would. It travels through the `state` queue like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import click
+
+from dcsync.cli import waiting
+from dcsync.cli.operator import Operator, pass_operator
+from dcsync.cli.output import many, note, say
+from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
+from dcsync.messages import AvailabilityReport, EndpointReport, Mark
+from dcsync.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
+
+TAKEN_WITHIN_SECONDS = 10.0
+"""How long a command waits for a state worker to write down what was reported."""
+
+_wait_option = click.option(
+    "--wait/--no-wait",
+    "wait_for_it",
+    default=True,
+    show_default=True,
+    help=f"Wait up to {TAKEN_WITHIN_SECONDS:.0f} s until a state worker has written it down.",
+)
+
+
+@click.group()
+def state() -> None:
+    """Report what was observed of a subcloud, as an auditor would."""
+
+
+@state.command("availability")
+@click.argument("status", type=click.Choice([str(status) for status in AvailabilityStatus]))
+@names_or_all
+@_wait_option
+@yes_option
+@pass_operator
+def availability(
+    operator: Operator, status: str, names: Sequence[str], *, everything: bool, wait_for_it: bool, yes: bool
+) -> int:
+    """Report subclouds as online or offline.
+
+    Online and managed: the initial sync starts. Offline: a running one stops, and every endpoint is unknown.
+
+    \b
+    Example:
+      dcsync state availability online edge-1 edge-2
+    """
+    chosen = selected(names, everything=everything)
+    operator.requires("database_url", "redis_url")
+    ask_about_all(operator, chosen, f"Report as {status}", yes=yes)
+    known = operator.inventory.all() if chosen is None else operator.inventory.find(chosen)
+    if not known:
+        note("there are no subclouds")
+        return 0
+    observed = AvailabilityStatus(status)
+    mark = Mark(operator.now(), 0)
+    operator.report(
+        [AvailabilityReport(region_name=each.region_name, mark=mark, availability_status=observed) for each in known]
+    )
+    if not wait_for_it:
+        say(f"{many(len(known))} reported {status}")
+        return 0
+    names = [each.name for each in known]
+    return _until_written(operator, lambda: operator.inventory.find(names), waiting.availability(observed))
+
+
+@state.command("endpoint")
+@click.argument("name", type=SubcloudName())
+@click.argument("endpoint_type", type=click.Choice([str(type_) for type_ in EndpointType]), metavar="ENDPOINT_TYPE")
+@click.argument("status", type=click.Choice([str(status) for status in SyncStatus]))
+@_wait_option
+@pass_operator
+def endpoint(operator: Operator, name: str, endpoint_type: str, status: str, *, wait_for_it: bool) -> int:
+    """Report the sync status of one endpoint type of one subcloud.
+
+    \b
+    Example:
+      dcsync state endpoint edge-1 firmware out-of-sync
+    """
+    operator.requires("database_url", "redis_url")
+    (known,) = operator.inventory.find([name])
+    type_, observed = EndpointType(endpoint_type), SyncStatus(status)
+    operator.report(
+        [
+            EndpointReport(
+                region_name=known.region_name,
+                mark=Mark(operator.now(), 0),
+                endpoint_type=type_,
+                sync_status=observed,
+            )
+        ]
+    )
+    if not wait_for_it:
+        say(f"{name}: {type_} reported {status}")
+        return 0
+    return _until_written(
+        operator, lambda: operator.inventory.find([name]), waiting.endpoint(type_, observed, why=_why_ignored)
+    )
+
+
+def _until_written(operator: Operator, look: Callable[[], Sequence[Subcloud]], goal: waiting.Goal) -> int:
+    code = waiting.wait(operator, look, goal, timeout=TAKEN_WITHIN_SECONDS, quietly=True)
+    if code:
+        note("reported, but not written down in time; is a state worker running (celery -A worker worker -Q state)?")
+    return code
+
+
+def _why_ignored(known: Subcloud) -> str:
+    """Source of the rule: spec/state-service.md section 3.3."""
+    if known.availability_status is AvailabilityStatus.OFFLINE:
+        return "in-sync is not believed of an offline subcloud"
+    if known.management_state is ManagementState.UNMANAGED:
+        return "in-sync is believed of a managed subcloud only, except for dc-cert"
+    return ""

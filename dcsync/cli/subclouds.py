@@ -1,0 +1,282 @@
+"""`dcsync subcloud`: which subclouds there are, and whether they are looked after."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import IO
+
+import click
+
+from dcsync.cli.operator import Operator, pass_operator
+from dcsync.cli.output import (
+    WORST_FIRST,
+    ago,
+    counts,
+    json_text,
+    least_in_sync,
+    many,
+    note,
+    outlook,
+    output_option,
+    say,
+    say_table,
+    subcloud_object,
+    until,
+)
+from dcsync.cli.selection import SubcloudName, ask, ask_about_all, names_or_all, selected, yes_option
+from dcsync.errors import BadAddress, RefusedByGuard
+from dcsync.lifecycle import Event
+from dcsync.ports import Transition
+from dcsync.subcloud import (
+    AvailabilityStatus,
+    InitialSyncState,
+    ManagementState,
+    NewSubcloud,
+    Subcloud,
+    check_address,
+    new_subcloud,
+)
+
+LINES_AT_MOST = 20
+"""Subclouds told one by one; more are counted."""
+
+
+@click.group()
+def subcloud() -> None:
+    """Which subclouds there are, and whether they are looked after."""
+
+
+# --- adding and removing -----------------------------------------------------------------------------------------
+
+
+@subcloud.command()
+@click.argument("name")
+@click.option("--management-ip", metavar="IP", required=True, help="Its address on the management network.")
+@click.option("--region-name", metavar="R", help="The key in locks, messages and logs; default: the name.")
+@click.option("--software-version", metavar="V", help="For your information only.")
+@pass_operator
+def add(
+    operator: Operator, name: str, *, management_ip: str, region_name: str | None, software_version: str | None
+) -> None:
+    """Add one subcloud, unmanaged and offline.
+
+    \b
+    Example:
+      dcsync subcloud add edge-1 --management-ip 10.10.0.5 --software-version 24.09
+    """
+    fields = {"name": name, "management_ip": management_ip}
+    new = _checked(operator, fields | {"region_name": region_name or "", "software_version": software_version or ""})
+    operator.inventory.add([new], now=operator.now())
+    say(f"{new.name} added, unmanaged; next: dcsync subcloud manage {new.name}")
+
+
+@subcloud.command("import")
+@click.argument("file", type=click.File("rb"))
+@pass_operator
+def import_(operator: Operator, file: IO[bytes]) -> None:
+    """Add many subclouds from FILE, all or none ("-": standard input).
+
+    \b
+    CSV with the header  name,management_ip,region_name,software_version  (the last two may be left out or empty),
+    or a JSON array of objects with these fields.
+    """
+    from dcsync.cli import import_file
+
+    rows, problems = import_file.read_rows(file.read(import_file.LARGEST_FILE + 1))
+    existing = operator.inventory.all()
+    taken = {f"name {known.name}" for known in existing} | {f"region name {known.region_name}" for known in existing}
+    subclouds = import_file.checked(rows, problems, check=lambda row: _checked(operator, dict(row.fields)), taken=taken)
+    operator.inventory.add(subclouds, now=operator.now())
+    say(f"{many(len(subclouds))} added, unmanaged")
+
+
+def _checked(operator: Operator, fields: dict[str, str]) -> NewSubcloud:
+    """Raises BadRecord or BadAddress for what cannot be meant, RefusedByGuard for where we must not connect to."""
+    new = new_subcloud(
+        name=fields["name"],
+        management_ip=fields["management_ip"],
+        region_name=fields.get("region_name") or None,
+        software_version=fields.get("software_version") or None,
+    )
+    try:
+        check_address(new.management_ip, allowed_networks=operator.settings.allowed_networks)
+    except BadAddress as exc:
+        raise RefusedByGuard(str(exc)) from exc
+    return new
+
+
+@subcloud.command()
+@click.argument("name", type=SubcloudName())
+@yes_option
+@pass_operator
+def delete(operator: Operator, name: str, *, yes: bool) -> None:
+    """Forget a subcloud and its history; a running sync stops before its next write.
+
+    Nothing is changed on the subcloud itself.
+    """
+    (known,) = operator.inventory.find([name])
+    ask(operator, f"Delete {name} ({known.management_state}, {known.availability_status})?", yes=yes)
+    gone = operator.inventory.delete(name)
+    say(f"{gone.name} deleted")
+
+
+# --- managing ----------------------------------------------------------------------------------------------------
+
+
+@subcloud.command()
+@names_or_all
+@yes_option
+@pass_operator
+def manage(operator: Operator, names: Sequence[str], *, everything: bool, yes: bool) -> None:
+    """Look after these subclouds: whichever is online, or comes online, is synced."""
+    _set_management(operator, selected(names, everything=everything), ManagementState.MANAGED, yes=yes)
+
+
+@subcloud.command()
+@names_or_all
+@yes_option
+@pass_operator
+def unmanage(operator: Operator, names: Sequence[str], *, everything: bool, yes: bool) -> None:
+    """Leave these subclouds alone: a running sync stops before its next write."""
+    _set_management(operator, selected(names, everything=everything), ManagementState.UNMANAGED, yes=yes)
+
+
+def _set_management(operator: Operator, names: list[str] | None, state: ManagementState, *, yes: bool) -> None:
+    operator.requires("database_url", "redis_url")
+    ask_about_all(operator, names, "Manage" if state is ManagementState.MANAGED else "Unmanage", yes=yes)
+    transitions = operator.inventory.set_management(names, state, now=operator.now(), by=operator.name)
+    if len(transitions) > LINES_AT_MOST:
+        say(_managed_in_short(transitions, state))
+    for transition in transitions if len(transitions) <= LINES_AT_MOST else ():
+        say(_managed(transition, state))
+    if not transitions:
+        note("there are no subclouds")
+    if any(transition.state is InitialSyncState.REQUESTED for transition in transitions):
+        operator.hint_sweep()
+
+
+def _managed(transition: Transition, state: ManagementState) -> str:
+    if transition.event is None:
+        return f"{transition.name} was {state} already"
+    told = f"{transition.name} is now {state}"
+    if state is ManagementState.UNMANAGED:
+        return told
+    if transition.event is Event.BECAME_ELIGIBLE:
+        return f"{told}; initial sync requested"
+    return f"{told}; it is offline, its initial sync starts when it is reported online"
+
+
+def _managed_in_short(transitions: Sequence[Transition], state: ManagementState) -> str:
+    events = Counter(transition.event for transition in transitions)
+    parts = [f"{many(len(transitions) - events[None])} now {state}"]
+    if events[None]:
+        parts.append(f"{events[None]} {state} already")
+    if events[Event.BECAME_ELIGIBLE]:
+        parts.append(f"{many(events[Event.BECAME_ELIGIBLE], 'initial sync')} requested")
+    if state is ManagementState.MANAGED and events[Event.LEFT]:
+        parts.append(f"{events[Event.LEFT]} wait to come online")
+    return ", ".join(parts)
+
+
+# --- looking -----------------------------------------------------------------------------------------------------
+
+_ORDERS: dict[str, Callable[[Subcloud], float]] = {
+    "name": lambda known: 0,  # as the store gives them
+    "state": lambda known: WORST_FIRST.index(known.initial_sync_state),
+    "changed": lambda known: -known.updated_at.timestamp() if known.updated_at else 0,
+}
+_COLUMNS = (
+    "NAME", "MANAGEMENT IP", "MANAGEMENT", "AVAILABILITY", "INITIAL SYNC", "SYNC", "CHANGED", "WHY AND WHAT NEXT",
+)  # fmt: skip
+
+
+@subcloud.command("list")
+@output_option
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([str(state) for state in InitialSyncState]),
+    help="Only with this initial sync state; may be given more than once.",
+)
+@click.option(
+    "--sort-by", type=click.Choice(list(_ORDERS)), default="name", show_default=True, help="state: worst first."
+)
+@pass_operator
+def list_(operator: Operator, *, as_json: bool, states: Sequence[str], sort_by: str) -> None:
+    """All subclouds, with what they are waiting for.
+
+    \b
+    Examples:
+      dcsync subcloud list --state failed --sort-by changed
+      dcsync subcloud list -o json
+    """
+    subclouds = [known for known in operator.inventory.all() if not states or known.initial_sync_state in states]
+    subclouds.sort(key=_ORDERS[sort_by])
+    if as_json:
+        click.echo(json_text([subcloud_object(known) for known in subclouds]))
+        return
+    now = operator.now()
+    if subclouds:
+        say_table(_COLUMNS, [_cells(known, now=now) for known in subclouds])
+    note(_summary(subclouds))
+
+
+def _cells(known: Subcloud, *, now: datetime) -> tuple[str, ...]:
+    return (
+        known.name,
+        known.management_ip,
+        known.management_state,
+        known.availability_status,
+        known.initial_sync_state,
+        least_in_sync(known),
+        ago(known.updated_at, now=now),
+        outlook(known, now=now),
+    )
+
+
+def _summary(subclouds: Sequence[Subcloud]) -> str:
+    if not subclouds:
+        return "no subclouds; dcsync subcloud add NAME --management-ip IP adds one"
+    states = counts((known.initial_sync_state for known in subclouds), order=WORST_FIRST)
+    offline = sum(known.availability_status is AvailabilityStatus.OFFLINE for known in subclouds)
+    unmanaged = sum(known.management_state is ManagementState.UNMANAGED for known in subclouds)
+    apart = [f"{count} {word}" for count, word in ((offline, "offline"), (unmanaged, "unmanaged")) if count]
+    return "; ".join([f"{many(len(subclouds))}: {states}", *([", ".join(apart)] if apart else [])])
+
+
+@subcloud.command()
+@click.argument("name", type=SubcloudName())
+@output_option
+@pass_operator
+def show(operator: Operator, name: str, *, as_json: bool) -> None:
+    """Everything known about one subcloud: its state, since when, why, and what is next."""
+    (known,) = operator.inventory.find([name])
+    if as_json:
+        click.echo(json_text(subcloud_object(known)))
+        return
+    now = operator.now()
+    facts = {
+        "name": known.name,
+        "region name": known.region_name,
+        "management IP": known.management_ip,
+        "software version": known.software_version or "-",
+        "management": known.management_state,
+        "availability": known.availability_status,
+        "initial sync": known.initial_sync_state,
+        "changed": ago(known.updated_at, now=now),
+        "request": f"generation {known.generation}, attempt {known.attempt}",
+        "requested": ago(known.requested_at, now=now),
+        "next try": until(known.retry_at, now=now),
+        "run": f"{known.run_id} at {known.step or 'its start'}" if known.run_id else "-",
+        "reason": known.reason or "-",
+        "detail": known.detail or "-",
+        "what to do": known.reason.advice if known.reason else "-",
+        "what is next": outlook(known, now=now) or "-",
+        "identity aligned": "yes, skipped if it returns unchanged" if known.subsequent_sync else "no",
+    } | {f"{type_}": status for type_, status in known.sync_status.items()}
+    width = max(map(len, facts))
+    for fact, value in facts.items():
+        say(f"{fact:<{width}}  {value}")

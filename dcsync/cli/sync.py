@@ -1,0 +1,127 @@
+"""`dcsync sync`, `dcsync wait`, `dcsync history`: ask for an initial sync, wait for it, see what was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import click
+
+from dcsync.cli import waiting
+from dcsync.cli.operator import Operator, pass_operator
+from dcsync.cli.output import ago, json_text, many, note, output_option, say, span
+from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
+from dcsync.ports import AttemptHistory, Inventory, RequestHistory, StepHistory
+from dcsync.subcloud import ManagementState, Subcloud
+
+_timeout_option = click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after this long, exit 1."
+)
+
+
+@click.command()
+@names_or_all
+@click.option("--wait", "wait_for_it", is_flag=True, help="Wait until all are completed.")
+@_timeout_option
+@yes_option
+@pass_operator
+def sync(
+    operator: Operator,
+    names: Sequence[str],
+    *,
+    everything: bool,
+    wait_for_it: bool,
+    timeout: float | None,
+    yes: bool,
+) -> int:
+    """Run every step of the initial sync anew, now; a hold-off ends, a run in progress is superseded.
+
+    --all means every managed and online subcloud. --timeout implies --wait.
+
+    \b
+    Example:
+      dcsync sync edge-1 edge-2 --wait --timeout 300
+    """
+    chosen = selected(names, everything=everything)
+    operator.requires("database_url", "redis_url")
+    ask_about_all(operator, chosen, "Sync all that are managed and online of", yes=yes)
+    transitions = operator.inventory.request(chosen, now=operator.now(), by=operator.name)
+    if not transitions:
+        note("no subcloud is managed and online: nothing to sync")
+        return 0
+    note(f"{many(len(transitions), 'initial sync')} requested")
+    operator.hint_sweep()
+    if not wait_for_it and timeout is None:
+        return 0
+    asked = [transition.name for transition in transitions]
+    return waiting.wait(operator, lambda: operator.inventory.find(asked), waiting.COMPLETED, timeout=timeout)
+
+
+@click.command()
+@click.option("--for", "goal", type=click.Choice(list(waiting.GOALS)), required=True, help="What to wait for.")
+@click.argument("names", nargs=-1, type=SubcloudName())
+@click.option("--all", "everything", is_flag=True, help="Every managed subcloud; so does giving no name.")
+@_timeout_option
+@pass_operator
+def wait(operator: Operator, goal: str, names: Sequence[str], *, everything: bool, timeout: float | None) -> int:
+    """Wait until subclouds are completed, or in-sync (platform and identity); exit 1 when the time is up.
+
+    \b
+    Example:
+      dcsync wait --for in-sync --all --timeout 600
+    """
+    chosen = selected(names, everything=everything or not names)
+    look = _all_managed(operator.inventory) if chosen is None else lambda: operator.inventory.find(chosen)
+    if not look():
+        note("no subcloud is managed: there is nothing to wait for")
+        return 1
+    return waiting.wait(operator, look, waiting.GOALS[goal], timeout=timeout)
+
+
+def _all_managed(inventory: Inventory) -> Callable[[], list[Subcloud]]:
+    return lambda: [known for known in inventory.all() if known.management_state is ManagementState.MANAGED]
+
+
+# --- history -----------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("name", type=SubcloudName())
+@output_option
+@pass_operator
+def history(operator: Operator, name: str, *, as_json: bool) -> None:
+    """Who asked for what, every attempt, and every step with its duration and outcome; newest request first."""
+    requests = operator.inventory.history(name)
+    if as_json:
+        click.echo(json_text([asdict(request) for request in requests]))
+        return
+    if not requests:
+        note(f"no initial sync of {name} was ever requested")
+    for request in requests:
+        _tell_request(request, operator)
+
+
+def _tell_request(request: RequestHistory, operator: Operator) -> None:
+    asked = ago(request.requested_at, now=operator.now())
+    say(f"request {request.generation}: {request.cause}, by {request.requested_by}, {asked}")
+    for attempt in request.attempts:
+        say(f"  attempt {attempt.attempt}: {_ending(attempt)}, run {attempt.run_id} on {attempt.worker}")
+        for step in attempt.steps:
+            say(f"    {_step(step)}")
+    if not request.attempts:
+        say("  no attempt yet")
+
+
+def _ending(attempt: AttemptHistory) -> str:
+    if attempt.ended_at is None:
+        return "not ended"
+    told = f"{attempt.ending or 'ended'} after {span((attempt.ended_at - attempt.started_at).total_seconds())}"
+    because = ": ".join(part for part in (attempt.reason, attempt.detail) if part)
+    return f"{told} ({because})" if because else told
+
+
+def _step(step: StepHistory) -> str:
+    if step.ended_at is None:
+        return f"{step.step}: not ended"
+    told = f"{step.step}: {step.outcome} in {span((step.ended_at - step.started_at).total_seconds())}"
+    return f"{told} ({step.detail})" if step.detail else told
