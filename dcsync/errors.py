@@ -8,7 +8,8 @@
         WorkerStopping           this worker stops, and what it was doing is given back
         LocalProcessFailed       a process of `dcsync up` did not start or did not stop
       PermanentError             another try gives the same answer; a person must look
-        UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  BadReport  RefusedByGuard  MisconfiguredError
+        UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  BadReport  RefusedByGuard
+        MisconfiguredError  SchemaOutOfDate
 
 Expected endings of a run (busy, cancelled, superseded) are not here: they are outcomes, see `initial_sync.engine`.
 No error carries a secret: messages are made from names, addresses, status codes and reasons only.
@@ -163,3 +164,7 @@ class RefusedByGuard(PermanentError):
 
 class MisconfiguredError(PermanentError):
     """A setting is missing, unknown, malformed or contradicts another; the message lists all of them."""
+
+
+class SchemaOutOfDate(MisconfiguredError):
+    """The database lacks a table or column of this release: `dcsync db upgrade` was not run."""

@@ -11,7 +11,7 @@ from psycopg2 import errorcodes
 from sqlalchemy import Connection, Engine, create_engine, exc, text
 from sqlalchemy.engine import URL, make_url
 
-from dcsync.errors import DatabaseUnreachable, MisconfiguredError
+from dcsync.errors import DatabaseUnreachable, MisconfiguredError, SchemaOutOfDate
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -77,7 +77,7 @@ def database_errors() -> Iterator[None]:
     """Our words for PostgreSQL's errors; as `with database_errors():` or as the decorator `@database_errors()`.
 
     Whatever may pass by itself (no connection, time limit, deadlock, shutting down) is DatabaseUnreachable; a missing
-    table or column is a schema that was not upgraded, MisconfiguredError. Anything else is a fault of ours and passes.
+    table or column is a schema that was not upgraded, SchemaOutOfDate. Anything else is a fault of ours and passes.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def database_errors() -> Iterator[None]:
     except (exc.DBAPIError, psycopg2.Error) as error:
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
         if getattr(cause, "pgcode", None) in _OUT_OF_DATE:
-            raise MisconfiguredError("the database schema is out of date: run `dcsync db upgrade`") from error
+            raise SchemaOutOfDate("the database schema is out of date: run `dcsync db upgrade`") from error
         if isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or _was_cut(error):
             raise DatabaseUnreachable(_first_line(cause)) from error
         raise

@@ -28,12 +28,14 @@ from dcsync.errors import (
     DcsyncError,
     MisconfiguredError,
     RefusedByGuard,
+    SchemaOutOfDate,
     UnknownSubcloud,
 )
 
 INTERRUPTED = 130
 
 EXIT_CODES: dict[type[DcsyncError], int] = {
+    SchemaOutOfDate: 4,
     BadAddress: 2,
     BadRecord: 2,
     MisconfiguredError: 2,
@@ -42,7 +44,7 @@ EXIT_CODES: dict[type[DcsyncError], int] = {
     DatabaseUnreachable: 4,
     RefusedByGuard: 5,
 }
-"""What is not here is a plain no: 1."""
+"""The first that fits counts; what is not here is a plain no: 1."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

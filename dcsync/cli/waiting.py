@@ -39,7 +39,7 @@ class Goal:
 
 COMPLETED = Goal(InitialSyncState.COMPLETED, lambda known: known.initial_sync_state, WORST_FIRST)
 IN_SYNC = Goal(SyncStatus.IN_SYNC, least_in_sync, LEAST_FIRST)
-GOALS = {goal.reached: goal for goal in (COMPLETED, IN_SYNC)}
+GOALS = {str(goal.reached): goal for goal in (COMPLETED, IN_SYNC)}
 
 
 def availability(status: AvailabilityStatus) -> Goal:

@@ -36,9 +36,10 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from dcsync.adapters.database import database_errors
+from dcsync.adapters.store.rows import subcloud_from_row
 from dcsync.adapters.store.transitions import apply_event
 from dcsync.adapters.tables import endpoint_status, subcloud, subcloud_sync, sync_attempt, sync_request, sync_step
-from dcsync.errors import DuplicateSubcloud, Reason, RefusedByGuard, UnknownSubcloud
+from dcsync.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
 from dcsync.lifecycle import Event, Pair, PairChange, pair_change
 from dcsync.ports import AttemptHistory, RequestHistory, StepHistory, Transition
 from dcsync.subcloud import (
@@ -167,12 +168,6 @@ class SqlInventory:
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
-_SHOWN = (
-    "id", "name", "region_name", "management_ip", "software_version", "management_state", "availability_status",
-    "initial_sync_state", "subsequent_sync", "generation", "attempt", "requested_at", "retry_at", "claimed_at",
-    "run_id", "step", "reason", "detail", "updated_at",
-)  # fmt: skip
-
 
 def _subclouds() -> Select[Any]:
     """Subclouds with their endpoint statuses folded into one JSON object: one statement, so one moment in time."""
@@ -181,19 +176,11 @@ def _subclouds() -> Select[Any]:
         .where(endpoint_status.c.subcloud_id == subcloud.c.id)
         .scalar_subquery()
     )
-    return select(*(subcloud.c[name] for name in _SHOWN), statuses.label("sync_status"))
-
-
-_ENDPOINT_TYPES = {str(member): member for member in EndpointType}
-_SYNC_STATUSES = {str(member): member for member in SyncStatus}
+    return select(subcloud, statuses.label("sync_status"))
 
 
 def _subcloud_of(row: RowMapping) -> Subcloud:
-    fields = dict(row)
-    fields["reason"] = Reason(row["reason"]) if row["reason"] is not None else None
-    found = {_ENDPOINT_TYPES[type_]: _SYNC_STATUSES[status] for type_, status in (row["sync_status"] or {}).items()}
-    fields["sync_status"] = {type_: found[type_] for type_ in EndpointType if type_ in found}
-    return Subcloud(**fields)
+    return subcloud_from_row(dict(row), row["sync_status"])
 
 
 def _attempts(connection: Connection, subcloud_id: int) -> dict[int, list[AttemptHistory]]:
