@@ -89,10 +89,14 @@ subcloud = Table(
     _moment("requested_at"),
     _moment("dispatched_at"),
     _moment("retry_at"),
-    # What observers told: since when the availability is what it is, and how many looks failed in a row.
-    _moment("availability_observed_at"),
-    Column("availability_sequence", BigInteger, nullable=False, server_default="0"),
+    # What observers told: when it was last seen to come online and to be offline, how many looks failed in a row.
+    _moment("online_observed_at"),
+    Column("online_sequence", BigInteger, nullable=False, server_default="0"),
+    _moment("offline_observed_at"),
+    Column("offline_sequence", BigInteger, nullable=False, server_default="0"),
     Column("audit_fail_count", Integer, nullable=False, server_default="0"),
+    _moment("fail_count_observed_at"),
+    Column("fail_count_sequence", BigInteger, nullable=False, server_default="0"),
     Column("first_identity_sync_complete", Boolean, nullable=False, server_default=false()),
     # The run that owns the row while it is in progress.
     Column("run_id", Text),

@@ -25,8 +25,9 @@ ENDPOINT_TYPES = (
 
 
 def upgrade() -> None:
-    op.add_column("subcloud", _moment("availability_observed_at"))
-    op.add_column("subcloud", sa.Column("availability_sequence", sa.BigInteger, nullable=False, server_default="0"))
+    for what in ("online", "offline", "fail_count"):
+        op.add_column("subcloud", _moment(f"{what}_observed_at"))
+        op.add_column("subcloud", sa.Column(f"{what}_sequence", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("subcloud", sa.Column("audit_fail_count", sa.Integer, nullable=False, server_default="0"))
     op.add_column(
         "subcloud",
@@ -107,13 +108,11 @@ def downgrade() -> None:
         op.drop_table(table)
     for column in ("alarmable", "sequence", "observed_at"):
         op.drop_column("endpoint_status", column)
-    for column in (
-        "first_identity_sync_complete",
-        "audit_fail_count",
-        "availability_sequence",
-        "availability_observed_at",
-    ):
-        op.drop_column("subcloud", column)
+    op.drop_column("subcloud", "first_identity_sync_complete")
+    op.drop_column("subcloud", "audit_fail_count")
+    for what in ("fail_count", "offline", "online"):
+        op.drop_column("subcloud", f"{what}_sequence")
+        op.drop_column("subcloud", f"{what}_observed_at")
 
 
 def _moment(name: str, *, nullable: bool = True) -> sa.Column[object]:
