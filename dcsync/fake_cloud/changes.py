@@ -1,0 +1,182 @@
+"""What can be done to a cloud's data while it runs, at the centre (a change) or on a subcloud (drift).
+
+One table from action name to function; every function takes the cloud and plain keyword arguments, and raises KeyError
+or ValueError for names it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from dcsync.fake_cloud.cloud import SINGULAR, Cloud
+from dcsync.fake_cloud.deployment import DOMAIN, NULL, Row, fernet_key, moment
+from dcsync.fake_cloud.keystone import add_password, delete_record
+
+MAX_ACTIVE_KEYS = 3
+
+
+def apply(cloud: Cloud, action: str, arguments: dict[str, Any]) -> None:
+    """Carries out one action. Raises KeyError, TypeError or ValueError when it cannot be, and then changes nothing."""
+    if action not in ACTIONS:
+        raise ValueError(f"unknown action {action}; there are: {', '.join(sorted(ACTIONS))}")
+    ACTIONS[action](cloud, **arguments)
+    cloud.changed()
+
+
+def _rotate_keys(cloud: Cloud) -> None:
+    """As keystone-manage does: the staged key becomes primary, a new one is staged, the oldest go."""
+    keys = dict(cloud.tables.keys)
+    keys[max(keys) + 1] = keys.pop(0)
+    oldest_first = sorted(keys)
+    kept = oldest_first[max(0, len(oldest_first) - (MAX_ACTIVE_KEYS - 1)) :]
+    cloud.tables.keys = {0: fernet_key(secrets.token_hex(16)), **{key_id: keys[key_id] for key_id in kept}}
+
+
+def _replace_keys(cloud: Cloud) -> None:
+    cloud.tables.keys = {key_id: fernet_key(secrets.token_hex(16)) for key_id in cloud.tables.keys}
+
+
+def _set_keys(cloud: Cloud, *, keys: dict[str, str]) -> None:
+    cloud.tables.keys = {int(key_id): str(key) for key_id, key in keys.items()}
+
+
+def _hide(cloud: Cloud, *, list: str) -> None:
+    """This list (users, groups, projects, roles or keys) answers empty, though the rows are there and logins work."""
+    if list not in {*SINGULAR, "keys"}:
+        raise ValueError(f"there is no list {list}")
+    cloud.hidden |= {list}
+
+
+def _show(cloud: Cloud) -> None:
+    cloud.hidden = frozenset()
+
+
+def _set_password(cloud: Cloud, *, user: str, password: str) -> None:
+    add_password(cloud, _edit(cloud, "users", user), password)
+
+
+def _set_extra(cloud: Cloud, *, user: str, extra: dict[str, Any]) -> None:
+    _edit(cloud, "users", user)["user"]["extra"] = json.dumps(extra)
+
+
+def _set_enabled(cloud: Cloud, *, user: str, enabled: bool) -> None:
+    _edit(cloud, "users", user)["user"]["enabled"] = enabled
+
+
+def _set_option(cloud: Cloud, *, user: str, option: str, value: str | None) -> None:
+    row = _edit(cloud, "users", user)
+    others = [entry for entry in row["user_option"] if entry["option_id"] != option]
+    own = [{"user_id": row["user"]["id"], "option_id": option, "option_value": value}] if value is not None else []
+    row["user_option"] = others + own
+
+
+def _add_user(cloud: Cloud, *, user: str, password: str, id: str | None = None) -> None:
+    if cloud.named("users", user):
+        raise ValueError(f"there is a user {user}")
+    user_id, number = id or secrets.token_hex(16), cloud.tables.next_row()
+    row: Row = {
+        "local_user": {
+            "id": number, "user_id": user_id, "domain_id": DOMAIN, "name": user, "failed_auth_count": 0,
+            "failed_auth_at": None,
+        },
+        "user": {
+            "id": user_id, "extra": "{}", "enabled": True, "default_project_id": None,
+            "created_at": moment(datetime.now(UTC)), "last_active_at": None, "domain_id": DOMAIN,
+        },
+        "password": [],
+        "user_option": [],
+    }  # fmt: skip
+    add_password(cloud, row, password)
+    cloud.tables.users[user_id] = row
+
+
+def _add_project(cloud: Cloud, *, project: str, id: str | None = None) -> None:
+    model = cloud.named("projects", "services")
+    if model is None or cloud.named("projects", project):
+        raise ValueError(f"project {project} cannot be added")
+    project_id = id or secrets.token_hex(16)
+    cloud.tables.projects[project_id] = {"project": model["project"] | {"id": project_id, "name": project}}
+
+
+def _add_role(cloud: Cloud, *, role: str, id: str | None = None) -> None:
+    if cloud.named("roles", role):
+        raise ValueError(f"there is a role {role}")
+    row = {"id": id or secrets.token_hex(16), "name": role, "extra": "{}", "domain_id": NULL, "description": None}
+    cloud.tables.roles[row["id"] or ""] = {"role": row}
+
+
+def _add_group(cloud: Cloud, *, group: str, members: list[str], id: str | None = None) -> None:
+    if cloud.named("groups", group):
+        raise ValueError(f"there is a group {group}")
+    row = {
+        "id": id or secrets.token_hex(16), "domain_id": DOMAIN, "name": group, "description": "", "extra": "{}",
+    }  # fmt: skip
+    cloud.tables.groups[str(row["id"])] = {"group": row, "local_user_ids": _user_ids(cloud, members)}
+
+
+def _set_members(cloud: Cloud, *, group: str, members: list[str]) -> None:
+    _edit(cloud, "groups", group)["local_user_ids"] = _user_ids(cloud, members)
+
+
+def _remove(cloud: Cloud, *, type: str, name: str) -> None:
+    delete_record(cloud, type, cloud.id_named(type, name))
+
+
+def _move_id(cloud: Cloud, *, type: str, name: str, id: str | None = None) -> None:
+    """Gives a record another id, and takes everything that points at it along."""
+    old_id, new_id = cloud.id_named(type, name), id or secrets.token_hex(16)
+    tables, kind = cloud.tables, SINGULAR[type]
+    row = _edit(cloud, type, name)
+    row[kind]["id"] = new_id
+    if type == "users":
+        row["local_user"]["user_id"] = new_id
+        row["user_option"] = [option | {"user_id": new_id} for option in row["user_option"]]
+    tables.of(type)[new_id] = tables.of(type).pop(old_id)
+    for group in tables.groups.values() if type == "users" else ():
+        group["local_user_ids"] = sorted(new_id if user == old_id else user for user in group["local_user_ids"])
+    moved = {old_id: new_id}
+    tables.implied = {(moved.get(prior, prior), moved.get(tied, tied)) for prior, tied in tables.implied}
+    tables.assignments = {
+        (actor_kind, moved.get(actor, actor), moved.get(target, target), moved.get(role, role))
+        for actor_kind, actor, target, role in tables.assignments
+    }
+
+
+def _grant(cloud: Cloud, *, project: str, role: str, user: str | None = None, group: str | None = None) -> None:
+    cloud.tables.assignments.add(_assignment(cloud, project, role, user, group))
+
+
+def _revoke(cloud: Cloud, *, project: str, role: str, user: str | None = None, group: str | None = None) -> None:
+    cloud.tables.assignments.remove(_assignment(cloud, project, role, user, group))
+
+
+def _assignment(
+    cloud: Cloud, project: str, role: str, user: str | None, group: str | None
+) -> tuple[str, str, str, str]:
+    actor = ("user", cloud.id_named("users", user)) if user else ("group", cloud.id_named("groups", group or ""))
+    return (*actor, cloud.id_named("projects", project), cloud.id_named("roles", role))
+
+
+def _user_ids(cloud: Cloud, names: list[str]) -> list[str]:
+    return sorted(cloud.id_named("users", name) for name in names)
+
+
+def _edit(cloud: Cloud, type_: str, name: str) -> Row:
+    """The record itself, for changing in place."""
+    row = cloud.named(type_, name)
+    if row is None:
+        raise KeyError(f"no {SINGULAR[type_]} {name}")
+    return row
+
+
+ACTIONS: dict[str, Callable[..., None]] = {
+    "rotate-keys": _rotate_keys, "replace-keys": _replace_keys, "set-keys": _set_keys, "hide": _hide, "show": _show,
+    "set-password": _set_password, "set-extra": _set_extra, "set-enabled": _set_enabled, "set-option": _set_option,
+    "add-user": _add_user, "add-project": _add_project, "add-role": _add_role, "add-group": _add_group,
+    "set-members": _set_members, "remove": _remove, "move-id": _move_id, "grant": _grant, "revoke": _revoke,
+    "redeploy": Cloud.redeploy,
+}  # fmt: skip
