@@ -188,7 +188,7 @@ class Cloud:
         return found
 
     def user_record(self, name: str) -> list[tuple[Any, ...]]:
-        """Everything stored of one user, row by row."""
+        """What is stored of one user, row by row, but the day of the last login."""
         joined = """FROM "user" JOIN local_user ON user_id = "user".id AND name = %s"""
         return [
             *self.rows(f'SELECT "user".id, extra, enabled, "user".created_at, local_user.* {joined}', name),

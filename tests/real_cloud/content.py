@@ -1,7 +1,7 @@
 """What each cloud holds at the start, and which password opens what. Plain data, for both Pythons.
 
-The centre and its subclouds have the same service users, projects and roles by name. Only what deployment aligns has the
-same ids (`ALIGNED_USERS`, `ALIGNED_PROJECTS`); all else has ids of its own on each cloud.
+The centre and its subclouds have the same service users, projects and roles by name. Only what deployment aligns has
+the same ids (`ALIGNED_USERS`, `ALIGNED_PROJECTS`); all else has ids of its own on each cloud.
 Source: contracts/real-keystone.md section 6, R1 and R2.
 """
 
@@ -28,7 +28,7 @@ FILTERED_ROLE = "ResellerAdmin"
 
 @dataclass(frozen=True)
 class User:
-    """`grants`: (project, role) pairs; `never_expires`: a user option, so that options are there to be carried along."""
+    """`grants`: (project, role) pairs; `never_expires`: a user option, so that options travel as well."""
 
     name: str
     grants: tuple[tuple[str, str], ...]

@@ -1,4 +1,4 @@
-"""A dcdbsync-compatible `/v1.0/identity/{users,groups,projects,roles}[/id]`, as WSGI; token revocation events are not here.
+"""A dcdbsync-compatible `/v1.0/identity/{users,groups,projects,roles}[/id]`, as WSGI, without revocation events.
 
 Status codes and wording: spec/http-contracts.md section 3.2 and contracts/recorded/04. Who the caller is comes from the
 token middleware's headers.

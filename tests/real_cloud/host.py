@@ -28,7 +28,6 @@ from tests.real_cloud.postgres import Postgres, die_with_parent
 
 TEMPLATE = "template_keystone"
 READY_TIMEOUT_SECONDS = 40
-SERVICE_PATHS = {"keystone": "/v3", "dbsync": "/v1.0", "sysinv": "/v1"}
 
 
 @dataclass

@@ -102,7 +102,8 @@ def _configure(directory: Path) -> None:
 def _make_keys(*, rotations: int) -> None:
     from keystone.conf import CONF
 
-    keys = fernet_utils.FernetUtils(CONF.fernet_tokens.key_repository, CONF.fernet_tokens.max_active_keys, "fernet_tokens")
+    group = CONF.fernet_tokens
+    keys = fernet_utils.FernetUtils(group.key_repository, group.max_active_keys, "fernet_tokens")
     keys.initialize_key_repository()
     for _ in range(rotations):
         keys.rotate_keys()

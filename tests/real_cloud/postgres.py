@@ -99,7 +99,7 @@ class Postgres:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._data,
-                preexec_fn=lambda: die_with_parent(signal_number),
+                preexec_fn=lambda: die_with_parent(signal_number),  # noqa: PLW1509 - the host has one thread
                 **(self._identity or {}),
             )
 

@@ -88,7 +88,8 @@ def _authenticated(
 
     def with_cache(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ[CACHE_KEY] = cache
-        return middleware(environ, start_response)
+        answer: Iterable[bytes] = middleware(environ, start_response)
+        return answer
 
     return with_cache
 
