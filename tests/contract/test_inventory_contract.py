@@ -1,0 +1,357 @@
+"""What operators rely on, held to by the inventory in memory and the one in PostgreSQL alike."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Protocol
+
+import pytest
+from sqlalchemy import Engine, insert, select, update
+
+from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.adapters.tables import endpoint_status, subcloud
+from dcsync.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
+from dcsync.lifecycle import Event
+from dcsync.ports import Inventory
+from dcsync.subcloud import (
+    DEFAULT_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    EndpointType,
+    InitialSyncState,
+    ManagementState,
+    NewSubcloud,
+    Step,
+    Subcloud,
+    SyncStatus,
+    new_subcloud,
+)
+from tests.builders import NOON
+from tests.fake_inventory import FakeInventory
+
+LATER = NOON + timedelta(minutes=5)
+MANAGED, UNMANAGED = ManagementState.MANAGED, ManagementState.UNMANAGED
+ONLINE, OFFLINE = AvailabilityStatus.ONLINE, AvailabilityStatus.OFFLINE
+IN_SYNC, UNKNOWN = SyncStatus.IN_SYNC, SyncStatus.UNKNOWN
+
+FAILED = {
+    "initial_sync_state": InitialSyncState.FAILED,
+    "attempt": 3,
+    "reason": "timeout",
+    "detail": "slow",
+    "retry_at": LATER,
+}
+RUNNING = {
+    "initial_sync_state": InitialSyncState.IN_PROGRESS,
+    "run_id": "run-1",
+    "claimed_at": NOON,
+    "step": "identity",
+}
+
+
+class World(Protocol):
+    """An inventory, and somebody else who writes to its rows."""
+
+    @property
+    def inventory(self) -> Inventory: ...
+    def put(self, name: str, **columns: Any) -> None: ...
+    def report(self, name: str, endpoint_type: EndpointType, status: SyncStatus) -> None: ...
+
+
+class InMemory:
+    def __init__(self) -> None:
+        self.inventory = self._fake = FakeInventory()
+
+    def put(self, name: str, **columns: Any) -> None:
+        self._fake.put(name, **columns)
+
+    def report(self, name: str, endpoint_type: EndpointType, status: SyncStatus) -> None:
+        self._fake.put(name, sync_status=self._fake.subclouds[name].sync_status | {endpoint_type: status})
+
+
+class InPostgres:
+    def __init__(self, engine: Engine) -> None:
+        self.inventory = SqlInventory(engine)
+        self._engine = engine
+
+    def put(self, name: str, **columns: Any) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(update(subcloud).where(subcloud.c.name == name).values(columns))
+
+    def report(self, name: str, endpoint_type: EndpointType, status: SyncStatus) -> None:
+        own = select(subcloud.c.id).where(subcloud.c.name == name).scalar_subquery()
+        with self._engine.begin() as connection:
+            reported = connection.execute(
+                update(endpoint_status)
+                .where(endpoint_status.c.subcloud_id == own, endpoint_status.c.endpoint_type == endpoint_type)
+                .values(sync_status=status)
+            )
+            if not reported.rowcount:
+                connection.execute(
+                    insert(endpoint_status).values(subcloud_id=own, endpoint_type=endpoint_type, sync_status=status)
+                )
+
+
+@pytest.fixture(params=["memory", "postgresql"])
+def world(request: pytest.FixtureRequest) -> World:
+    return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("engine"))
+
+
+@pytest.fixture
+def inventory(world: World) -> Inventory:
+    return world.inventory
+
+
+def new(name: str, **fields: str) -> NewSubcloud:
+    given: dict[str, Any] = {"management_ip": "10.0.0.1", "region_name": None, "software_version": None} | fields
+    return new_subcloud(name=name, **given)
+
+
+def add(inventory: Inventory, *names: str) -> None:
+    inventory.add([new(name) for name in names], now=NOON)
+
+
+def one(inventory: Inventory, name: str) -> Subcloud:
+    (found,) = inventory.find([name])
+    return found
+
+
+def names(inventory: Inventory) -> list[str]:
+    return [known.name for known in inventory.all()]
+
+
+# --- adding ---
+
+
+def test_an_added_subcloud_is_unmanaged_offline_and_unknown_in_every_endpoint(inventory: Inventory) -> None:
+    inventory.add([new("edge-1", region_name="r1", software_version="24.09")], now=NOON)
+    added = one(inventory, "edge-1")
+    assert (added.region_name, added.management_ip, added.software_version) == ("r1", "10.0.0.1", "24.09")
+    assert (added.management_state, added.availability_status) == (UNMANAGED, AvailabilityStatus.OFFLINE)
+    assert (added.initial_sync_state, added.subsequent_sync, added.generation, added.attempt) == (
+        InitialSyncState.NONE, False, 0, 0,
+    )  # fmt: skip
+    assert added.sync_status == dict.fromkeys(DEFAULT_ENDPOINT_TYPES, UNKNOWN)
+    assert added.updated_at == NOON
+
+
+def test_nothing_is_stored_when_one_of_many_names_is_taken(inventory: Inventory) -> None:
+    add(inventory, "edge-1")
+    with pytest.raises(DuplicateSubcloud, match="edge-1"):
+        add(inventory, "edge-0", "edge-1", "edge-2")
+    assert names(inventory) == ["edge-1"]
+
+
+def test_nothing_is_stored_when_a_region_name_is_taken(inventory: Inventory) -> None:
+    add(inventory, "edge-1")
+    with pytest.raises(DuplicateSubcloud, match="edge-1"):
+        inventory.add([new("edge-2", region_name="edge-1")], now=NOON)
+    assert names(inventory) == ["edge-1"]
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        [new("edge-1", region_name="a"), new("edge-1", region_name="b")],
+        [new("edge-1", region_name="edge-3"), new("edge-2", region_name="edge-3")],
+    ],
+)
+def test_nothing_is_stored_when_the_input_repeats_itself(inventory: Inventory, twice: list[NewSubcloud]) -> None:
+    with pytest.raises(DuplicateSubcloud, match=r"edge-[13]"):
+        inventory.add(twice, now=NOON)
+    assert names(inventory) == []
+
+
+def test_every_taken_name_is_named(inventory: Inventory) -> None:
+    add(inventory, "edge-1", "edge-2", "edge-3")
+    with pytest.raises(DuplicateSubcloud, match=r"edge-1.*edge-3"):
+        add(inventory, "edge-1", "edge-3", "edge-4")
+
+
+def test_adding_nothing_changes_nothing(inventory: Inventory) -> None:
+    inventory.add([], now=NOON)
+    assert inventory.all() == []
+
+
+def test_a_deleted_name_can_be_added_again(inventory: Inventory) -> None:
+    add(inventory, "edge-1")
+    inventory.delete("edge-1")
+    add(inventory, "edge-1")
+    assert names(inventory) == ["edge-1"]
+    assert inventory.history("edge-1") == []
+
+
+# --- finding ---
+
+
+def test_subclouds_are_found_in_the_order_asked_for(inventory: Inventory) -> None:
+    add(inventory, "a", "b", "c")
+    assert [known.name for known in inventory.find(["c", "a"])] == ["c", "a"]
+
+
+def test_all_missing_names_are_named(inventory: Inventory) -> None:
+    add(inventory, "a")
+    with pytest.raises(UnknownSubcloud, match=r"x.*y"):
+        inventory.find(["x", "a", "y"])
+
+
+def test_what_others_wrote_is_found(world: World) -> None:
+    add(world.inventory, "a", "b")
+    world.put("a", management_state=MANAGED, availability_status=ONLINE, **FAILED)
+    world.report("a", EndpointType.IDENTITY, SyncStatus.OUT_OF_SYNC)
+    world.report("a", EndpointType.IDENTITY_OPENSTACK, IN_SYNC)
+    found, other = world.inventory.all()
+    assert (found.initial_sync_state, found.attempt, found.reason, found.detail, found.retry_at) == (
+        InitialSyncState.FAILED, 3, "timeout", "slow", LATER,
+    )  # fmt: skip
+    assert found.sync_status[EndpointType.IDENTITY] is SyncStatus.OUT_OF_SYNC
+    assert found.sync_status[EndpointType.IDENTITY_OPENSTACK] is IN_SYNC
+    assert other.sync_status == dict.fromkeys(DEFAULT_ENDPOINT_TYPES, UNKNOWN)
+
+
+def test_names_are_completed_up_to_a_limit(inventory: Inventory) -> None:
+    add(inventory, "edge-1", "edge-2", "edge-3", "core_1", "coreX1")
+    assert inventory.names_starting_with("edge", limit=2) == ["edge-1", "edge-2"]
+    assert inventory.names_starting_with("core_", limit=9) == ["core_1"]
+
+
+# --- deleting ---
+
+
+def test_a_subcloud_can_be_deleted_in_the_middle_of_a_run(world: World) -> None:
+    add(world.inventory, "a", "b")
+    world.put("a", management_state=MANAGED, availability_status=ONLINE, **RUNNING)
+    assert world.inventory.delete("a").run_id == "run-1"
+    assert names(world.inventory) == ["b"]
+
+
+@pytest.mark.parametrize("what", ["delete", "history"])
+def test_an_unknown_subcloud_is_told(inventory: Inventory, what: str) -> None:
+    with pytest.raises(UnknownSubcloud, match="nowhere"):
+        getattr(inventory, what)("nowhere")
+
+
+# --- managing ---
+
+
+def test_managing_an_offline_subcloud_requests_nothing(inventory: Inventory) -> None:
+    add(inventory, "a")
+    (transition,) = inventory.set_management(["a"], MANAGED, now=LATER, by="eve")
+    assert (transition.event, transition.state) == (Event.LEFT, InitialSyncState.NONE)
+    assert one(inventory, "a").management_state is MANAGED
+    assert inventory.history("a") == []
+
+
+def test_managing_an_online_subcloud_requests_its_initial_sync(world: World) -> None:
+    add(world.inventory, "a")
+    world.put("a", availability_status=ONLINE)
+    (transition,) = world.inventory.set_management(["a"], MANAGED, now=LATER, by="eve")
+    assert (transition.event, transition.state) == (Event.BECAME_ELIGIBLE, InitialSyncState.REQUESTED)
+    managed = one(world.inventory, "a")
+    assert (managed.initial_sync_state, managed.generation) == (InitialSyncState.REQUESTED, 1)
+    assert (managed.requested_at, managed.updated_at) == (LATER, LATER)
+    (asked,) = world.inventory.history("a")
+    assert (asked.generation, asked.requested_at, asked.requested_by, asked.attempts) == (1, LATER, "eve", ())
+
+
+def test_managing_again_changes_nothing(world: World) -> None:
+    add(world.inventory, "a")
+    world.put("a", management_state=MANAGED, availability_status=ONLINE, **RUNNING)
+    before = one(world.inventory, "a")
+    (transition,) = world.inventory.set_management(["a"], MANAGED, now=LATER, by="eve")
+    assert (transition.event, transition.state) == (None, InitialSyncState.IN_PROGRESS)
+    assert one(world.inventory, "a") == before
+
+
+def test_unmanaging_cancels_a_run_and_forgets_the_identity_sync(world: World) -> None:
+    add(world.inventory, "a")
+    world.put("a", management_state=MANAGED, availability_status=ONLINE, subsequent_sync=True, generation=4, **RUNNING)
+    world.inventory.set_management(["a"], UNMANAGED, now=LATER, by="eve")
+    left = one(world.inventory, "a")
+    assert (left.management_state, left.initial_sync_state) == (UNMANAGED, InitialSyncState.NONE)
+    assert (left.run_id, left.step, left.claimed_at, left.subsequent_sync) == (None, None, None, False)
+    assert left.generation == 4
+
+
+def test_unmanaging_makes_every_endpoint_unknown_but_the_certificate(world: World) -> None:
+    add(world.inventory, "a", "b")
+    for name in ("a", "b"):
+        world.put(name, management_state=MANAGED, availability_status=ONLINE)
+        for endpoint_type in (EndpointType.DC_CERT, EndpointType.IDENTITY):
+            world.report(name, endpoint_type, IN_SYNC)
+    world.inventory.set_management(["a"], UNMANAGED, now=LATER, by="eve")
+    left, kept = world.inventory.find(["a", "b"])
+    assert left.sync_status == dict.fromkeys(DEFAULT_ENDPOINT_TYPES, UNKNOWN) | {EndpointType.DC_CERT: IN_SYNC}
+    assert kept.sync_status[EndpointType.IDENTITY] is IN_SYNC
+
+
+def test_an_endpoint_of_a_subcloud_unmanaged_already_is_left_alone(world: World) -> None:
+    add(world.inventory, "a")
+    world.report("a", EndpointType.FIRMWARE, SyncStatus.OUT_OF_SYNC)
+    world.inventory.set_management(["a"], UNMANAGED, now=LATER, by="eve")
+    assert one(world.inventory, "a").sync_status[EndpointType.FIRMWARE] is SyncStatus.OUT_OF_SYNC
+
+
+def test_all_are_managed_at_once_each_by_its_own_availability(world: World) -> None:
+    add(world.inventory, "a", "b", "c")
+    world.put("b", availability_status=ONLINE)
+    world.put("c", management_state=MANAGED)
+    transitions = world.inventory.set_management(None, MANAGED, now=LATER, by="eve")
+    assert [(told.name, told.event) for told in transitions] == [
+        ("a", Event.LEFT),
+        ("b", Event.BECAME_ELIGIBLE),
+        ("c", None),
+    ]
+
+
+def test_nothing_is_managed_when_one_name_is_unknown(inventory: Inventory) -> None:
+    add(inventory, "a")
+    with pytest.raises(UnknownSubcloud, match="nowhere"):
+        inventory.set_management(["a", "nowhere"], MANAGED, now=LATER, by="eve")
+    assert one(inventory, "a").management_state is UNMANAGED
+
+
+def test_a_name_given_twice_is_one_subcloud(inventory: Inventory) -> None:
+    add(inventory, "a")
+    assert len(inventory.set_management(["a", "a"], MANAGED, now=LATER, by="eve")) == 1
+
+
+# --- asking ---
+
+
+@pytest.mark.parametrize(
+    "before", [{}, FAILED, RUNNING, {"initial_sync_state": InitialSyncState.COMPLETED, "subsequent_sync": True}]
+)
+def test_a_request_starts_anew_from_any_state(world: World, before: dict[str, Any]) -> None:
+    add(world.inventory, "a")
+    world.put("a", management_state=MANAGED, availability_status=ONLINE, generation=7, **before)
+    (transition,) = world.inventory.request(["a"], now=LATER, by="eve")
+    assert (transition.event, transition.state) == (Event.ASKED, InitialSyncState.REQUESTED)
+    asked = one(world.inventory, "a")
+    assert (asked.initial_sync_state, asked.generation, asked.attempt) == (InitialSyncState.REQUESTED, 8, 0)
+    assert (asked.run_id, asked.retry_at, asked.reason, asked.subsequent_sync) == (None, None, None, False)
+    assert [told.generation for told in world.inventory.history("a")] == [8]
+
+
+@pytest.mark.parametrize("wrong", [{"management_state": UNMANAGED}, {"availability_status": OFFLINE}])
+def test_nothing_is_requested_unless_all_named_are_managed_and_online(world: World, wrong: dict[str, Any]) -> None:
+    add(world.inventory, "a", "b")
+    world.put("a", management_state=MANAGED, availability_status=ONLINE)
+    world.put("b", **({"management_state": MANAGED, "availability_status": ONLINE} | wrong))
+    with pytest.raises(RefusedByGuard, match="b"):
+        world.inventory.request(["a", "b"], now=LATER, by="eve")
+    assert one(world.inventory, "a").initial_sync_state is InitialSyncState.NONE
+
+
+def test_asking_for_all_means_the_managed_and_online(world: World) -> None:
+    add(world.inventory, "a", "b")
+    world.put("b", management_state=MANAGED, availability_status=ONLINE)
+    assert [told.name for told in world.inventory.request(None, now=LATER, by="eve")] == ["b"]
+    assert one(world.inventory, "a").generation == 0
+
+
+def test_history_tells_the_newest_request_first(world: World) -> None:
+    add(world.inventory, "a")
+    world.put("a", availability_status=ONLINE)
+    world.inventory.set_management(["a"], MANAGED, now=NOON, by="eve")
+    world.inventory.request(["a"], now=LATER, by="adam")
+    assert [(told.generation, told.requested_by) for told in world.inventory.history("a")] == [(2, "adam"), (1, "eve")]

@@ -1,0 +1,129 @@
+"""`ports.Inventory` in memory. Trusted because `contract/test_inventory_contract.py` runs on it and on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from dcsync.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
+from dcsync.lifecycle import Event, Pair, pair_change, state_after
+from dcsync.ports import RequestHistory, Transition
+from dcsync.subcloud import (
+    DEFAULT_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    EndpointType,
+    InitialSyncState,
+    ManagementState,
+    NewSubcloud,
+    Subcloud,
+    SyncStatus,
+)
+
+
+class FakeInventory:
+    """Subclouds by name, and what was asked of each."""
+
+    def __init__(self, *subclouds: Subcloud) -> None:
+        self.subclouds = {known.name: known for known in subclouds}
+        self.requests: dict[str, list[RequestHistory]] = {known.name: [] for known in subclouds}
+
+    def put(self, name: str, **changes: Any) -> None:
+        """As if a run or the state service had written these columns."""
+        self.subclouds[name] = replace(self.subclouds[name], **changes)
+
+    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
+        names = [known.name for known in self.subclouds.values()] + [new.name for new in subclouds]
+        regions = [known.region_name for known in self.subclouds.values()] + [new.region_name for new in subclouds]
+        if taken := {value for given in (names, regions) for value in given if given.count(value) > 1}:
+            raise DuplicateSubcloud(f"already there: {', '.join(sorted(taken))}")
+        for id_, new in enumerate(subclouds, start=len(self.requests) + 1):
+            self.subclouds[new.name] = Subcloud(
+                id=id_,
+                name=new.name,
+                region_name=new.region_name,
+                management_ip=new.management_ip,
+                software_version=new.software_version,
+                management_state=ManagementState.UNMANAGED,
+                availability_status=AvailabilityStatus.OFFLINE,
+                initial_sync_state=InitialSyncState.NONE,
+                subsequent_sync=False,
+                generation=0,
+                attempt=0,
+                updated_at=now,
+                sync_status=dict.fromkeys(DEFAULT_ENDPOINT_TYPES, SyncStatus.UNKNOWN),
+            )
+            self.requests[new.name] = []
+
+    def find(self, names: Sequence[str]) -> list[Subcloud]:
+        if missing := [name for name in names if name not in self.subclouds]:
+            raise UnknownSubcloud(f"there is no subcloud named {', '.join(missing)}")
+        return [self.subclouds[name] for name in names]
+
+    def all(self) -> list[Subcloud]:
+        return sorted(self.subclouds.values(), key=lambda known: known.name)
+
+    def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
+        return sorted(name for name in self.subclouds if name.startswith(prefix))[:limit]
+
+    def delete(self, name: str) -> Subcloud:
+        (gone,) = self.find([name])
+        del self.subclouds[name]
+        return gone
+
+    def set_management(
+        self, names: Sequence[str] | None, state: ManagementState, *, now: datetime, by: str
+    ) -> list[Transition]:
+        transitions = []
+        for known in self._chosen(names):
+            old = Pair(known.management_state, known.availability_status)
+            change = pair_change(old=old, new=Pair(state, known.availability_status))
+            if change:
+                self.put(known.name, management_state=state, updated_at=now)
+                if change.forget_subsequent_sync:
+                    self.put(known.name, subsequent_sync=False, sync_status=_forgotten(known))
+                self._apply(known.name, change.event, now=now, by=by, cause=str(state))
+            transitions.append(self._transition(known, change.event if change else None))
+        return transitions
+
+    def request(self, names: Sequence[str] | None, *, now: datetime, by: str) -> list[Transition]:
+        chosen = self._chosen(names)
+        eligible = [k for k in chosen if Pair(k.management_state, k.availability_status).is_eligible]
+        if names is not None and len(eligible) < len(chosen):
+            refused = ", ".join(known.name for known in chosen if known not in eligible)
+            raise RefusedByGuard(f"only managed and online subclouds can be synced, not {refused}")
+        for known in eligible:
+            self.put(known.name, subsequent_sync=False)
+            self._apply(known.name, Event.ASKED, now=now, by=by, cause=str(Event.ASKED))
+        return [self._transition(known, Event.ASKED) for known in eligible]
+
+    def history(self, name: str) -> list[RequestHistory]:
+        self.find([name])
+        return self.requests[name][::-1]
+
+    def _chosen(self, names: Sequence[str] | None) -> list[Subcloud]:
+        return self.all() if names is None else sorted(self.find(list(set(names))), key=lambda known: known.name)
+
+    def _apply(self, name: str, event: Event, *, now: datetime, by: str, cause: str) -> None:
+        requested = state_after(event) is InitialSyncState.REQUESTED
+        generation = self.subclouds[name].generation + requested
+        self.put(
+            name,
+            initial_sync_state=state_after(event),
+            generation=generation,
+            attempt=0,
+            requested_at=now if requested else None,
+            **dict.fromkeys(("retry_at", "claimed_at", "run_id", "step", "reason")),
+            detail="",
+            updated_at=now,
+        )
+        if requested:
+            self.requests[name].append(RequestHistory(generation, now, by, cause, ()))
+
+    def _transition(self, known: Subcloud, event: Event | None) -> Transition:
+        return Transition(known.region_name, known.name, event, self.subclouds[known.name].initial_sync_state)
+
+
+def _forgotten(known: Subcloud) -> dict[EndpointType, SyncStatus]:
+    return {t: s if t is EndpointType.DC_CERT else SyncStatus.UNKNOWN for t, s in known.sync_status.items()}
