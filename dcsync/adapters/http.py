@@ -6,7 +6,9 @@ No redirects, no proxies from the environment, no cookies, no compression. Loggi
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -185,11 +187,25 @@ def _failure(exc: BaseException, *, call: str, limits: Limits) -> CloudError:
     echo the token it was sent (contracts/recorded/README.md, 04: 5).
     """
     reason, words = next((reason, words(limits)) for kind, reason, words in _KINDS if isinstance(exc, kind))
-    os_error = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-    text = getattr(os_error, "strerror", None)
-    failure = CloudError(reason, f"{call}: {words}" + (f" ({text})" if isinstance(text, str) else ""))
+    closer = _closer_words(exc)
+    failure = CloudError(reason, f"{call}: {words} ({closer})" if closer else f"{call}: {words}")
     failure.__cause__ = exc if isinstance(exc, OSError) else None
     return failure
+
+
+def _closer_words(exc: BaseException) -> str | None:
+    """What the operating system or TLS says of it, as "Connection refused" or "certificate has expired"."""
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        exc = exc.certificate_error
+    elif isinstance(exc, aiohttp.ClientConnectorError):
+        exc = exc.os_error
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return exc.verify_message
+    if isinstance(exc, ssl.SSLError):
+        return exc.reason
+    if isinstance(exc, OSError) and exc.errno and exc.errno in errno.errorcode:
+        return os.strerror(exc.errno)
+    return None
 
 
 _CENTRAL = {
