@@ -6,22 +6,27 @@ calls and raise `DatabaseUnreachable` or `BrokerUnreachable`. Where an answer ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from dcsync.identity import CentralData, FernetKeys, Record, ResourceType
 from dcsync.lifecycle import Ending, Event, Failure
-from dcsync.messages import SyncHint
+from dcsync.messages import Mark, SyncHint
 from dcsync.subcloud import (
+    AvailabilityStatus,
+    EndpointType,
     InitialSyncState,
     ManagementState,
     NewSubcloud,
     Step,
     Subcloud,
+    SyncStatus,
 )
+
+T = TypeVar("T")
 
 # --- the store ---------------------------------------------------------------------------------------------------
 
@@ -47,6 +52,9 @@ class Inventory(Protocol):
 
     def all(self) -> list[Subcloud]:
         """Every subcloud, by name."""
+
+    def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
+        """Up to `limit` names in order: what a shell completes."""
 
     def delete(self, name: str) -> Subcloud:
         """Remove the row with all that hangs on it, also in the middle of a run; raises UnknownSubcloud."""
@@ -115,13 +123,6 @@ class Standing:
     detail: str
 
 
-@dataclass(frozen=True)
-class Dispatch:
-    """What a sweep did to the rows."""
-
-    hints: tuple[SyncHint, ...]
-
-
 class RunStore(Protocol):
     """Rows as the sweep and the runs see them. Every write of a run is conditional on its run id."""
 
@@ -137,8 +138,8 @@ class RunStore(Protocol):
         """in-progress -> requested for these (region name, run id), where the run id still stands; the third time for
         one request -> failed (quarantined) until `hold_off_until`. Returns the region names changed."""
 
-    def stale_hints(self, *, dispatched_before: datetime) -> list[SyncHint]:
-        """Hints sent before that moment whose subcloud is still only requested."""
+    def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
+        """Hints sent (and when) whose subcloud is still only requested."""
 
     def in_progress_count(self) -> int:
         """How many subclouds are being worked on."""
@@ -180,14 +181,187 @@ class RunStore(Protocol):
     def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:
         """in-progress -> failed with reason and retry_at, and the attempt's end; False as in complete."""
 
-    def give_back(self, run: Run, *, now: datetime) -> bool:
-        """in-progress -> requested because this worker stops; the attempt does not count. False as in complete."""
+    def give_back(self, run: Run, *, ending: Ending, detail: str, now: datetime) -> bool:
+        """in-progress -> requested, for this worker stops or lost the lock; the attempt does not count against the
+        subcloud. False as in complete."""
 
     def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
         """Close the history row of a run that may not touch the subcloud's row any more."""
 
     def delete_history(self, *, ended_before: datetime, limit: int) -> int:
         """Remove up to `limit` old attempts (never a subcloud's latest request); how many."""
+
+
+# --- what observers tell -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRow:
+    """What is shown for one endpoint, and the report that made it so."""
+
+    sync_status: SyncStatus
+    alarmable: bool
+    mark: Mark | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRow:
+    """One subcloud with what observers told of it, its row locked until the transaction ends.
+
+    `memory` is what `StateChanges.memories` last stored for it, plain JSON.
+    """
+
+    subcloud_id: int
+    name: str
+    region_name: str
+    management_state: ManagementState
+    initial_sync_state: InitialSyncState
+    availability_status: AvailabilityStatus
+    online_mark: Mark | None
+    offline_mark: Mark | None
+    fail_count: int
+    fail_mark: Mark | None
+    first_identity_sync_complete: bool
+    endpoints: Mapping[EndpointType, EndpointRow]
+    memory: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedColumns:
+    """The columns of a subcloud's row that reports decide, all written together."""
+
+    subcloud_id: int
+    availability_status: AvailabilityStatus
+    online_mark: Mark | None
+    offline_mark: Mark | None
+    fail_count: int
+    fail_mark: Mark | None
+    first_identity_sync_complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmRow:
+    """An alarm to raise; with `cleared_at`, one that has come and gone already."""
+
+    alarm_id: str
+    entity: str
+    subcloud_id: int
+    endpoint_type: EndpointType | None
+    severity: str
+    reason_text: str
+    raised_at: datetime
+    cleared_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedReport:
+    """A report that was put aside: which region it named, why, and its text."""
+
+    region_name: str | None
+    reason: str
+    report: str
+
+
+@dataclass(slots=True)
+class StateChanges:
+    """All that a batch of reports writes, gathered first and then written in a few statements."""
+
+    columns: list[ObservedColumns] = field(default_factory=list)
+    events: dict[Event, list[int]] = field(default_factory=dict)
+    endpoints: list[tuple[int, EndpointType, EndpointRow]] = field(default_factory=list)
+    added_endpoints: list[tuple[int, EndpointType, EndpointRow]] = field(default_factory=list)
+    removed_endpoints: list[tuple[int, EndpointType]] = field(default_factory=list)
+    memories: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    cleared_alarms: list[tuple[str, str, datetime]] = field(default_factory=list)
+    """(alarm id, entity, cleared at); cleared before `raised_alarms` are raised."""
+    raised_alarms: list[AlarmRow] = field(default_factory=list)
+    audits: list[tuple[int | None, EndpointType, str]] = field(default_factory=list)
+    """(subcloud or None for all, endpoint type, cause); one that is still asked for is not asked for again."""
+    realigned: list[int] = field(default_factory=list)
+    """Subclouds whose alarms are made to agree with their rows, after everything else was written."""
+    rejected: list[RejectedReport] = field(default_factory=list)
+
+
+class StateTransaction(Protocol):
+    """One transaction over the rows of some subclouds."""
+
+    def lock(self, region_names: Collection[str]) -> list[StateRow]:
+        """These subclouds, locked in the order of their ids; unknown ones are left out."""
+
+    def write(self, changes: StateChanges, *, now: datetime) -> None:
+        """Raises BadReport when PostgreSQL refuses a value; then nothing of this transaction may be committed."""
+
+
+class StateStore(Protocol):
+    """The rows as the state service sees them."""
+
+    def transaction(self) -> AbstractContextManager[StateTransaction]:
+        """Committed when the block ends, rolled back when it raises."""
+
+    def region_names(self, *, after: str, limit: int) -> list[str]:
+        """Up to `limit` region names that follow `after`, in order: for what is said of all subclouds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmNotice:
+    """An alarm as a sink is told of it: active, or cleared since."""
+
+    alarm_id: str
+    entity: str
+    severity: str
+    reason_text: str
+    raised_at: datetime
+    cleared_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmPosition:
+    """How far a sink was told; opaque."""
+
+    xid: int
+    row_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SinkTurn:
+    """The right to tell one sink what comes after `position`, until `until`."""
+
+    sink: str
+    position: AlarmPosition
+    attempt: int
+
+
+class AlarmStore(Protocol):
+    """Alarms as operators and sinks see them; that they are raised and cleared is `StateTransaction`'s."""
+
+    def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
+        """Active alarms, gravest and oldest first; with `history` cleared ones as well, newest first."""
+
+    def take_turn(self, sink: str, *, now: datetime, until: datetime) -> SinkTurn | None:
+        """None while another process tells this sink, or its hold-off lasts."""
+
+    def changed_after(self, position: AlarmPosition, *, limit: int) -> tuple[list[AlarmNotice], AlarmPosition]:
+        """Alarms raised or cleared after that position, in order, and the position reached."""
+
+    def end_turn(self, turn: SinkTurn, *, reached: AlarmPosition, next_attempt_at: datetime, attempt: int) -> None:
+        """Note how far the sink was told, and when it is told again at the earliest."""
+
+    def reconcile(self, *, now: datetime) -> tuple[int, int]:
+        """Make active alarms agree with rows; how many were raised and how many cleared."""
+
+    def prune(self, *, cleared_before: datetime, rejected_kept: int) -> int:
+        """Remove old history, and all but the newest rejected reports; how many rows went."""
+
+
+class AlarmSink(Protocol):
+    """Where alarms are told. Told at least once, in order; the same alarm may come again, always as it is then."""
+
+    @property
+    def name(self) -> str:
+        """The key its position is stored under."""
+
+    def tell(self, notices: Sequence[AlarmNotice]) -> None:
+        """Raises TemporaryError when they were not, or perhaps not, taken."""
 
 
 # --- locks and messages ------------------------------------------------------------------------------------------
@@ -206,6 +380,14 @@ class Locks(Protocol):
         """Who holds each lock now, None where nobody does; one round trip."""
 
 
+class Ownership(Protocol):
+    """Whether a run still owns its subcloud, asked of row and lock together."""
+
+    async def standing(self, run: Run) -> Standing | None:
+        """None while both the row and the lock are the run's own, else why it must stop. Raises DatabaseUnreachable or
+        BrokerUnreachable when that cannot be found out; then nothing may be written either."""
+
+
 class Messenger(Protocol):
     """Sends hints. A hint that cannot be sent raises BrokerUnreachable; the sweep makes it good."""
 
@@ -216,7 +398,20 @@ class Messenger(Protocol):
         """Ask for a sweep soon, without waiting for beat."""
 
     def waiting_sync_ids(self) -> set[str]:
-        """Task ids of `sync` messages that no worker has started: in the queue, or taken and not begun."""
+        """Task ids of `sync` messages that no worker has taken yet."""
+
+
+class Progress(Protocol):
+    """Who is told which step a run has reached, for display only; never raises."""
+
+    def __call__(self, run: Run, step: Step) -> None: ...
+
+
+class Loop(Protocol):
+    """The event loop of this process, seen from a task's thread."""
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait for the coroutine; raises what it raised, or WorkerStopping once it was cancelled and has ended."""
 
 
 # --- the clouds --------------------------------------------------------------------------------------------------

@@ -8,19 +8,20 @@ from dcsync.cli.operator import Operator, pass_operator
 from dcsync.cli.output import json_text, output_option, say
 
 
-@click.command()
-@pass_operator
-def up(operator: Operator) -> int:
+@click.command(short_help="Run everything on this machine.")
+@click.option("--flower/--no-flower", default=True, show_default=True, help="Flower, the dashboard, as well.")
+@click.option("--flower-port", type=click.IntRange(1, 65535), metavar="PORT", help="Default: 5555, or a free one.")
+@click.option("--verbose", "-v", is_flag=True, help="Show what the processes log, too.")
+def up(*, flower: bool, flower_port: int | None, verbose: bool) -> int:
     """Run everything on this machine, with embedded servers where no URL is set; Ctrl-C stops it."""
     from dcsync.local import up as local_up
 
-    return local_up.run()
+    return local_up.run(options=local_up.Options(flower=flower, flower_port=flower_port, verbose=verbose))
 
 
-@click.command()
+@click.command(short_help="See it work with a fake cloud.")
 @click.option("--subclouds", type=click.IntRange(1, 5000), default=20, show_default=True, metavar="N", help="How many.")
-@pass_operator
-def demo(operator: Operator, *, subclouds: int) -> int:
+def demo(*, subclouds: int) -> int:
     """The whole system with a fake central cloud and N fake subclouds; ends with a verdict, exit 0 or 1."""
     from dcsync.local import demo as local_demo
 

@@ -33,8 +33,9 @@ class Operator:
     def settings(self) -> Settings:
         """From the environment; where a URL is not set, from a `dcsync up` that runs on this machine."""
         from dcsync import logs, settings
+        from dcsync.local.endpoints import find_endpoints
 
-        loaded = settings.load()
+        loaded = settings.load({**os.environ, **find_endpoints(os.environ)})
         logs.configure("DEBUG" if self.debug else "ERROR")
         return loaded
 

@@ -25,7 +25,7 @@ _wait_option = click.option(
 )
 
 
-@click.group()
+@click.group(short_help="Report an observation.")
 def state() -> None:
     """Report what was observed of a subcloud, as an auditor would."""
 

@@ -45,7 +45,7 @@ LINES_AT_MOST = 20
 
 @click.group()
 def subcloud() -> None:
-    """Which subclouds there are, and whether they are looked after."""
+    """Add, list, show and manage subclouds."""
 
 
 # --- adding and removing -----------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def list_(operator: Operator, *, as_json: bool, states: Sequence[str], sort_by: 
     now = operator.now()
     if subclouds:
         say_table(_COLUMNS, [_cells(known, now=now) for known in subclouds])
-    note(_summary(subclouds))
+    note(_summary(subclouds, filtered=bool(states)))
 
 
 def _cells(known: Subcloud, *, now: datetime) -> tuple[str, ...]:
@@ -237,9 +237,9 @@ def _cells(known: Subcloud, *, now: datetime) -> tuple[str, ...]:
     )
 
 
-def _summary(subclouds: Sequence[Subcloud]) -> str:
+def _summary(subclouds: Sequence[Subcloud], *, filtered: bool) -> str:
     if not subclouds:
-        return "no subclouds; dcsync subcloud add NAME --management-ip IP adds one"
+        return "no subclouds" if filtered else "no subclouds; dcsync subcloud add NAME --management-ip IP adds one"
     states = counts((known.initial_sync_state for known in subclouds), order=WORST_FIRST)
     offline = sum(known.availability_status is AvailabilityStatus.OFFLINE for known in subclouds)
     unmanaged = sum(known.management_state is ManagementState.UNMANAGED for known in subclouds)

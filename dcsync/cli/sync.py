@@ -19,7 +19,7 @@ _timeout_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Run the initial sync anew, now.")
 @names_or_all
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait until all are completed.")
 @_timeout_option
@@ -57,7 +57,7 @@ def sync(
     return waiting.wait(operator, lambda: operator.inventory.find(asked), waiting.COMPLETED, timeout=timeout)
 
 
-@click.command()
+@click.command(short_help="Wait until subclouds are there.")
 @click.option("--for", "goal", type=click.Choice(list(waiting.GOALS)), required=True, help="What to wait for.")
 @click.argument("names", nargs=-1, type=SubcloudName())
 @click.option("--all", "everything", is_flag=True, help="Every managed subcloud; so does giving no name.")
@@ -85,7 +85,7 @@ def _all_managed(inventory: Inventory) -> Callable[[], list[Subcloud]]:
 # --- history -----------------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="What was asked for and tried.")
 @click.argument("name", type=SubcloudName())
 @output_option
 @pass_operator

@@ -38,6 +38,8 @@ _COLUMNS = {
         "issued_before", "expires_at", "revoked_at", "audit_id", "audit_chain_id",
     },
 }  # fmt: skip
+_OWN_NAMES = {column: column for columns in _COLUMNS.values() for column in columns}
+"""One string object per column for all rows of all clouds; parsed JSON would bring its own ones every time."""
 _TIMES = ("created_at", "expires_at", "failed_auth_at", "last_active_at", "issued_before", "revoked_at")
 _TITLES = {400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 500: "Internal Server Error"}
 _EXPLAINED = {
@@ -170,7 +172,7 @@ def _checked(part: str, row: Any) -> Row:
     for column in _TIMES:
         if row.get(column) is not None:
             datetime.fromisoformat(row[column])
-    return dict(row)
+    return {_OWN_NAMES[column]: value for column, value in row.items()}
 
 
 def _check_free(cloud: Cloud, type_: str, *, id_: str, but: str | None, name: str, domain_id: str | None) -> None:

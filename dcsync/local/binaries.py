@@ -69,11 +69,20 @@ def within_reach(program: Program, *, user: User | None, copies: Path) -> Progra
     if not target.exists():
         fresh = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copytree(program.root, fresh, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+        _open_to_all(fresh)
         fresh.rename(target)
     for older in copies.glob(f"{program.name}-*"):
         if older != target:
             shutil.rmtree(older)
     return Program(program.name, program.version, target, target / program.folder.relative_to(program.root))
+
+
+def _open_to_all(folder: Path) -> None:
+    """A copy keeps the modes of what it was made from, and those may have been made for root alone."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            runs = path.is_dir() or path.stat().st_mode & 0o100
+            path.chmod(0o755 if runs else 0o644)
 
 
 def major_version(program: Program) -> str:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import pwd
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from dcsync.errors import MisconfiguredError, RefusedByGuard
 
 SERVER_USER = "nobody"
+LOCK_PATIENCE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,18 @@ def _may_pass(status: os.stat_result, user: User) -> bool:
     return bool(status.st_mode & stat.S_IXOTH)
 
 
+def write_private(path: Path, text: str, *, owner: User | None = None) -> None:
+    """Replace the file in one step; only `owner` (or we) may read it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    if owner is not None:
+        os.chown(fresh, owner.uid, owner.gid)
+    fresh.replace(path)
+
+
 class FolderLock:
     """Held by one process at a time, and let go by the kernel when that process ends, however it ends."""
 
@@ -113,17 +127,44 @@ class FolderLock:
     def take(self) -> None:
         """RefusedByGuard, naming the holder, when another process has it."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock_soon(descriptor):
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
-            raise RefusedByGuard(f"{self._what} is already running on {self.path.parent} (process {holder})") from None
+            raise RefusedByGuard(f"{self._what} is already running on {self.path.parent} (process {holder})")
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         self._descriptor = descriptor
+
+    def is_taken(self) -> bool:
+        """By some process, ours included, at this moment."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not _try_lock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
 
     def give_back(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _lock_soon(descriptor: int) -> bool:
+    """Whoever only looks whether the lock is taken holds it for an instant: so try for a moment."""
+    deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+    while not _try_lock(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

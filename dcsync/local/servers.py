@@ -29,7 +29,7 @@ from redis.retry import Retry
 
 from dcsync.errors import LocalProcessFailed, MisconfiguredError
 from dcsync.local.binaries import Program, find_postgres, find_redis, major_version, within_reach
-from dcsync.local.folder import FolderLock, User, make_data_dir, make_folder, server_user
+from dcsync.local.folder import FolderLock, User, make_data_dir, make_folder, server_user, write_private
 from dcsync.local.leash import leashed
 
 HOST = "127.0.0.1"
@@ -114,6 +114,16 @@ class Server(ABC):
             self._lock.give_back()
             raise
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the server that ended by itself or by a signal; None while it runs, and after `stop`."""
+        return self._process.poll() if self._process else None
+
+    def ask_to_stop(self) -> None:
+        """The first polite signal; waits for nothing."""
+        if self.pid is not None and self._process is not None:
+            self._process.send_signal(self.stop_signals[0][0])
+
     def stop(self) -> None:
         """Politely, then by force; a second call does nothing."""
         if self._process is not None:
@@ -184,7 +194,7 @@ class Server(ABC):
         for attempt in range(TRIES_ON_ITS_PORT + other_ports):
             if attempt >= TRIES_ON_ITS_PORT:
                 kept = self._keepsake = Keepsake(password=kept.password, port=free_port())
-            if self._start_on(program, kept):
+            if is_free(kept.port) and self._start_on(program, kept):
                 self._write_keepsake(kept)
                 return
             time.sleep(BETWEEN_TRIES_SECONDS)
@@ -328,7 +338,7 @@ class EmbeddedPostgres(Server):
             "log_timezone": "UTC",
         }
         if self.fast:
-            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            settings |= {"fsync": "off", "full_page_writes": "off"}  # a killed process still loses nothing
         pairs = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return [str(program.executable("postgres")), "-D", str(self.folder), *pairs]
 
@@ -340,7 +350,7 @@ class EmbeddedPostgres(Server):
                 user=self.ACCOUNT,
                 password=kept.password,
                 dbname="postgres",
-                connect_timeout=5,
+                connect_timeout=2,
             )
         except psycopg2.OperationalError:
             return False
@@ -424,21 +434,19 @@ def free_port() -> int:
         return port
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
 def plain_environment() -> dict[str, str]:
     """What a server may see of ours: nothing that carries a secret or a locale."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
-
-
-def write_private(path: Path, text: str, *, owner: User | None = None) -> None:
-    """Replace the file in one step; only `owner` (or we) may read it."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    if owner is not None:
-        os.chown(fresh, owner.uid, owner.gid)
-    fresh.replace(path)
 
 
 def open_log(path: Path) -> BinaryIO:

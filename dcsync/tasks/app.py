@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from beat_schedule import beat_schedule
@@ -33,10 +34,15 @@ def make_app(settings: Settings | None = None) -> Celery:
     return app
 
 
+def _declared(queue: Queue) -> KombuQueue:
+    """An exchange of its own for each queue; Celery would otherwise bind all of them to the default queue's key."""
+    return KombuQueue(queue.value, Exchange(queue.value, type="direct"), routing_key=queue.value)
+
+
 def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings. Sources for the unusual ones: platform-facts sections 2.6, 3 and 10."""
     return {
-        "task_queues": [KombuQueue(queue.value) for queue in Queue],
+        "task_queues": [_declared(queue) for queue in Queue],
         "task_default_queue": Queue.CONTROL.value,
         "task_create_missing_queues": False,
         "task_routes": {name.value: {"queue": QUEUE_OF[name].value} for name in TaskName},

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from tests.processes import clean_environment, wait_until
-from tests.real_cloud import by_hand, content
-from tests.real_cloud.checks import before, is_refused, problems
+from tests.real_cloud import content
+from tests.real_cloud.by_hand import Operator
+from tests.real_cloud.checks import before, is_refused, problems, records_by_name
 from tests.real_cloud.clouds import Cloud, RealClouds, ask
 
 pytestmark = [pytest.mark.keystone, pytest.mark.xdist_group("keystone"), pytest.mark.timeout(300)]
@@ -38,13 +39,13 @@ def central(real_cloud: RealClouds) -> Cloud:
     return real_cloud.central
 
 
+@pytest.fixture
+def operator(central: Cloud, site: Cloud) -> Operator:
+    return Operator(central=central, site=site)
+
+
 def running(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-def synced(central: Cloud, site: Cloud) -> None:
-    by_hand.align_identity(central=central, site=site)
-    by_hand.copy_keys(central=central, site=site)
 
 
 # --- the clouds themselves
@@ -77,15 +78,15 @@ def test_the_central_catalog_names_dcdbsync_and_sysinv_for_region_one(central: C
 
 
 def test_the_checks_fail_before_the_sync_after_identity_alone_and_after_keys_alone(
-    central: Cloud, site: Cloud, real_cloud: RealClouds
+    central: Cloud, site: Cloud, real_cloud: RealClouds, operator: Operator
 ) -> None:
     was = before(site)
     untouched = problems(central=central, site=site, was=was, patience=0)
-    by_hand.align_identity(central=central, site=site)
+    operator.align_identity()
     identity_alone = problems(central=central, site=site, was=was, patience=0)
     other = real_cloud.add_subcloud(f"site{next(_numbers)}")
     other_was = before(other)
-    by_hand.copy_keys(central=central, site=other)
+    Operator(central=central, site=other).copy_keys()
     keys_alone = problems(central=central, site=other, was=other_was, patience=0)
 
     assert {"the key files differ", "the central password does not log in", "group members differ"} & set(untouched)
@@ -99,14 +100,15 @@ def test_the_checks_fail_before_the_sync_after_identity_alone_and_after_keys_alo
     assert "a central token of barbican is not accepted: 404" in keys_alone
 
 
-def test_a_sync_by_hand_leaves_no_problem(central: Cloud, site: Cloud) -> None:
+def test_a_sync_by_hand_leaves_no_problem(central: Cloud, site: Cloud, operator: Operator) -> None:
     was = before(site)
-    synced(central, site)
+    operator.align_identity()
+    operator.copy_keys()
     assert problems(central=central, site=site, was=was) == []
 
 
-def test_writes_are_seen_with_their_status_and_reads_are_not_among_them(central: Cloud, site: Cloud) -> None:
-    by_hand.copy_keys(central=central, site=site)
+def test_writes_are_seen_with_their_status_and_reads_are_not_among_them(site: Cloud, operator: Operator) -> None:
+    operator.copy_keys()
     site.identity("GET", "users/")
     assert [(w.service, w.method, w.path, w.status) for w in site.writes()] == [
         ("sysinv", "POST", "/v1/fernet_repo", 201)
@@ -116,16 +118,21 @@ def test_writes_are_seen_with_their_status_and_reads_are_not_among_them(central:
 # --- Keystone: K1 to K8
 
 
-def test_k1_keys_count_at_once_and_new_tokens_come_from_the_highest(central: Cloud, site: Cloud) -> None:
+def test_k1_keys_count_at_once_and_new_tokens_come_from_the_highest(
+    central: Cloud, site: Cloud, operator: Operator
+) -> None:
     old = site.token("fm")
-    by_hand.copy_keys(central=central, site=site)
+    operator.copy_keys()
     assert is_refused(site, old)
     assert site.validate(site.token("fm")).status == 200
     assert site.keys() == central.keys()
 
 
-def test_k2_after_the_sync_tokens_of_each_side_are_good_on_the_other(central: Cloud, site: Cloud) -> None:
-    synced(central, site)
+def test_k2_after_the_sync_tokens_of_each_side_are_good_on_the_other(
+    central: Cloud, site: Cloud, operator: Operator
+) -> None:
+    operator.align_identity()
+    operator.copy_keys()
     theirs = site.validate(central.token("barbican"))
     assert theirs.status == 200
     assert {e["region"] for s in theirs.body["token"]["catalog"] for e in s["endpoints"]} == {site.region_name}
@@ -133,43 +140,46 @@ def test_k2_after_the_sync_tokens_of_each_side_are_good_on_the_other(central: Cl
     assert central.validate(ours).status == 200
 
 
-def test_k3_equal_keys_and_an_unknown_id_are_404_and_unequal_keys_401_or_404(central: Cloud, site: Cloud) -> None:
+def test_k3_equal_keys_and_an_unknown_id_are_404_and_unequal_keys_401_or_404(
+    central: Cloud, site: Cloud, operator: Operator
+) -> None:
     token = central.token("barbican")
     assert site.validate(token, caller=token).status == 401
     assert site.validate(token).status == 404
-    by_hand.copy_keys(central=central, site=site)
+    operator.copy_keys()
     answer = site.validate(token)
     assert answer.status == 404
     assert "Could not find user" in answer.body["error"]["message"]
 
 
-def test_k4_and_k5_a_token_of_a_moved_user_is_404_until_the_keys_make_it_401(central: Cloud, site: Cloud) -> None:
+def test_k4_and_k5_a_token_of_a_moved_user_is_404_until_the_keys_make_it_401(site: Cloud, operator: Operator) -> None:
     token = site.token("barbican")
-    by_hand.align_identity(central=central, site=site)
+    operator.align_identity()
     regions = f"{site.urls['keystone']}/regions"
     assert ask("GET", regions, token=token).status == 404
-    by_hand.copy_keys(central=central, site=site)
+    operator.copy_keys()
     assert is_refused(site, token)
 
 
-def test_k6_keys_alone_end_the_tokens_of_users_whose_ids_never_changed(central: Cloud, site: Cloud) -> None:
+def test_k6_keys_alone_end_the_tokens_of_users_whose_ids_never_changed(site: Cloud, operator: Operator) -> None:
     token = site.token("admin", project="admin")
-    by_hand.copy_keys(central=central, site=site)
+    operator.copy_keys()
     assert is_refused(site, token)
 
 
-def test_k7_the_password_comes_with_the_record(central: Cloud, site: Cloud) -> None:
+def test_k7_the_password_comes_with_the_record(central: Cloud, site: Cloud, operator: Operator) -> None:
     assert site.login("barbican", central.password("barbican")).status == 401
-    synced(central, site)
+    operator.align_identity()
+    operator.copy_keys()
     assert site.login("barbican", central.password("barbican")).status == 201
     assert site.login("barbican", site.password("barbican")).status == 401
 
 
-def test_k8_and_k9_grants_follow_the_ids_and_a_new_role_id_breaks_no_token(central: Cloud, site: Cloud) -> None:
+def test_k8_and_k9_grants_follow_the_ids_and_a_new_role_id_breaks_no_token(site: Cloud, operator: Operator) -> None:
     grants = site.grants_by_name()
     token = site.token("dcmanager")
     for name in ("admin", "manager", "member", "reader"):
-        assert by_hand.put(central=central, site=site, kind="roles", name=name).status == 200
+        assert operator.put("roles", name).status == 200
     assert site.grants_by_name() == grants
     assert site.validate(token).status == 200
 
@@ -186,7 +196,8 @@ def test_k12_five_wrong_passwords_lock_a_user_out(site: Cloud) -> None:
 def test_r1_without_aligned_ids_the_keys_cannot_be_delivered(central: Cloud, real_cloud: RealClouds) -> None:
     site = real_cloud.add_subcloud(f"unaligned{next(_numbers)}", aligned=False)
     assert site.fernet_repo(token=site.token("fm")).status == 200
-    assert by_hand.put(central=central, site=site, kind="users", name="sysinv").status == 200
+    operator = Operator(central=central, site=site)
+    assert operator.put("users", "sysinv").status == 200
     fresh = site.token("fm")
     assert site.validate(fresh).status == 200
     assert site.fernet_repo(token=fresh).status == 401
@@ -195,30 +206,32 @@ def test_r1_without_aligned_ids_the_keys_cannot_be_delivered(central: Cloud, rea
     assert site.keys() == keys
 
 
-def test_r2_a_member_of_a_group_can_only_move_while_the_groups_are_empty(central: Cloud, site: Cloud) -> None:
+def test_r2_a_member_of_a_group_can_only_move_while_the_groups_are_empty(site: Cloud, operator: Operator) -> None:
     old_id = site.ids("users")["operator2"]
-    refused = by_hand.put(central=central, site=site, kind="users", name="operator2")
+    refused = operator.put("users", "operator2")
     assert (refused.status, site.ids("users")["operator2"]) == (500, old_id)
-    with_members = by_hand.put(central=central, site=site, kind="groups", name="ops")
+    with_members = operator.put("groups", "ops")
     assert (with_members.status, site.members()["ops"]) == (500, {"admin", "operator1", "operator2"})
-    assert by_hand.put(central=central, site=site, kind="groups", name="ops", local_user_ids=[]).status == 200
-    assert by_hand.put(central=central, site=site, kind="users", name="operator2").status == 200
+    assert operator.put("groups", "ops", local_user_ids=[]).status == 200
+    assert operator.put("users", "operator2").status == 200
 
 
-def test_r3_a_put_may_be_repeated_to_the_old_and_the_new_id(central: Cloud, site: Cloud) -> None:
+def test_r3_a_put_may_be_repeated_to_the_old_and_the_new_id(central: Cloud, site: Cloud, operator: Operator) -> None:
     for kind, name in (("users", "barbican"), ("projects", "lab"), ("roles", "reader")):
-        old_id, body = site.ids(kind)[name], by_hand.record(central, kind, name)
+        old_id, body = site.ids(kind)[name], operator.wanted[kind][name]
         new_id = central.ids(kind)[name]
         statuses = [site.identity("PUT", f"{kind}/{id_}", body=body).status for id_ in (old_id, old_id, new_id)]
         assert statuses == [200, 200, 200]
         assert site.ids(kind)[name] == new_id
 
 
-def test_r7_tied_roles_written_together_fail_sooner_or_later_and_a_repeat_mends_it(central: Cloud, site: Cloud) -> None:
+def test_r7_tied_roles_written_together_fail_sooner_or_later_and_a_repeat_mends_it(
+    site: Cloud, operator: Operator
+) -> None:
     """Back and forth between two sets of ids, all at once, until a 500 comes."""
     names = ("admin", "manager", "member", "reader")
-    records = [{name: by_hand.record(cloud, "roles", name) for name in names} for cloud in (central, site)]
-    token, implied = site.token(), site.implied_roles()
+    token, implied = operator.site_token, site.implied_roles()
+    records = [operator.wanted["roles"], records_by_name(site, "roles", token=token)]
 
     def put(path: str, body: dict[str, object]) -> int:
         return site.identity("PUT", path, token=token, body=body).status
@@ -234,7 +247,7 @@ def test_r7_tied_roles_written_together_fail_sooner_or_later_and_a_repeat_mends_
                 break
     assert seen == {200, 500}
     for name in names:
-        assert by_hand.put(central=central, site=site, kind="roles", name=name).status == 200
+        assert operator.put("roles", name).status == 200
     assert site.implied_roles() == implied
 
 
@@ -274,7 +287,7 @@ def test_a_record_the_tables_refuse_is_500_and_changes_nothing(
 ) -> None:
     site = real_cloud["subcloud1"]
     was = site.user_record("mtce")
-    body = by_hand.record(site, "users", "mtce")
+    body = records_by_name(site, "users", token=site.token())["mtce"]
     refused = site.identity("PUT", f"users/{body['user']['id']}", body=body | {"user": body["user"] | change})
     assert (refused.status, site.user_record("mtce")) == (500, was)
 

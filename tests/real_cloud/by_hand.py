@@ -5,51 +5,56 @@ Source: contracts/real-keystone.md section 6 (the order that works), spec/identi
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
-from tests.real_cloud.checks import KEPT
+from tests.real_cloud.checks import KEPT, KINDS, records_by_name
 from tests.real_cloud.clouds import Answer, Cloud
 
 
-def record(cloud: Cloud, kind: str, name: str) -> dict[str, Any]:
-    """One record as dcdbsync gives it."""
-    answer = cloud.identity("GET", f"{kind}/{cloud.ids(kind)[name]}")
-    assert answer.status == 200, answer.status
-    found: dict[str, Any] = answer.body
-    return found
+class Operator:
+    """Logged in at the centre and on one subcloud as a user whose ids a sync leaves alone."""
 
+    def __init__(self, *, central: Cloud, site: Cloud) -> None:
+        self._central = central
+        self._site = site
 
-def put(*, central: Cloud, site: Cloud, kind: str, name: str, **changes: Any) -> Answer:
-    """The central record, with these parts changed, over the site's record of that name."""
-    body = record(central, kind, name) | changes
-    return site.identity("PUT", f"{kind}/{site.ids(kind)[name]}", body=body)
+    @cached_property
+    def site_token(self) -> str:
+        return self._site.token()
 
+    @cached_property
+    def wanted(self) -> dict[str, dict[str, Any]]:
+        """Kind -> name -> the centre's record."""
+        token = self._central.token()
+        return {kind: records_by_name(self._central, kind, token=token) for kind in KINDS}
 
-def align_identity(*, central: Cloud, site: Cloud) -> None:
-    """Groups emptied, users, groups filled, projects, roles; the site's own groups end with the members they had."""
-    members = site.members()
-    site_groups = {name: record(site, "groups", name) for name in KEPT["groups"]}
-    for name, body in site_groups.items():
-        _done(site.identity("PUT", f"groups/{site.ids('groups')[name]}", body=body | {"local_user_ids": []}))
-    for name in _shared(central, site, "groups"):
-        _done(put(central=central, site=site, kind="groups", name=name, local_user_ids=[]))
-    for kind in ("users", "groups", "projects", "roles"):
-        for name in _shared(central, site, kind):
-            _done(put(central=central, site=site, kind=kind, name=name))
-    user_ids = site.ids("users")
-    for name, body in site_groups.items():
-        refilled = body | {"local_user_ids": [user_ids[member] for member in members[name]]}
-        _done(site.identity("PUT", f"groups/{body['group']['id']}", body=refilled))
+    def put(self, kind: str, name: str, **changes: Any) -> Answer:
+        """The central record, with these parts changed, over the site's record of that name."""
+        return self._put(kind, self._site.ids(kind)[name], self.wanted[kind][name] | changes)
 
+    def _put(self, kind: str, old_id: str, body: dict[str, Any]) -> Answer:
+        return self._site.identity("PUT", f"{kind}/{old_id}", token=self.site_token, body=body)
 
-def copy_keys(*, central: Cloud, site: Cloud) -> None:
-    keys = central.fernet_repo().body["keys"]
-    answer = site.fernet_repo("POST", body=keys)
-    assert answer.status == 201, answer.status
+    def align_identity(self) -> None:
+        """Groups emptied, users, groups filled, projects, roles; the site's own groups end with the members they had."""
+        members = self._site.members()
+        groups = records_by_name(self._site, "groups", token=self.site_token)
+        for name, body in groups.items():
+            _done(self._put("groups", self._site.ids("groups")[name], body | {"local_user_ids": []}))
+        for kind in KINDS:
+            for name in sorted((self.wanted[kind].keys() & self._site.ids(kind).keys()) - KEPT[kind]):
+                _done(self.put(kind, name))
+        user_ids = self._site.ids("users")
+        for name in KEPT["groups"]:
+            refilled = groups[name] | {"local_user_ids": [user_ids[member] for member in members[name]]}
+            _done(self._put("groups", groups[name]["group"]["id"], refilled))
 
-
-def _shared(central: Cloud, site: Cloud, kind: str) -> list[str]:
-    return sorted((central.ids(kind).keys() & site.ids(kind).keys()) - KEPT[kind])
+    def copy_keys(self) -> None:
+        """Ends every token of the site, the operator's own as well."""
+        answer = self._site.fernet_repo("POST", token=self.site_token, body=self._central.fernet_repo().body["keys"])
+        assert answer.status == 201, answer.status
+        del self.site_token
 
 
 def _done(answer: Answer) -> None:
