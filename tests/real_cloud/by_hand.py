@@ -37,7 +37,7 @@ class Operator:
         return self._site.identity("PUT", f"{kind}/{old_id}", token=self.site_token, body=body)
 
     def align_identity(self) -> None:
-        """Groups emptied, users, groups filled, projects, roles; the site's own groups end with the members they had."""
+        """Groups emptied, users, groups filled, projects, roles; the site's own groups end as they were."""
         members = self._site.members()
         groups = records_by_name(self._site, "groups", token=self.site_token)
         for name, body in groups.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,7 @@ import psycopg2
 
 from tests.real_cloud import content, environment
 
-ANSWER_TIMEOUT_SECONDS = 90
+ANSWER_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 20
 SERVICES = ("keystone", "dbsync", "sysinv")
 PATHS = {"keystone": "/v3", "dbsync": "/v1.0", "sysinv": "/v1"}
@@ -323,6 +324,8 @@ class RealClouds:
         stdin, stdout = _pipes(self._host)
         stdin.write(json.dumps(request) + "\n")
         stdin.flush()
+        if not select.select([stdout], [], [], ANSWER_TIMEOUT_SECONDS)[0]:
+            raise RuntimeError(f"the host of the real clouds does not answer\n{self._log_tail()}")
         line = stdout.readline()
         error = json.loads(line)["error"] if line else f"it ended with {self._host.wait(5)}"
         if error:
