@@ -7,7 +7,7 @@ calls and raise `DatabaseUnreachable` or `BrokerUnreachable`. Where an answer ca
 from __future__ import annotations
 
 from collections.abc import Collection, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar

@@ -1,0 +1,175 @@
+"""From a subcloud's rows to the facts of `rules`, and back to what must be written: pure.
+
+The rows hold what is shown. Reports that change nothing to be seen (the same status again, an endpoint's status while
+offline) still decide what a late report is worth; they are kept as a small JSON object beside the rows, the memory.
+It may be lost at any time: the facts then are those of the rows alone, and the observers' next round fills it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from dcsync.messages import Mark
+from dcsync.ports import EndpointRow, ObservedColumns, StateChanges, StateRow
+from dcsync.state.rules import EndpointFact, Facts
+from dcsync.subcloud import AvailabilityStatus, EndpointType, SyncStatus
+
+
+def facts_of(row: StateRow) -> Facts:
+    """What is known of the subcloud: its rows, and whatever newer its memory holds."""
+    return _with_memory(_facts_of_rows(row), row.memory) if row.memory else _facts_of_rows(row)
+
+
+def _facts_of_rows(row: StateRow) -> Facts:
+    is_online = row.availability_status is AvailabilityStatus.ONLINE and row.online_mark is not None
+    return Facts(
+        management_state=row.management_state,
+        offline_mark=row.offline_mark,
+        online_marks=(row.online_mark,) if is_online and row.online_mark else (),
+        has_been_online=row.online_mark is not None,
+        fail_count=row.fail_count,
+        fail_mark=row.fail_mark,
+        first_identity_sync_complete=row.first_identity_sync_complete,
+        endpoints={
+            type_: EndpointFact(endpoint.sync_status, endpoint.alarmable, endpoint.mark)
+            for type_, endpoint in row.endpoints.items()
+        },
+    )
+
+
+def write_changes(changes: StateChanges, row: StateRow, facts: Facts) -> None:
+    """Add to `changes` what must be written so that this row shows, and remembers, these facts."""
+    columns = _columns(row, facts)
+    if columns is not None:
+        changes.columns.append(columns)
+    written: dict[EndpointType, EndpointRow] = {}
+    for type_ in facts.endpoints:
+        shown = facts.shown(type_)
+        before = row.endpoints.get(type_)
+        endpoint = EndpointRow(shown.sync_status, shown.alarmable, shown.mark)
+        if before is None:
+            changes.added_endpoints.append((row.subcloud_id, type_, endpoint))
+        elif (before.sync_status, before.alarmable) != (shown.sync_status, shown.alarmable):
+            changes.endpoints.append((row.subcloud_id, type_, endpoint))
+        else:
+            endpoint = before
+        written[type_] = endpoint
+    changes.removed_endpoints += [(row.subcloud_id, type_) for type_ in row.endpoints if type_ not in facts.endpoints]
+    memory = _memory(facts, _facts_of_rows(_row_after(row, columns, written)))
+    if memory and memory != row.memory:
+        changes.memories.append((row.subcloud_id, memory))
+
+
+def _columns(row: StateRow, facts: Facts) -> ObservedColumns | None:
+    """The row's new columns, None while nothing to be seen changed and no outage lies between the row and now."""
+    online = facts.online_marks[0] if facts.online_marks else row.online_mark
+    if online is None and facts.has_been_online:
+        online = facts.offline_mark  # it was online at some time before that, known only by a late report
+    same = (
+        facts.availability_status is row.availability_status
+        and facts.fail_count == row.fail_count
+        and facts.first_identity_sync_complete is row.first_identity_sync_complete
+        and (row.online_mark is not None) is facts.has_been_online
+    )
+    outage = bool(
+        facts.online_marks and row.online_mark and facts.offline_mark and row.online_mark <= facts.offline_mark
+    )
+    if same and not outage:
+        return None
+    return ObservedColumns(
+        subcloud_id=row.subcloud_id,
+        availability_status=facts.availability_status,
+        online_mark=online,
+        offline_mark=facts.offline_mark,
+        fail_count=facts.fail_count,
+        fail_mark=facts.fail_mark,
+        first_identity_sync_complete=facts.first_identity_sync_complete,
+    )
+
+
+def _row_after(
+    row: StateRow, columns: ObservedColumns | None, endpoints: Mapping[EndpointType, EndpointRow]
+) -> StateRow:
+    if columns is None:
+        return replace(row, endpoints=endpoints)
+    return replace(
+        row,
+        endpoints=endpoints,
+        availability_status=columns.availability_status,
+        online_mark=columns.online_mark,
+        offline_mark=columns.offline_mark,
+        fail_count=columns.fail_count,
+        fail_mark=columns.fail_mark,
+        first_identity_sync_complete=columns.first_identity_sync_complete,
+    )
+
+
+# --- the memory as JSON: {"off": mark, "on": [marks], "fail": mark, "endpoints": {...}, "types": {...}} -----------
+
+
+def _memory(facts: Facts, rows: Facts) -> dict[str, Any]:
+    """What the facts hold beyond the rows; empty when the rows say it all."""
+    memory: dict[str, Any] = {}
+    if facts.offline_mark and facts.offline_mark != rows.offline_mark:
+        memory["off"] = _json(facts.offline_mark)
+    if facts.online_marks != rows.online_marks:
+        memory["on"] = [_json(mark) for mark in facts.online_marks]
+    if facts.fail_mark and facts.fail_mark != rows.fail_mark:
+        memory["fail"] = _json(facts.fail_mark)
+    endpoints = {
+        str(type_): [str(fact.sync_status), fact.alarmable, *_json(fact.mark)]
+        for type_, fact in facts.endpoints.items()
+        if fact.mark and fact != rows.endpoints[type_] and not _is_outlived(fact, facts.offline_mark)
+    }
+    if endpoints:
+        memory["endpoints"] = endpoints
+    if facts.type_marks:
+        memory["types"] = {str(type_): [present, *_json(mark)] for type_, (mark, present) in facts.type_marks.items()}
+    return memory
+
+
+def _is_outlived(fact: EndpointFact, offline_mark: Mark | None) -> bool:
+    """Older than the newest "offline": the endpoint is unknown whatever else is remembered."""
+    return fact.mark is not None and offline_mark is not None and fact.mark <= offline_mark
+
+
+def _with_memory(rows: Facts, memory: Mapping[str, Any]) -> Facts:
+    """Each fact is the newer of the two; marks that an outage has outlived meanwhile count for nothing."""
+    offline = _latest([rows.offline_mark, *_marks([memory["off"]] if "off" in memory else [])])
+    online = sorted({*rows.online_marks, *_marks(memory.get("on", ()))})
+    endpoints = dict(rows.endpoints)
+    for name, (status, alarmable, *mark) in memory.get("endpoints", {}).items():
+        type_ = EndpointType(name)
+        fact = EndpointFact(SyncStatus(status), alarmable, _mark(mark))
+        if type_ in endpoints and fact.is_newer_than(endpoints[type_]) and not _is_outlived(fact, offline):
+            endpoints[type_] = fact
+    return replace(
+        rows,
+        offline_mark=offline,
+        online_marks=tuple(mark for mark in online if offline is None or mark > offline),
+        fail_mark=_latest([rows.fail_mark, *_marks([memory["fail"]] if "fail" in memory else [])]),
+        endpoints=endpoints,
+        type_marks={
+            EndpointType(name): (_mark(mark), present) for name, (present, *mark) in memory.get("types", {}).items()
+        },
+    )
+
+
+def _latest(marks: Iterable[Mark | None]) -> Mark | None:
+    return max((mark for mark in marks if mark is not None), default=None)
+
+
+def _json(mark: Mark) -> list[Any]:
+    return [mark.observed_at.isoformat(), mark.sequence]
+
+
+def _mark(stored: Iterable[Any]) -> Mark:
+    observed_at, sequence = stored
+    return Mark(datetime.fromisoformat(observed_at), sequence)
+
+
+def _marks(stored: Iterable[Any]) -> list[Mark]:
+    return [_mark(each) for each in stored]
