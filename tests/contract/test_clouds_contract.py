@@ -1,0 +1,344 @@
+"""What the steps rely on when they talk to clouds through `HttpClouds`, told once and held to by every backend.
+
+A backend is clouds that run: the fake one is the first, a real Keystone with a real dcdbsync another. To add one, write
+a module-scoped fixture that yields a `Backend` and put its name into `BACKENDS`:
+
+    BACKENDS = ("fake_backend", pytest.param("real_backend", marks=pytest.mark.keystone))
+
+A backend must hold users barbican, operator1 (a member of group ops) and dcmanager, roles reader and member, with ids
+of their own on each subcloud but for what deployment aligns. Only facts that hold on all backends stand here, so no
+test asks a service's middleware about a dead token (it may serve it from its cache for minutes: R4), and an answer
+that one stale thread of Keystone may delay (recorded/13) is waited for with a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import json
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import pytest
+
+from dcsync.adapters.clouds import HttpClouds, HttpSubcloudSession
+from dcsync.adapters.endpoints import CentralEndpoints, ServiceUrls
+from dcsync.adapters.http import Limits
+from dcsync.adapters.keystone import Credentials
+from dcsync.errors import CloudError, Reason
+from dcsync.fake_cloud.control import FakeCloud
+from dcsync.fake_cloud.deployment import ALIGNED
+from dcsync.identity import Record, ResourceType, fingerprint, record_from_body
+from dcsync.subcloud import Subcloud
+from tests.builders import a_subcloud
+
+BACKENDS = ("fake_backend",)
+UNTOUCHED_SUBCLOUDS = 10
+"""How many a backend must be able to hand out."""
+
+USERS, GROUPS, PROJECTS, ROLES = ResourceType
+
+
+class Backend(Protocol):
+    """Running clouds."""
+
+    def environment(self) -> Mapping[str, str]:
+        """The DCSYNC_ variables of a dcsync that looks after them."""
+
+    def untouched(self) -> tuple[str, str]:
+        """Region name and management IP of a subcloud no test has written to; another one at each call."""
+
+    def password(self, cloud: str, user: str) -> str:
+        """What opened `user` on "central" or on a region before anything was written."""
+
+
+class FakeBackend:
+    def __init__(self, cloud: FakeCloud) -> None:
+        self._cloud = cloud
+        self._left = [(found["region_name"], found["management_ip"]) for found in cloud.subclouds()]
+
+    def environment(self) -> Mapping[str, str]:
+        return self._cloud.environment()
+
+    def untouched(self) -> tuple[str, str]:
+        return self._left.pop()
+
+    def password(self, cloud: str, user: str) -> str:
+        side = "Peer" if user in ALIGNED else "Central" if cloud == "central" else "Subcloud"
+        return f"{side}-{user}-pw-1!"
+
+
+@pytest.fixture(scope="module")
+def fake_backend() -> Iterator[Backend]:
+    with FakeCloud.start(subclouds=UNTOUCHED_SUBCLOUDS) as cloud:
+        yield FakeBackend(cloud)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    found: Backend = request.getfixturevalue(request.param)
+    return found
+
+
+def clouds_of(backend: Backend, **credentials: str) -> HttpClouds:
+    environ = backend.environment()
+    login = {
+        "username": environ["DCSYNC_USERNAME"],
+        "password": environ["DCSYNC_PASSWORD"],
+        "project_name": environ["DCSYNC_PROJECT_NAME"],
+    }
+    return HttpClouds(
+        credentials=Credentials(**login | credentials, user_domain_name="Default", project_domain_name="Default"),
+        central=CentralEndpoints(auth=environ["DCSYNC_CENTRAL_AUTH_URL"], region="RegionOne"),
+        subcloud_templates=ServiceUrls(
+            auth=environ["DCSYNC_SUBCLOUD_AUTH_URL"],
+            dbsync=environ["DCSYNC_SUBCLOUD_DBSYNC_URL"],
+            sysinv=environ["DCSYNC_SUBCLOUD_SYSINV_URL"],
+        ),
+        allowed_networks=[ipaddress.ip_network("127.0.0.0/8")],
+        limits=Limits(),
+    )
+
+
+@pytest.fixture
+def clouds(backend: Backend) -> HttpClouds:
+    return clouds_of(backend)
+
+
+class Site:
+    """An untouched subcloud, and its Keystone asked past our adapters."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.region_name, self.address = backend.untouched()
+        template = backend.environment()["DCSYNC_SUBCLOUD_AUTH_URL"]
+        self.auth_url = template.replace("{ip}", self.address)
+
+    @property
+    def subcloud(self) -> Subcloud:
+        return a_subcloud(name=self.region_name, region_name=self.region_name, management_ip=self.address)
+
+    def own_password(self, user: str) -> str:
+        return self._backend.password(self.region_name, user)
+
+    def central_password(self, user: str) -> str:
+        return self._backend.password("central", user)
+
+    def login(self, user: str, password: str) -> tuple[int, str]:
+        """Status and token of a login scoped to project services."""
+        return login_at(self.auth_url, user, password)
+
+    def validated(self, token: str) -> int:
+        """What Keystone says when a token asks about itself."""
+        return ask("GET", f"{self.auth_url}/auth/tokens", {"X-Auth-Token": token, "X-Subject-Token": token})[0]
+
+    async def says(self, status: int, token: str) -> None:
+        """Wait until Keystone answers this token so."""
+        deadline = time.monotonic() + 10
+        while (found := self.validated(token)) != status:
+            assert time.monotonic() < deadline, f"{found} instead of {status}"
+            await asyncio.sleep(0.05)
+
+
+def login_at(auth_url: str, user: str, password: str) -> tuple[int, str]:
+    default = {"name": "Default"}
+    identity = {"methods": ["password"], "password": {"user": {"name": user, "domain": default, "password": password}}}
+    scope = {"project": {"name": "services", "domain": default}}
+    status, headers = ask("POST", f"{auth_url}/auth/tokens", {}, {"auth": {"identity": identity, "scope": scope}})
+    return status, headers.get("X-Subject-Token", "")
+
+
+def ask(method: str, url: str, headers: dict[str, str], body: Any = None) -> tuple[int, Mapping[str, str]]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        url, data=data, headers=headers | {"Content-Type": "application/json"}, method=method
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, response.headers
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, exc.headers
+
+
+@pytest.fixture
+def site(backend: Backend) -> Site:
+    return Site(backend)
+
+
+def named(records: tuple[Record, ...], name: str) -> Record:
+    (found,) = [record for record in records if record.name == name]
+    return found
+
+
+async def central(clouds: HttpClouds, type_: ResourceType, name: str) -> Record:
+    return named((await clouds.central_data()).records.of(type_), name)
+
+
+async def held(session: HttpSubcloudSession, type_: ResourceType, name: str) -> Record:
+    return named(await session.identity.list(type_), name)
+
+
+def request_id() -> str:
+    return f"req-{uuid.uuid4()}"
+
+
+async def test_the_centre_gives_records_of_every_type_and_keys_that_are_keys(backend: Backend) -> None:
+    data = await clouds_of(backend).central_data()
+    assert all(data.records.of(type_) for type_ in ResourceType)
+    assert data.keys.problems() == []
+    assert len(data.keys.keys) >= 2
+
+
+async def test_the_fingerprint_is_the_same_each_time_though_logins_leave_traces(backend: Backend) -> None:
+    first = await clouds_of(backend).central_data()
+    second = await clouds_of(backend).central_data()
+    assert first is not second
+    assert first.identity_fingerprint == second.identity_fingerprint == fingerprint(second.records)
+
+
+async def test_before_a_sync_only_what_deployment_aligned_has_the_central_id(clouds: HttpClouds, site: Site) -> None:
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        for name in ("admin", "sysinv", "dcmanager"):
+            assert (await held(session, USERS, name)).id == (await central(clouds, USERS, name)).id
+        for name in ("admin", "services"):
+            assert (await held(session, PROJECTS, name)).id == (await central(clouds, PROJECTS, name)).id
+        assert (await held(session, USERS, "barbican")).id != (await central(clouds, USERS, "barbican")).id
+        keys = await session.fernet_repo.read()
+    assert keys.problems() == []
+    assert keys != (await clouds.central_data()).keys
+
+
+async def test_a_wrong_password_is_auth_failed_on_either_side(backend: Backend, site: Site) -> None:
+    clouds = clouds_of(backend, username="operator1", password="wrong")
+    with pytest.raises(CloudError) as caught:
+        async with clouds.subcloud(site.subcloud, request_id=request_id()):
+            pass
+    assert caught.value.reason is Reason.AUTH_FAILED
+    with pytest.raises(CloudError) as caught:
+        await clouds.central_data()
+    assert caught.value.reason is Reason.CENTRAL_AUTH_FAILED
+
+
+async def test_an_update_gives_the_record_its_new_id_and_may_be_repeated(clouds: HttpClouds, site: Site) -> None:
+    """R3; recorded/05: 4, 10, 11."""
+    wanted = await central(clouds, USERS, "barbican")
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        before = await held(session, USERS, "barbican")
+        for old_id in (before.id, before.id, wanted.id):
+            stored = await session.identity.update(old_id, wanted)
+            assert (stored.id, stored.key) == (wanted.id, wanted.key)
+            assert hashes(stored) == hashes(wanted)
+        ids = {record.id for record in await session.identity.list(USERS)}
+    assert wanted.id in ids
+    assert before.id not in ids
+
+
+def hashes(user: Record) -> list[str]:
+    return sorted(row["password_hash"] for row in user.body["password"])
+
+
+async def test_tokens_of_a_rewritten_user_are_answered_404_until_the_keys_come_and_401_after(
+    clouds: HttpClouds, site: Site
+) -> None:
+    """K4, K5, K6, K7: the reason for the order identity, then keys, and for logging in anew on 404 as well as 401."""
+    wanted = await central(clouds, USERS, "barbican")
+    status, old = site.login("barbican", site.own_password("barbican"))
+    assert status == 201
+    _, untouched = site.login("dcmanager", site.own_password("dcmanager"))
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.identity.update((await held(session, USERS, "barbican")).id, wanted)
+        await site.says(404, old)
+        await site.says(200, untouched)
+        assert site.login("barbican", site.own_password("barbican"))[0] == 401
+        assert site.login("barbican", site.central_password("barbican"))[0] == 201
+        await session.fernet_repo.replace((await clouds.central_data()).keys)
+    await site.says(401, old)
+    await site.says(401, untouched)
+    assert site.login("barbican", site.central_password("barbican"))[0] == 201
+
+
+async def test_keys_that_were_replaced_are_read_back_after_a_fresh_login(clouds: HttpClouds, site: Site) -> None:
+    keys = (await clouds.central_data()).keys
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.fernet_repo.replace(keys)
+        await session.login()
+        assert await session.fernet_repo.read() == keys
+        await session.fernet_repo.replace(keys)
+        await session.login()
+        assert await session.fernet_repo.read() == keys
+
+
+async def test_a_session_survives_the_death_of_its_own_token(clouds: HttpClouds, site: Site) -> None:
+    """The token that pushed the keys is dead by its own success; four requests at once find out together."""
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.fernet_repo.replace((await clouds.central_data()).keys)
+        lists = await asyncio.gather(*(session.identity.list(type_) for type_ in ResourceType))
+    assert all(lists)
+
+
+async def test_central_tokens_count_on_the_site_once_ids_and_keys_are_the_central_ones(
+    backend: Backend, clouds: HttpClouds, site: Site
+) -> None:
+    """K2, for a user whose id deployment aligned."""
+    auth_url = backend.environment()["DCSYNC_CENTRAL_AUTH_URL"]
+    status, token = login_at(auth_url, "dcmanager", site.central_password("dcmanager"))
+    assert status == 201
+    assert site.validated(token) == 401, "not before"
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.fernet_repo.replace((await clouds.central_data()).keys)
+    await site.says(200, token)
+
+
+async def test_writing_what_nobody_has_is_refused(clouds: HttpClouds, site: Site) -> None:
+    """recorded/07: 10."""
+    ghost = record_from_body(
+        ROLES,
+        {"role": {"id": "d" * 32, "name": "ghost", "extra": "{}", "domain_id": "<<null>>", "description": None}},
+    )
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        with pytest.raises(CloudError) as caught:
+            await session.identity.update("deadbeef", ghost)
+        assert caught.value.reason is Reason.REFUSED
+        assert caught.value.detail.endswith("/identity/roles/deadbeef: 404")
+        assert "ghost" not in {record.name for record in await session.identity.list(ROLES)}
+
+
+async def test_a_name_that_is_taken_is_a_server_error_and_changes_nothing(clouds: HttpClouds, site: Site) -> None:
+    """recorded/07: 11."""
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        before = await session.identity.list(ROLES)
+        member = named(before, "member")
+        taken = record_from_body(ROLES, {"role": {**member.body["role"], "name": "reader"}})
+        with pytest.raises(CloudError) as caught:
+            await session.identity.update(member.id, taken)
+        assert caught.value.reason is Reason.SERVER_ERROR
+        assert {r.key: r.id for r in await session.identity.list(ROLES)} == {r.key: r.id for r in before}
+
+
+async def test_a_member_of_a_group_gets_a_new_id_only_while_the_group_is_empty(clouds: HttpClouds, site: Site) -> None:
+    """R2; recorded/11."""
+    wanted = await central(clouds, USERS, "operator1")
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        old_id = (await held(session, USERS, "operator1")).id
+        group = await held(session, GROUPS, "ops")
+        assert old_id in group.member_ids
+        with pytest.raises(CloudError) as caught:
+            await session.identity.update(old_id, wanted)
+        assert caught.value.reason is Reason.SERVER_ERROR
+        emptied = await session.identity.update(group.id, with_members(group, []))
+        assert emptied.member_ids == ()
+        assert (await session.identity.update(old_id, wanted)).id == wanted.id
+        members = sorted(wanted.id if member == old_id else member for member in group.member_ids)
+        filled = await session.identity.update(group.id, with_members(group, members))
+        assert filled.member_ids == tuple(members)
+        assert (await held(session, GROUPS, "ops")).member_ids == tuple(members)
+
+
+def with_members(group: Record, members: list[str]) -> Record:
+    return dataclasses.replace(group, body={**group.body, "local_user_ids": members})
