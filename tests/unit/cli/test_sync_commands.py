@@ -1,0 +1,288 @@
+"""`dcsync sync`, `wait`, `history` and `state`: what is asked for, how long is waited, and what is said meanwhile."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from dcsync.errors import DatabaseUnreachable
+from dcsync.lifecycle import Ending
+from dcsync.messages import AvailabilityReport, EndpointReport, Report
+from dcsync.ports import AttemptHistory, RequestHistory, StepHistory
+from dcsync.subcloud import (
+    SYNCED_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    EndpointType,
+    InitialSyncState,
+    ManagementState,
+    Step,
+    Subcloud,
+    SyncStatus,
+)
+from tests.builders import NOON, a_subcloud
+from tests.unit.cli.conftest import Shell
+
+COMPLETED, FAILED = InitialSyncState.COMPLETED, InitialSyncState.FAILED
+
+
+def with_subclouds(dcsync: Shell, *subclouds: Subcloud) -> None:
+    for known in subclouds:
+        dcsync.inventory.subclouds[known.name] = known
+        dcsync.inventory.requests[known.name] = []
+
+
+def complete_all(dcsync: Shell) -> None:
+    for name in dcsync.inventory.subclouds:
+        dcsync.inventory.put(name, initial_sync_state=COMPLETED)
+
+
+# --- sync ---
+
+
+def test_sync_asks_anew_and_wakes_the_workers(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a", initial_sync_state=COMPLETED, subsequent_sync=True))
+    assert dcsync("sync", "a").code == 0
+    (asked,) = dcsync.inventory.all()
+    assert (asked.initial_sync_state, asked.subsequent_sync) == (InitialSyncState.REQUESTED, False)
+    assert dcsync.operator.queue.sweeps == 1
+
+
+def test_sync_of_an_offline_subcloud_is_refused(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a", availability_status=AvailabilityStatus.OFFLINE))
+    told = dcsync("sync", "a")
+    assert told.code == 5
+    assert dcsync.operator.queue.sweeps == 0
+
+
+def test_sync_waits_until_all_are_completed(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"), a_subcloud("b"))
+    dcsync.operator.meanwhile = lambda: complete_all(dcsync)
+    told = dcsync("sync", "a", "b", "--wait", "--timeout", "60")
+    assert told.code == 0
+    assert "2 requested" in told.err
+    assert "2 subclouds completed" in told.out
+
+
+def test_sync_of_all_with_nobody_there_says_so(dcsync: Shell) -> None:
+    told = dcsync("sync", "--all", "--wait")
+    assert told.code == 0
+    assert "nothing to sync" in told.err
+
+
+# --- wait ---
+
+
+def test_wait_ends_at_once_when_all_are_there(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a", initial_sync_state=COMPLETED))
+    assert dcsync("wait", "--for", "completed", "a").code == 0
+    assert dcsync.operator.slept == 0
+
+
+def test_when_the_time_is_up_it_names_who_is_not_there_and_why_worst_first(dcsync: Shell) -> None:
+    retry = {"reason": "unreachable", "detail": "no route", "retry_at": NOON + timedelta(minutes=3)}
+    with_subclouds(
+        dcsync,
+        a_subcloud("a", initial_sync_state=COMPLETED),
+        a_subcloud("b"),
+        a_subcloud("c", initial_sync_state=FAILED, attempt=4, **retry),
+        a_subcloud("d", initial_sync_state=InitialSyncState.NONE, availability_status=AvailabilityStatus.OFFLINE),
+    )
+    told = dcsync("wait", "--for", "completed", "--all", "--timeout", "30")
+    assert told.code == 1
+    assert dcsync.operator.slept == pytest.approx(30)
+    lines = told.err.splitlines()
+    assert "1 failed, 1 none, 1 requested, 1 completed" in lines[0]
+    assert lines[-4] == "3 of 4 subclouds not completed after 30 s:"
+    assert "c: failed, unreachable: no route; attempt 4, next try in" in lines[-3]
+    assert "d: none, offline" in lines[-2]
+    assert "b: requested" in lines[-1]
+
+
+def test_in_sync_means_platform_and_identity(dcsync: Shell) -> None:
+    both = dict.fromkeys(SYNCED_ENDPOINT_TYPES, SyncStatus.IN_SYNC)
+    with_subclouds(dcsync, a_subcloud("a", sync_status=both | {EndpointType.IDENTITY: SyncStatus.OUT_OF_SYNC}))
+    assert dcsync("wait", "--for", "in-sync", "a", "--timeout", "1").code == 1
+    dcsync.inventory.put("a", sync_status=both | {EndpointType.FIRMWARE: SyncStatus.OUT_OF_SYNC})
+    assert dcsync("wait", "--for", "in-sync", "a", "--timeout", "1").code == 0
+
+
+def test_all_are_the_managed_ones(dcsync: Shell) -> None:
+    with_subclouds(
+        dcsync,
+        a_subcloud("a", initial_sync_state=COMPLETED),
+        a_subcloud("b", management_state=ManagementState.UNMANAGED, initial_sync_state=InitialSyncState.NONE),
+    )
+    assert dcsync("wait", "--for", "completed", "--all").code == 0
+    assert dcsync("wait", "--for", "completed").code == 0
+
+
+def test_waiting_for_an_empty_fleet_is_no_success(dcsync: Shell) -> None:
+    assert dcsync("wait", "--for", "completed", "--all").code == 1
+
+
+def test_in_a_pipe_progress_is_a_plain_line_for_each_change(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+
+    def later() -> None:
+        if dcsync.operator.slept > 5:
+            complete_all(dcsync)
+
+    dcsync.operator.meanwhile = later
+    told = dcsync("wait", "--for", "completed", "a")
+    assert [line.partition(": ")[2] for line in told.err.splitlines()] == ["1 requested", "1 completed"]
+    assert "\r" not in told.err
+
+
+def test_a_database_that_comes_back_is_waited_for(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    find, complaints = dcsync.inventory.find, []
+
+    def away(names: object) -> list[Subcloud]:
+        complaints.append(names)
+        raise DatabaseUnreachable("connection refused")
+
+    def later() -> None:
+        complete_all(dcsync)
+        dcsync.inventory.find = away if dcsync.operator.slept < 20 else find  # type: ignore[method-assign]
+
+    dcsync.operator.meanwhile = later
+    assert dcsync("wait", "--for", "completed", "a", "--timeout", "60").code == 0
+    assert complaints
+
+
+def test_a_database_that_is_away_from_the_start_is_exit_code_4(dcsync: Shell) -> None:
+    def away(names: object) -> list[Subcloud]:
+        raise DatabaseUnreachable("connection refused")
+
+    dcsync.inventory.find = away  # type: ignore[method-assign]
+    told = dcsync("wait", "--for", "completed", "a")
+    assert told.code == 4
+    assert "connection refused" in told.err
+
+
+def test_interrupted_is_130(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    dcsync.operator.meanwhile = interrupt
+    told = dcsync("wait", "--for", "completed", "a")
+    assert told.code == 130
+    assert "Traceback" not in told.err
+
+
+def test_a_fault_of_ours_is_a_sentence_without_its_secrets(dcsync: Shell) -> None:
+    def broken() -> list[Subcloud]:
+        raise ValueError("s3cret")
+
+    dcsync.inventory.all = broken  # type: ignore[method-assign]
+    told = dcsync("subcloud", "list")
+    assert told.code == 1
+    assert "--debug" in told.err
+    assert "s3cret" not in told.err
+    with pytest.raises(ValueError, match="s3cret"):
+        dcsync("--debug", "subcloud", "list")
+
+
+# --- history ---
+
+
+def test_history_tells_requests_attempts_and_steps(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    step = StepHistory(Step.IDENTITY, NOON, NOON + timedelta(seconds=2), "failed", "GET \x1b[31m/users")
+    ended = NOON + timedelta(seconds=3)
+    attempt = AttemptHistory("run-1", 1, NOON, ended, Ending.FAILED, "timeout", "slow", "worker-1", (step,))
+    running = AttemptHistory("run-2", 2, ended, None, None, None, "", "worker-2", ())
+    dcsync.inventory.requests["a"] = [RequestHistory(3, NOON, "eve", "managed", (attempt, running))]
+    told = dcsync("history", "a").out
+    assert told.splitlines() == [
+        "request 3: managed, by eve, 0.0 s ago",
+        "  attempt 1: failed after 3.0 s (timeout: slow), run run-1 on worker-1",
+        "    identity: failed in 2.0 s (GET \\x1b[31m/users)",
+        "  attempt 2: not ended, run run-2 on worker-2",
+    ]
+    (request,) = dcsync("history", "a", "-o", "json").json
+    assert request["attempts"][0]["steps"][0]["ended_at"] == "2026-01-31T12:00:02.000Z"
+    assert request["attempts"][1]["ending"] is None
+
+
+def test_an_empty_history_is_told_and_is_an_empty_array(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    assert dcsync("history", "a").code == 0
+    assert dcsync("history", "a", "-o", "json").json == []
+
+
+# --- state ---
+
+
+def apply(dcsync: Shell) -> None:
+    """As if a state worker took every report at once."""
+
+    def write(report: Report) -> None:
+        (name,) = [k.name for k in dcsync.inventory.all() if k.region_name == report.region_name]
+        if isinstance(report, AvailabilityReport):
+            dcsync.inventory.put(name, availability_status=report.availability_status)
+        elif isinstance(report, EndpointReport) and report.endpoint_type:
+            dcsync.inventory.put(name, sync_status={report.endpoint_type: report.sync_status})
+
+    dcsync.operator.reported = write
+
+
+def test_a_reported_availability_is_waited_for(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("r1", name="a"), a_subcloud("b"))
+    apply(dcsync)
+    told = dcsync("state", "availability", "offline", "--all")
+    assert (told.code, told.err) == (0, "")
+    assert {known.availability_status for known in dcsync.inventory.all()} == {AvailabilityStatus.OFFLINE}
+    assert {report.region_name for report in dcsync.operator.reports} == {"r1", "b"}
+
+
+def test_a_report_that_no_worker_takes_is_exit_code_1_after_a_while(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    told = dcsync("state", "availability", "offline", "a")
+    assert told.code == 1
+    assert "state worker" in told.err
+    assert dcsync.operator.slept == pytest.approx(10)
+
+
+def test_no_wait_only_reports(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    assert dcsync("state", "availability", "offline", "a", "--no-wait").code == 0
+    assert dcsync.operator.slept == 0
+
+
+def test_an_endpoint_is_reported(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    apply(dcsync)
+    assert dcsync("state", "endpoint", "a", "firmware", "out-of-sync").code == 0
+    assert dcsync.inventory.all()[0].sync_status == {EndpointType.FIRMWARE: SyncStatus.OUT_OF_SYNC}
+
+
+def test_an_in_sync_that_is_not_believed_is_explained(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a", availability_status=AvailabilityStatus.OFFLINE))
+    told = dcsync("state", "endpoint", "a", "firmware", "in-sync")
+    assert told.code == 1
+    assert "offline" in told.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("availability", "away", "a"),
+        ("availability", "online"),
+        ("endpoint", "a", "nonsense", "in-sync"),
+        ("endpoint", "a", "firmware", "green"),
+    ],
+)
+def test_words_outside_the_closed_sets_are_usage_errors(dcsync: Shell, arguments: tuple[str, ...]) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    assert dcsync("state", *arguments).code == 2
+    assert dcsync.operator.reports == []
+
+
+def test_a_broker_that_is_away_cannot_be_reported_to(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    dcsync.operator.queue.is_away = True
+    assert dcsync("state", "availability", "offline", "a").code == 4
