@@ -1,0 +1,396 @@
+"""In-memory ports of the initial sync: rows, locks, hints, and a subcloud with Keystone's manners.
+
+`MemoryRunStore` is held to the same contract as the real one (tests/contract/test_run_store_contract.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from dcsync.errors import BrokerUnreachable, CloudError, Reason
+from dcsync.identity import CentralData, FernetKeys, Record, Records, ResourceType
+from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure, next_state
+from dcsync.messages import SyncHint
+from dcsync.ports import Run, Standing
+from dcsync.subcloud import InitialSyncState, Step, Subcloud
+from tests.builders import a_subcloud, central_data, records, some_keys
+
+T = TypeVar("T")
+
+
+@dataclass
+class Row:
+    """What a row of `subcloud` holds beyond the Subcloud itself."""
+
+    subcloud: Subcloud
+    abandoned: int = 0
+    dispatched_at: datetime | None = None
+    identity_fingerprint: str | None = None
+    groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    audit_is_due: bool = False
+
+
+@dataclass
+class Attempt:
+    region_name: str
+    generation: int
+    ending: Ending | None = None
+    detail: str = ""
+    steps: list[tuple[Step, str | None]] = field(default_factory=list)
+
+
+class MemoryRunStore:
+    """RunStore over dictionaries."""
+
+    def __init__(self, *subclouds: Subcloud) -> None:
+        self.rows = {subcloud.region_name: Row(subcloud) for subcloud in subclouds}
+        self.attempts: dict[str, Attempt] = {}
+
+    # --- what operators and observers do, told to the rows directly ---
+
+    def leave(self, region_name: str) -> None:
+        self._set(region_name, initial_sync_state=InitialSyncState.NONE, run_id=None, claimed_at=None)
+
+    def ask(self, region_name: str, *, now: datetime) -> None:
+        row = self.rows[region_name]
+        row.dispatched_at, row.abandoned = None, 0
+        self._set(
+            region_name,
+            initial_sync_state=InitialSyncState.REQUESTED,
+            generation=row.subcloud.generation + 1,
+            attempt=0,
+            run_id=None,
+            claimed_at=None,
+            requested_at=now,
+        )
+
+    def delete(self, region_name: str) -> None:
+        del self.rows[region_name]
+        self.attempts = {k: v for k, v in self.attempts.items() if v.region_name != region_name}
+
+    def state(self, region_name: str) -> InitialSyncState:
+        return self.rows[region_name].subcloud.initial_sync_state
+
+    # --- the sweep ---
+
+    def requeue_due(self, *, now: datetime) -> int:
+        due = [
+            row.subcloud
+            for row in self.rows.values()
+            if row.subcloud.initial_sync_state is InitialSyncState.FAILED
+            and row.subcloud.retry_at is not None
+            and row.subcloud.retry_at <= now
+        ]
+        for subcloud in due:
+            self.rows[subcloud.region_name].dispatched_at = None
+            self._move(subcloud.region_name, Event.RETRY_DUE, retry_at=None, requested_at=now)
+        return len(due)
+
+    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+        return [
+            (s.region_name, s.run_id, s.claimed_at)
+            for s in self._in(InitialSyncState.IN_PROGRESS)
+            if s.run_id is not None and s.claimed_at is not None and s.claimed_at < moment
+        ]
+
+    def take_back(
+        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    ) -> list[str]:
+        changed = []
+        for region_name, run_id in abandoned:
+            row = self.rows.get(region_name)
+            if row is None or row.subcloud.run_id != run_id:
+                continue
+            row.dispatched_at = None
+            self._end(run_id, Ending.ABANDONED, "")
+            if row.abandoned >= ABANDONED_LIMIT - 1:
+                row.abandoned = 0
+                self._move(
+                    region_name,
+                    Event.QUARANTINED,
+                    run_id=None,
+                    claimed_at=None,
+                    retry_at=hold_off_until,
+                    reason=Reason.QUARANTINED,
+                )
+            else:
+                row.abandoned += 1
+                self._move(region_name, Event.ABANDONED, run_id=None, claimed_at=None)
+            changed.append(region_name)
+        return changed
+
+    def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
+        return [
+            (_hint(s), row.dispatched_at)
+            for s in self._in(InitialSyncState.REQUESTED)
+            if (row := self.rows[s.region_name]).dispatched_at is not None
+        ]
+
+    def in_progress_count(self) -> int:
+        return len(self._in(InitialSyncState.IN_PROGRESS))
+
+    def dispatch(self, *, room: int, lost: Collection[SyncHint], now: datetime) -> list[SyncHint]:
+        again = {hint.region_name for hint in lost}
+        due = [
+            s
+            for s in self._in(InitialSyncState.REQUESTED)
+            if self.rows[s.region_name].dispatched_at is None or s.region_name in again
+        ]
+        due.sort(key=lambda s: (s.requested_at or now, s.id))
+        for subcloud in due[:room]:
+            self.rows[subcloud.region_name].dispatched_at = now
+        return [_hint(subcloud) for subcloud in due[:room]]
+
+    def undo_dispatch(self, hints: Collection[SyncHint]) -> None:
+        for hint in hints:
+            self.rows[hint.region_name].dispatched_at = None
+
+    # --- one run ---
+
+    def claim(self, *, region_name: str, generation: int, run_id: str, worker: str, now: datetime) -> Run | None:
+        row = self.rows.get(region_name)
+        if row is None or row.subcloud.generation != generation:
+            return None
+        if next_state(row.subcloud.initial_sync_state, Event.CLAIMED) is None:
+            return None
+        row.dispatched_at = None
+        self._move(
+            region_name, Event.CLAIMED, run_id=run_id, claimed_at=now, step=None, attempt=row.subcloud.attempt + 1
+        )
+        self.attempts[run_id] = Attempt(region_name, generation)
+        return Run(run_id, row.subcloud, row.identity_fingerprint, dict(row.groups_to_refill))
+
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
+        return {run_id: self._standing(run_id) for run_id in run_ids}
+
+    def _standing(self, run_id: str) -> Standing | None:
+        attempt = self.attempts.get(run_id)
+        if attempt is None:
+            return Standing(Ending.CANCELLED, "deleted")
+        subcloud = self.rows[attempt.region_name].subcloud
+        if subcloud.run_id == run_id:
+            return None
+        if subcloud.initial_sync_state is InitialSyncState.NONE:
+            return Standing(Ending.CANCELLED, "no longer managed and online")
+        return Standing(Ending.SUPERSEDED, "moved on")
+
+    def start_step(self, run: Run, step: Step, *, now: datetime) -> bool:
+        if not self._owns(run):
+            return False
+        self._set(run.subcloud.region_name, step=step)
+        self.attempts[run.run_id].steps.append((step, None))
+        return True
+
+    def end_step(self, run: Run, step: Step, *, now: datetime, outcome: str, detail: str = "") -> None:
+        if run.run_id in self.attempts:
+            steps = self.attempts[run.run_id].steps
+            self.attempts[run.run_id].steps = [(s, outcome if s is step else o) for s, o in steps]
+
+    def record_identity(self, run: Run, *, fingerprint: str) -> bool:
+        if not self._owns(run):
+            return False
+        self.rows[run.subcloud.region_name].identity_fingerprint = fingerprint
+        self._set(run.subcloud.region_name, subsequent_sync=True)
+        return True
+
+    def remember_groups(self, run: Run, groups: Mapping[str, tuple[str, ...]]) -> bool:
+        if not self._owns(run):
+            return False
+        self.rows[run.subcloud.region_name].groups_to_refill = dict(groups)
+        return True
+
+    def init_audit(self, run: Run, *, now: datetime) -> bool:
+        if not self._owns(run):
+            return False
+        self.rows[run.subcloud.region_name].audit_is_due = True
+        return True
+
+    def complete(self, run: Run, *, now: datetime) -> bool:
+        return self._finish(
+            run, Event.SUCCEEDED, Ending.COMPLETED, "", attempt=0, reason=None, retry_at=None, detail=""
+        )
+
+    def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:
+        return self._finish(
+            run,
+            Event.STEP_FAILED,
+            Ending.FAILED,
+            failure.detail,
+            reason=failure.reason,
+            detail=failure.detail,
+            retry_at=retry_at,
+        )
+
+    def give_back(self, run: Run, *, ending: Ending, detail: str, now: datetime) -> bool:
+        if not self._owns(run):
+            return False
+        attempt = self.rows[run.subcloud.region_name].subcloud.attempt - 1
+        return self._finish(run, Event.GIVEN_BACK, ending, detail, attempt=attempt)
+
+    def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
+        self._end(run.run_id, ending, detail)
+
+    def delete_history(self, *, ended_before: datetime, limit: int) -> int:
+        return 0
+
+    def _finish(self, run: Run, event: Event, ending: Ending, told: str, **changes: Any) -> bool:
+        if not self._owns(run):
+            return False
+        row = self.rows[run.subcloud.region_name]
+        row.dispatched_at = None
+        if event is not Event.GIVEN_BACK:
+            row.abandoned = 0
+        self._move(run.subcloud.region_name, event, run_id=None, claimed_at=None, step=None, **changes)
+        self._end(run.run_id, ending, told)
+        return True
+
+    def _end(self, run_id: str, ending: Ending, detail: str) -> None:
+        attempt = self.attempts.get(run_id)
+        if attempt is not None and attempt.ending is None:
+            attempt.ending, attempt.detail = ending, detail
+
+    def _owns(self, run: Run) -> bool:
+        row = self.rows.get(run.subcloud.region_name)
+        return row is not None and row.subcloud.run_id == run.run_id
+
+    def _in(self, state: InitialSyncState) -> list[Subcloud]:
+        return [row.subcloud for row in self.rows.values() if row.subcloud.initial_sync_state is state]
+
+    def _move(self, region_name: str, event: Event, **changes: Any) -> None:
+        after = next_state(self.state(region_name), event)
+        assert after is not None, f"{self.state(region_name)} does not know {event}"
+        self._set(region_name, initial_sync_state=after, **changes)
+
+    def _set(self, region_name: str, **changes: Any) -> None:
+        row = self.rows[region_name]
+        row.subcloud = replace(row.subcloud, **changes)
+
+
+def _hint(subcloud: Subcloud) -> SyncHint:
+    return SyncHint(subcloud.region_name, subcloud.generation, subcloud.attempt + 1)
+
+
+class MemoryLocks:
+    def __init__(self) -> None:
+        self.held: dict[str, str] = {}
+
+    def acquire(self, region_name: str, *, owner: str) -> bool:
+        return self.held.setdefault(region_name, owner) == owner
+
+    def release(self, region_name: str, *, owner: str) -> bool:
+        if self.held.get(region_name) != owner:
+            return False
+        del self.held[region_name]
+        return True
+
+    def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
+        return {name: self.held.get(name) for name in region_names}
+
+
+class MemoryMessenger:
+    """Keeps what was sent; `broken` makes the broker go away."""
+
+    def __init__(self) -> None:
+        self.queue: list[SyncHint] = []
+        self.broken = False
+
+    def send_sync(self, hints: Sequence[SyncHint]) -> None:
+        if self.broken:
+            raise BrokerUnreachable("gone")
+        self.queue.extend(hints)
+
+    def send_sweep(self) -> None:
+        return
+
+    def waiting_sync_ids(self) -> set[str]:
+        return {hint.task_id for hint in self.queue}
+
+
+class OwnLoop:
+    """Runs each coroutine to its end on a loop of its own."""
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run(coroutine)
+
+
+class DirectOwnership:
+    """Ownership without batching."""
+
+    def __init__(self, store: MemoryRunStore, locks: MemoryLocks) -> None:
+        self._store, self._locks = store, locks
+
+    async def standing(self, run: Run) -> Standing | None:
+        found = self._store.standing([run.run_id])[run.run_id]
+        if found is None and self._locks.held.get(run.subcloud.region_name) != run.run_id:
+            return Standing(Ending.LOCK_LOST, "its lock ran out")
+        return found
+
+
+class MemoryClouds:
+    """A centre and one subcloud; every call is noted in `calls`, and `before_call` may do something just before one."""
+
+    def __init__(self, *, central: CentralData | None = None, subcloud: Records | None = None) -> None:
+        self.central = central or central_data()
+        self.site = subcloud or records()
+        self.site_keys = some_keys("site")
+        self.calls: list[str] = []
+        self.before_call: Callable[[str], None] = lambda call: None
+        self.identity = self
+        self.fernet_repo = _MemoryFernetRepo(self)
+
+    def note(self, call: str) -> None:
+        self.before_call(call)
+        self.calls.append(call)
+
+    @property
+    def writes(self) -> list[str]:
+        return [call for call in self.calls if call.startswith(("PUT", "POST"))]
+
+    async def central_data(self) -> CentralData:
+        self.note("central data")
+        return self.central
+
+    @asynccontextmanager
+    async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[MemoryClouds]:
+        await self.login()
+        yield self
+
+    async def login(self) -> None:
+        self.note("login")
+
+    async def list(self, type_: ResourceType) -> tuple[Record, ...]:
+        self.note(f"GET {type_}")
+        return self.site.of(type_)
+
+    async def update(self, old_id: str, record: Record) -> Record:
+        self.note(f"PUT {record.type} {record.name}")
+        await asyncio.sleep(0)
+        kept = tuple(r for r in self.site.of(record.type) if r.id != old_id)
+        if len(kept) == len(self.site.of(record.type)):
+            raise CloudError(Reason.REFUSED, f"no {record.type} {old_id}")
+        self.site = replace(self.site, **{record.type.value: (*kept, record)})
+        return record
+
+
+@dataclass
+class _MemoryFernetRepo:
+    clouds: MemoryClouds
+
+    async def read(self) -> FernetKeys:
+        self.clouds.note("GET fernet_repo")
+        return self.clouds.site_keys
+
+    async def replace(self, keys: FernetKeys) -> None:
+        self.clouds.note("POST fernet_repo")
+        self.clouds.site_keys = keys
+
+
+def a_requested_store(*region_names: str) -> MemoryRunStore:
+    """Rows that are managed, online and requested, of generation 1."""
+    names = region_names or ("subcloud1",)
+    return MemoryRunStore(*(a_subcloud(name, id=number) for number, name in enumerate(names, start=1)))

@@ -1,0 +1,337 @@
+"""One run, told as stories: what reaches the subcloud, and what the row says afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from dcsync.errors import BrokerUnreachable, CloudError, Reason, WorkerStopping
+from dcsync.initial_sync.engine import InitialSync, Limits, Outcome, Result
+from dcsync.lifecycle import Ending
+from dcsync.ports import Run
+from dcsync.subcloud import InitialSyncState, Step
+from tests.builders import NOON, a_group, a_user, central_data, records, some_keys
+from tests.fakes_sync import DirectOwnership, MemoryClouds, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
+
+REGION = "subcloud1"
+LIMITS = Limits(run_deadline=5, users_at_once=4, hold_off=timedelta(seconds=60), hold_off_max=timedelta(minutes=15))
+
+
+@dataclass
+class World:
+    """A subcloud that was requested, and everything a run needs."""
+
+    store: MemoryRunStore = field(default_factory=a_requested_store)
+    locks: MemoryLocks = field(default_factory=MemoryLocks)
+    clouds: MemoryClouds = field(default_factory=MemoryClouds)
+    faults: list[BaseException] = field(default_factory=list)
+    shown: list[Step] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def engine(self) -> InitialSync:
+        numbers = itertools.count(1)
+        parts: dict[str, Any] = {
+            "store": self.store,
+            "locks": self.locks,
+            "ownership": DirectOwnership(self.store, self.locks),
+            "clouds": self.clouds,
+            "loop": OwnLoop(),
+            "progress": lambda run, step: self.shown.append(step),
+            "limits": LIMITS,
+            "now": lambda: NOON,
+            "new_run_id": lambda: f"run-{next(numbers)}",
+            "jitter": lambda: 0.0,
+            "log_fault": lambda run, error: self.faults.append(error),
+            "worker": "w1",
+        }
+        return InitialSync(**(parts | self.changes))
+
+    def run(self, generation: int = 1) -> Outcome:
+        return self.engine().run(region_name=REGION, generation=generation)
+
+    def just_before(self, call: str, action: Callable[[], object]) -> None:
+        """Do something once, just before the run makes its first call of that beginning."""
+        done: list[str] = []
+
+        def hook(about_to: str) -> None:
+            if about_to.startswith(call) and not done:
+                done.append(about_to)
+                action()
+
+        self.clouds.before_call = hook
+
+    @property
+    def attempt(self) -> Any:
+        (attempt,) = self.store.attempts.values()
+        return attempt
+
+
+@pytest.fixture
+def world() -> World:
+    central = records(users=(a_user("vim", "c-vim"),), groups=(a_group("ops", "c-ops", members=("c-vim",)),))
+    site = records(users=(a_user("vim", "s-vim"),), groups=(a_group("ops", "s-ops", members=("s-vim",)),))
+    return World(clouds=MemoryClouds(central=central_data(central), subcloud=site))
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def test_a_requested_subcloud_is_brought_to_completed_in_the_specified_order(world: World) -> None:
+    outcome = world.run()
+    assert outcome.result is Result.COMPLETED
+    assert world.store.state(REGION) is InitialSyncState.COMPLETED
+    kinds = [
+        call.split()[0] + " " + call.split()[-1] for call in world.clouds.calls if not call.startswith("PUT users")
+    ]
+    assert kinds == [
+        "central data", "login login", "GET users", "GET groups", "GET projects", "GET roles", "PUT ops", "PUT ops",
+        "POST fernet_repo", "login login", "GET fernet_repo",
+    ]  # fmt: skip
+    assert world.clouds.site_keys == world.clouds.central.keys
+    assert world.attempt.ending is Ending.COMPLETED
+    assert world.attempt.steps == [(Step.IDENTITY, "done"), (Step.FERNET_KEYS, "done"), (Step.AUDIT_INIT, "done")]
+    assert world.store.rows[REGION].audit_is_due
+    assert world.locks.held == {}
+    assert world.shown == list(Step)
+
+
+def test_a_hint_that_comes_twice_runs_once(world: World) -> None:
+    world.run()
+    writes = len(world.clouds.writes)
+    assert world.run().result is Result.STALE
+    assert len(world.clouds.writes) == writes
+
+
+def test_a_hint_of_an_older_generation_does_nothing(world: World) -> None:
+    world.store.ask(REGION, now=NOON)
+    assert world.run(generation=1).result is Result.STALE
+    assert world.clouds.calls == []
+
+
+def test_a_hint_for_a_deleted_subcloud_does_nothing(world: World) -> None:
+    world.store.delete(REGION)
+    assert world.run().result is Result.STALE
+    assert world.clouds.calls == []
+
+
+def test_a_subcloud_somebody_else_works_on_is_busy_and_stays_requested(world: World) -> None:
+    world.locks.acquire(REGION, owner="an audit")
+    assert world.run().result is Result.BUSY
+    assert world.store.state(REGION) is InitialSyncState.REQUESTED
+    assert world.locks.held == {REGION: "an audit"}
+
+
+@pytest.mark.parametrize("moment", ["GET roles", "PUT users", "PUT groups", "POST", "GET fernet_repo"])
+def test_unmanaged_while_syncing_ends_as_cancelled_without_a_further_write(world: World, moment: str) -> None:
+    def unmanage() -> None:
+        world.store.leave(REGION)
+        world.clouds.calls.append("unmanaged")
+
+    world.just_before(moment, unmanage)
+    outcome = world.run()
+    assert outcome.result is Result.CANCELLED
+    assert world.store.state(REGION) is InitialSyncState.NONE
+    assert world.attempt.ending is Ending.CANCELLED
+    after = world.clouds.calls[world.clouds.calls.index("unmanaged") + 1 :]
+    # The call at whose beginning it happened was already allowed; users go side by side, up to four of them.
+    assert len([call for call in after if call.startswith(("PUT", "POST"))]) <= (4 if moment == "PUT users" else 1)
+    assert not world.store.rows[REGION].audit_is_due
+
+
+def test_unmanaged_and_managed_again_while_syncing_leaves_the_new_request_alone(world: World) -> None:
+    def unmanage_and_manage() -> None:
+        world.store.leave(REGION)
+        world.store.ask(REGION, now=NOON)
+
+    world.just_before("POST", unmanage_and_manage)
+    outcome = world.run()
+    assert outcome.result is Result.SUPERSEDED
+    assert world.store.state(REGION) is InitialSyncState.REQUESTED
+    assert world.store.rows[REGION].subcloud.attempt == 0
+
+
+def test_deleted_while_syncing_ends_as_cancelled(world: World) -> None:
+    world.just_before("GET roles", lambda: world.store.delete(REGION))
+    assert world.run().result is Result.CANCELLED
+    assert world.clouds.writes == []
+
+
+def test_a_run_that_loses_its_lock_gives_the_subcloud_back_without_a_write(world: World) -> None:
+    world.just_before("GET users", lambda: world.locks.held.update({REGION: "another run"}))
+    outcome = world.run()
+    assert outcome.result is Result.LOCK_LOST
+    assert world.clouds.writes == []
+    assert world.store.state(REGION) is InitialSyncState.REQUESTED
+    assert world.locks.held == {REGION: "another run"}
+
+
+def test_when_ownership_cannot_be_checked_nothing_is_written(world: World) -> None:
+    class Blind:
+        async def standing(self, run: Run) -> None:
+            raise BrokerUnreachable("gone")
+
+    world.changes["ownership"] = Blind()
+    assert world.run().result is Result.LOCK_LOST
+    assert world.clouds.writes == []
+    assert world.store.state(REGION) is InitialSyncState.REQUESTED
+
+
+def test_a_failed_identity_step_sends_no_keys_and_is_retried_after_the_hold_off(world: World) -> None:
+    world.just_before("PUT users vim", raising(CloudError(Reason.SERVER_ERROR, "PUT ...: 500")))
+    outcome = world.run()
+    row = world.store.rows[REGION].subcloud
+    assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.SERVER_ERROR)
+    assert "POST fernet_repo" not in world.clouds.calls
+    assert (row.initial_sync_state, row.reason) == (InitialSyncState.FAILED, Reason.SERVER_ERROR)
+    assert row.retry_at == NOON + timedelta(seconds=60)
+    assert world.attempt.steps == [(Step.IDENTITY, "failed")]
+    assert not row.subsequent_sync
+
+
+def test_the_hold_off_doubles_with_each_failure_and_success_resets_it(world: World) -> None:
+    waits = []
+    for _ in range(3):
+        world.just_before("login", raising(CloudError(Reason.UNREACHABLE, "refused")))
+        world.run()
+        waits.append(world.store.rows[REGION].subcloud.retry_at)
+        world.store.requeue_due(now=NOON + timedelta(hours=1))
+    assert waits == [NOON + timedelta(seconds=s) for s in (60, 120, 240)]
+    assert world.run().result is Result.COMPLETED
+    assert world.store.rows[REGION].subcloud.attempt == 0
+
+
+def test_a_subcloud_that_answers_other_keys_is_not_completed(world: World) -> None:
+    world.just_before("GET fernet_repo", lambda: setattr(world.clouds, "site_keys", some_keys("forged")))
+    outcome = world.run()
+    assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.KEYS_NOT_VERIFIED)
+
+
+def test_a_subcloud_that_stores_something_else_is_not_completed(world: World) -> None:
+    async def forgetful(old_id: str, record: Any) -> Any:
+        world.clouds.note(f"PUT {record.type} {record.name}")
+        return replace(record, id=old_id)
+
+    world.clouds.update = forgetful  # type: ignore[method-assign]
+    assert world.run().reason is Reason.IDENTITY_NOT_VERIFIED
+    assert "POST fernet_repo" not in world.clouds.calls
+
+
+def test_central_keys_that_are_no_keys_are_never_sent(world: World) -> None:
+    bad = some_keys()
+    world.clouds.central = replace(world.clouds.central, keys=replace(bad, keys={**bad.keys, 2: "CANARY-not-a-key"}))
+    outcome = world.run()
+    assert outcome.reason is Reason.CENTRAL_KEYS_INVALID
+    assert "POST fernet_repo" not in world.clouds.calls
+    assert "CANARY" not in repr(outcome)
+
+
+def test_an_unreachable_centre_writes_nothing_to_the_subcloud(world: World) -> None:
+    world.just_before("central data", raising(CloudError(Reason.CENTRAL_UNREACHABLE, "refused")))
+    outcome = world.run()
+    assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.CENTRAL_UNREACHABLE)
+    assert world.clouds.calls == []
+
+
+def test_a_subcloud_that_comes_back_skips_identity_if_nothing_changed_centrally(world: World) -> None:
+    world.run()
+    world.store.ask(REGION, now=NOON)
+    world.clouds.calls.clear()
+    assert world.run(generation=2).result is Result.COMPLETED
+    assert world.clouds.writes == ["POST fernet_repo"]
+
+
+def test_a_subcloud_that_comes_back_gets_what_changed_centrally_meanwhile(world: World) -> None:
+    world.run()
+    world.store.ask(REGION, now=NOON)
+    changed = records(users=(a_user("vim", "c-vim2"),), groups=world.clouds.central.records.groups)
+    world.clouds.central = central_data(changed)
+    world.run(generation=2)
+    assert "PUT users vim" in world.clouds.writes
+
+
+def test_an_unforeseen_fault_fails_the_run_with_its_traceback_logged_once(world: World) -> None:
+    world.just_before("GET roles", raising(ZeroDivisionError("bug")))
+    outcome = world.run()
+    assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.INTERNAL_ERROR)
+    assert [type(fault) for fault in world.faults] == [ZeroDivisionError]
+    assert "bug" not in repr(outcome), "an unforeseen error's text may hold anything"
+
+
+def test_a_run_that_takes_too_long_fails_with_timeout(world: World) -> None:
+    async def hang(type_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    world.clouds.list = hang  # type: ignore[method-assign]
+    world.changes["limits"] = replace(LIMITS, run_deadline=0.05)
+    outcome = world.run()
+    assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.TIMEOUT)
+    assert world.attempt.steps == [(Step.IDENTITY, "interrupted")]
+
+
+def test_a_stopping_worker_gives_the_run_back_and_it_does_not_count(world: World) -> None:
+    class Stopping:
+        def run(self, coroutine: Any) -> None:
+            coroutine.close()
+            raise WorkerStopping("stop")
+
+    world.changes["loop"] = Stopping()
+    assert world.run().result is Result.GIVEN_BACK
+    row = world.store.rows[REGION].subcloud
+    assert (row.initial_sync_state, row.attempt) == (InitialSyncState.REQUESTED, 0)
+    assert world.locks.held == {}
+
+
+def test_a_run_taken_back_meanwhile_cannot_write_its_result(world: World) -> None:
+    def take_back() -> None:
+        world.store.take_back([(REGION, "run-1")], now=NOON, hold_off_until=NOON)
+
+    world.just_before("GET fernet_repo", take_back)
+    outcome = world.run()
+    assert outcome.result is Result.SUPERSEDED
+    assert world.store.state(REGION) is InitialSyncState.REQUESTED
+    assert world.attempt.ending is Ending.ABANDONED, "an attempt has one end: the first"
+
+
+def test_a_site_group_is_remembered_before_it_is_emptied_and_forgotten_when_filled() -> None:
+    site = records(users=(a_user("vim", "s-vim"),), groups=(a_group("site", "s-site", members=("s-vim",)),))
+    world = World(clouds=MemoryClouds(central=central_data(records(users=(a_user("vim", "c-vim"),))), subcloud=site))
+    remembered = []
+    world.just_before("PUT groups site", lambda: remembered.append(dict(world.store.rows[REGION].groups_to_refill)))
+    assert world.run().result is Result.COMPLETED
+    assert remembered == [{"s-site": ("c-vim",)}]
+    assert world.store.rows[REGION].groups_to_refill == {}
+
+
+@pytest.mark.parametrize("death_before", range(0, 14))
+def test_a_run_that_dies_before_any_call_is_finished_by_the_next(world: World, death_before: int) -> None:
+    class Killed(BaseException):
+        pass
+
+    count = itertools.count()
+
+    def kill(call: str) -> None:
+        if next(count) == death_before:
+            raise Killed
+
+    world.clouds.before_call = kill
+    with pytest.raises(Killed):
+        world.run()
+    world.clouds.before_call = lambda call: None
+    world.locks.held.clear()
+    stuck = world.store.in_progress_since_before(NOON + timedelta(seconds=1))
+    world.store.take_back([(region, run) for region, run, _ in stuck], now=NOON, hold_off_until=NOON)
+    world.changes["new_run_id"] = lambda: "second-run"
+    assert world.run().result is Result.COMPLETED
+    assert {user.name: user.id for user in world.clouds.site.users}["vim"] == "c-vim"
+    assert world.clouds.site.groups[0].member_ids == ("c-vim",)
+    assert world.clouds.site_keys == world.clouds.central.keys

@@ -1,0 +1,152 @@
+"""Who is due now, and how many messages that makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+
+from dcsync.errors import BrokerUnreachable, Reason
+from dcsync.initial_sync.sweep import Sweep, SweepLimits, SweepReport
+from dcsync.lifecycle import ABANDONED_LIMIT, Failure
+from dcsync.subcloud import InitialSyncState
+from tests.builders import NOON
+from tests.fakes_sync import MemoryLocks, MemoryMessenger, MemoryRunStore, a_requested_store
+
+LIMITS = SweepLimits(
+    max_in_flight=10, lock_ttl=timedelta(seconds=30), patience=timedelta(seconds=5), quarantine=timedelta(minutes=15)
+)
+LATER = NOON + timedelta(seconds=31)
+
+
+@dataclass
+class World:
+    store: MemoryRunStore
+    locks: MemoryLocks = field(default_factory=MemoryLocks)
+    messenger: MemoryMessenger = field(default_factory=MemoryMessenger)
+    limits: SweepLimits = LIMITS
+
+    def sweep(self, now=NOON) -> SweepReport:  # type: ignore[no-untyped-def]
+        return Sweep(self.store, self.locks, self.messenger, self.limits).run(now=now)
+
+    def claim(self, region_name: str, run_id: str = "run", now=NOON) -> None:  # type: ignore[no-untyped-def]
+        assert self.store.claim(region_name=region_name, generation=1, run_id=run_id, worker="w", now=now)
+
+
+def names(count: int) -> list[str]:
+    return [f"s{number:03}" for number in range(count)]
+
+
+def test_every_requested_subcloud_is_sent_once() -> None:
+    world = World(a_requested_store(*names(5)))
+    assert world.sweep().sent == 5
+    assert [hint.task_id for hint in world.messenger.queue] == [f"{name}.g1.a1" for name in names(5)]
+
+
+def test_what_waits_in_the_queue_is_never_sent_again() -> None:
+    world = World(a_requested_store(*names(5)))
+    for seconds in range(0, 600, 10):
+        world.sweep(NOON + timedelta(seconds=seconds))
+    assert len(world.messenger.queue) == 5
+
+
+def test_a_hint_that_was_lost_is_sent_again_once_its_patience_is_over() -> None:
+    world = World(a_requested_store(*names(3)))
+    world.sweep()
+    del world.messenger.queue[1]
+    assert world.sweep(NOON + timedelta(seconds=4)).sent == 0
+    assert world.sweep(NOON + timedelta(seconds=6)).sent == 1
+    assert sorted(hint.region_name for hint in world.messenger.queue) == names(3)
+
+
+def test_messages_in_flight_are_bounded_and_the_oldest_go_first() -> None:
+    world = World(a_requested_store(*names(25)))
+    world.store.rows["s024"].subcloud = replace(
+        world.store.rows["s024"].subcloud, requested_at=NOON - timedelta(minutes=1)
+    )
+    assert world.sweep().sent == 10
+    assert world.messenger.queue[0].region_name == "s024"
+    assert world.sweep(NOON + timedelta(seconds=10)).sent == 0
+
+
+def test_room_is_filled_as_runs_end_and_running_ones_count() -> None:
+    world = World(a_requested_store(*names(25)))
+    world.sweep()
+    for hint in world.messenger.queue[:4]:
+        world.claim(hint.region_name, f"run-{hint.region_name}")
+    del world.messenger.queue[:4]
+    assert world.sweep(NOON + timedelta(seconds=1)).sent == 0, "four run, six wait"
+    run = world.store.rows["s000"].subcloud
+    world.store.rows["s000"].subcloud = replace(
+        run, initial_sync_state=InitialSyncState.COMPLETED, run_id=None, claimed_at=None
+    )
+    assert world.sweep(NOON + timedelta(seconds=2)).sent == 1
+
+
+def test_a_broker_that_is_away_leaves_the_rows_to_be_sent_by_the_next_sweep() -> None:
+    world = World(a_requested_store(*names(3)))
+    world.messenger.broken = True
+    with pytest.raises(BrokerUnreachable):
+        world.sweep()
+    world.messenger.broken = False
+    assert world.sweep().sent == 3
+
+
+def test_a_run_whose_lock_is_gone_is_taken_back_and_sent_at_once() -> None:
+    world = World(a_requested_store("s1"))
+    world.claim("s1")
+    report = world.sweep(LATER)
+    assert (report.taken_back, report.sent) == (1, 1)
+    assert world.messenger.queue[0].task_id == "s1.g1.a2"
+
+
+def test_a_run_that_holds_its_lock_is_left_alone_however_old() -> None:
+    world = World(a_requested_store("s1"))
+    world.claim("s1")
+    world.locks.acquire("s1", owner="run")
+    assert world.sweep(NOON + timedelta(hours=1)).is_idle
+    assert world.store.state("s1") is InitialSyncState.IN_PROGRESS
+
+
+def test_a_young_run_without_a_lock_is_left_alone() -> None:
+    world = World(a_requested_store("s1"))
+    world.claim("s1")
+    assert world.sweep(NOON + timedelta(seconds=29)).is_idle
+
+
+def test_a_lock_that_went_to_somebody_else_does_not_protect_a_run() -> None:
+    world = World(a_requested_store("s1"))
+    world.claim("s1")
+    world.locks.acquire("s1", owner="an audit")
+    assert world.sweep(LATER).taken_back == 1
+
+
+def test_a_subcloud_that_kills_its_worker_three_times_is_held_off() -> None:
+    world = World(a_requested_store("s1"))
+    now = NOON
+    for number in range(ABANDONED_LIMIT):
+        world.claim("s1", f"run-{number}", now)
+        now += timedelta(seconds=31)
+        world.sweep(now)
+    subcloud = world.store.rows["s1"].subcloud
+    assert (subcloud.initial_sync_state, subcloud.reason) == (InitialSyncState.FAILED, Reason.QUARANTINED)
+    assert subcloud.retry_at == now + timedelta(minutes=15)
+    assert world.sweep(now + timedelta(minutes=16)).sent == 1, "every state has an exit"
+
+
+def test_a_failure_waits_for_its_moment_and_not_longer() -> None:
+    world = World(a_requested_store("s1"))
+    run = world.store.claim(region_name="s1", generation=1, run_id="run", worker="w", now=NOON)
+    assert run is not None
+    world.store.fail(run, Failure(Reason.TIMEOUT, "slow"), now=NOON, retry_at=NOON + timedelta(seconds=60))
+    assert world.sweep(NOON + timedelta(seconds=59)).is_idle
+    report = world.sweep(NOON + timedelta(seconds=60))
+    assert (report.retried, report.sent) == (1, 1)
+
+
+def test_two_sweeps_at_once_send_nothing_twice() -> None:
+    world = World(a_requested_store(*names(5)))
+    world.sweep()
+    other = World(world.store, world.locks, world.messenger)
+    assert other.sweep().sent == 0
