@@ -1,0 +1,338 @@
+"""What a RunStore promises, held against the one in memory and the one in PostgreSQL.
+
+The rows are made and looked at through `Rows`, which each backend fills in: the port itself cannot add a subcloud.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.adapters.store.runs import SqlRunStore
+from dcsync.errors import Reason
+from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
+from dcsync.ports import Run, RunStore
+from dcsync.subcloud import InitialSyncState, Step, Subcloud, new_subcloud
+from tests.builders import NOON
+from tests.fakes_sync import MemoryRunStore, a_requested_store
+from tests.requested_rows import leave, request, requested_rows
+
+LATER = NOON + timedelta(minutes=5)
+
+
+@dataclass
+class Rows:
+    """A store with three requested subclouds, s1 to s3, and what others do to them."""
+
+    store: RunStore
+    subcloud: Callable[[str], Subcloud]
+    ask: Callable[[str], None]
+    leave: Callable[[str], None]
+    delete: Callable[[str], None]
+    ending: Callable[[str], Ending | None]
+
+
+def _memory_rows() -> Rows:
+    store: MemoryRunStore = a_requested_store("s1", "s2", "s3")
+    return Rows(
+        store=store,
+        subcloud=lambda name: store.rows[name].subcloud,
+        ask=lambda name: store.ask(name, now=LATER),
+        leave=store.leave,
+        delete=store.delete,
+        ending=lambda run_id: store.attempts[run_id].ending,
+    )
+
+
+def _sql_rows(engine: Engine) -> Rows:
+    inventory = SqlInventory(engine)
+    requested_rows(
+        engine,
+        [
+            new_subcloud(name=n, management_ip="10.1.1.1", region_name=n, software_version="")
+            for n in ("s1", "s2", "s3")
+        ],
+    )
+
+    def ending(run_id: str) -> Ending | None:
+        for name in [s.name for s in inventory.all()]:
+            for asked in inventory.history(name):
+                for attempt in asked.attempts:
+                    if attempt.run_id == run_id:
+                        return attempt.ending
+        return None
+
+    return Rows(
+        store=SqlRunStore(engine),
+        subcloud=lambda name: inventory.find([name])[0],
+        ask=lambda name: request(engine, name),
+        leave=lambda name: leave(engine, name),
+        delete=lambda name: [None, inventory.delete(name)][0],
+        ending=ending,
+    )
+
+
+@pytest.fixture(params=["memory", "postgresql"])
+def rows(request: pytest.FixtureRequest) -> Rows:
+    return _memory_rows() if request.param == "memory" else _sql_rows(request.getfixturevalue("engine"))
+
+
+def claim(rows: Rows, name: str = "s1", run_id: str = "run-1", generation: int = 1) -> Run | None:
+    return rows.store.claim(region_name=name, generation=generation, run_id=run_id, worker="w", now=NOON)
+
+
+def claimed(rows: Rows, name: str = "s1", run_id: str = "run-1") -> Run:
+    run = claim(rows, name, run_id)
+    assert run is not None
+    return run
+
+
+def test_a_claim_takes_the_row_and_counts_the_attempt(rows: Rows) -> None:
+    run = claimed(rows)
+    after = rows.subcloud("s1")
+    assert (after.initial_sync_state, after.run_id, after.attempt) == (InitialSyncState.IN_PROGRESS, "run-1", 1)
+    assert replace(run.subcloud, sync_status=after.sync_status) == after
+    assert (run.identity_fingerprint, dict(run.groups_to_refill)) == (None, {})
+
+
+def test_only_one_of_two_claims_gets_the_row(rows: Rows) -> None:
+    claimed(rows)
+    assert claim(rows, run_id="run-2") is None
+    assert rows.subcloud("s1").run_id == "run-1"
+
+
+def test_a_claim_of_another_generation_gets_nothing(rows: Rows) -> None:
+    assert claim(rows, generation=2) is None
+    rows.ask("s1")
+    assert claim(rows, generation=1) is None
+    assert claim(rows, generation=2) is not None
+
+
+def test_a_claim_of_an_unknown_region_gets_nothing(rows: Rows) -> None:
+    assert claim(rows, "nowhere") is None
+
+
+def test_completing_clears_what_failed_before(rows: Rows) -> None:
+    run = claimed(rows)
+    rows.store.fail(run, Failure(Reason.TIMEOUT, "slow"), now=NOON, retry_at=NOON)
+    rows.store.requeue_due(now=NOON)
+    run = claimed(rows, run_id="run-2")
+    assert run.subcloud.attempt == 2
+    assert rows.store.complete(run, now=LATER)
+    after = rows.subcloud("s1")
+    assert (after.initial_sync_state, after.run_id, after.attempt, after.reason, after.retry_at, after.step) == (
+        InitialSyncState.COMPLETED, None, 0, None, None, None,
+    )  # fmt: skip
+    assert rows.ending("run-2") is Ending.COMPLETED
+
+
+def test_failing_stores_the_reason_and_when_to_try_again(rows: Rows) -> None:
+    assert rows.store.fail(claimed(rows), Failure(Reason.AUTH_FAILED, "401"), now=NOON, retry_at=LATER)
+    after = rows.subcloud("s1")
+    assert (after.initial_sync_state, after.reason, after.detail, after.retry_at, after.attempt) == (
+        InitialSyncState.FAILED, Reason.AUTH_FAILED, "401", LATER, 1,
+    )  # fmt: skip
+    assert rows.ending("run-1") is Ending.FAILED
+    assert rows.store.requeue_due(now=LATER - timedelta(seconds=1)) == 0
+    assert rows.store.requeue_due(now=LATER) == 1
+    assert rows.subcloud("s1").initial_sync_state is InitialSyncState.REQUESTED
+
+
+def test_giving_back_makes_the_row_due_again_as_if_not_tried(rows: Rows) -> None:
+    assert rows.store.give_back(claimed(rows), ending=Ending.GIVEN_BACK, detail="stop", now=NOON)
+    after = rows.subcloud("s1")
+    assert (after.initial_sync_state, after.attempt, after.run_id) == (InitialSyncState.REQUESTED, 0, None)
+    assert rows.ending("run-1") is Ending.GIVEN_BACK
+    assert "s1" in [hint.region_name for hint in rows.store.dispatch(room=9, lost=[], now=NOON)]
+
+
+WRITES: dict[str, Callable[[RunStore, Run], bool]] = {
+    "start_step": lambda store, run: store.start_step(run, Step.IDENTITY, now=NOON),
+    "record_identity": lambda store, run: store.record_identity(run, fingerprint="f"),
+    "remember_groups": lambda store, run: store.remember_groups(run, {"g": ("u",)}),
+    "init_audit": lambda store, run: store.init_audit(run, now=NOON),
+    "complete": lambda store, run: store.complete(run, now=NOON),
+    "fail": lambda store, run: store.fail(run, Failure(Reason.TIMEOUT, ""), now=NOON, retry_at=LATER),
+    "give_back": lambda store, run: store.give_back(run, ending=Ending.GIVEN_BACK, detail="", now=NOON),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("what", ["unmanaged", "asked anew", "taken back", "claimed by another"])
+def test_a_run_that_lost_its_row_writes_nothing(rows: Rows, write: str, what: str) -> None:
+    run = claimed(rows)
+    lose(rows, what)
+    before = rows.subcloud("s1")
+    assert WRITES[write](rows.store, run) is False
+    assert rows.subcloud("s1") == before
+
+
+def lose(rows: Rows, what: str) -> None:
+    if what == "unmanaged":
+        rows.leave("s1")
+    elif what == "asked anew":
+        rows.ask("s1")
+    else:
+        rows.store.take_back([("s1", "run-1")], now=NOON, hold_off_until=LATER)
+        if what == "claimed by another":
+            claimed(rows, run_id="run-2")
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_run_whose_subcloud_was_deleted_writes_nothing(rows: Rows, write: str) -> None:
+    run = claimed(rows)
+    rows.delete("s1")
+    assert WRITES[write](rows.store, run) is False
+
+
+def test_standing_says_why_a_run_must_stop(rows: Rows) -> None:
+    for number, name in enumerate(("s1", "s2", "s3"), start=1):
+        claimed(rows, name, f"run-{number}")
+    assert set(rows.store.standing(["run-1", "run-2", "run-3"]).values()) == {None}
+    rows.leave("s1")
+    rows.ask("s2")
+    rows.delete("s3")
+    standing = rows.store.standing(["run-1", "run-2", "run-3"])
+    assert {run_id: found and found.ending for run_id, found in standing.items()} == {
+        "run-1": Ending.CANCELLED,
+        "run-2": Ending.SUPERSEDED,
+        "run-3": Ending.CANCELLED,
+    }
+
+
+def test_an_attempt_keeps_its_first_ending(rows: Rows) -> None:
+    run = claimed(rows)
+    rows.leave("s1")
+    rows.store.end_attempt(run, Ending.CANCELLED, detail="left", now=NOON)
+    rows.store.end_attempt(run, Ending.SUPERSEDED, detail="again", now=LATER)
+    assert rows.ending("run-1") is Ending.CANCELLED
+
+
+def test_dispatch_goes_oldest_first_and_only_once(rows: Rows) -> None:
+    first = rows.store.dispatch(room=2, lost=[], now=NOON)
+    assert [hint.task_id for hint in first] == ["s1.g1.a1", "s2.g1.a1"]
+    assert [hint.region_name for hint in rows.store.dispatch(room=9, lost=[], now=NOON)] == ["s3"]
+    assert [hint.region_name for hint in rows.store.dispatch(room=9, lost=first[:1], now=NOON)] == ["s1"]
+    assert {(hint.region_name, at) for hint, at in rows.store.unstarted_hints()} == {
+        (n, NOON) for n in ("s1", "s2", "s3")
+    }
+
+
+def test_undone_dispatches_are_due_again(rows: Rows) -> None:
+    sent = rows.store.dispatch(room=9, lost=[], now=NOON)
+    rows.store.undo_dispatch(sent)
+    assert rows.store.unstarted_hints() == []
+    assert rows.store.dispatch(room=9, lost=[], now=NOON) == sent
+
+
+def test_a_new_request_is_sent_although_the_old_hint_still_waits(rows: Rows) -> None:
+    rows.store.dispatch(room=9, lost=[], now=NOON)
+    rows.ask("s1")
+    assert [hint.task_id for hint in rows.store.dispatch(room=9, lost=[], now=LATER)] == ["s1.g2.a1"]
+
+
+def test_taking_back_needs_the_run_id_to_stand_still(rows: Rows) -> None:
+    claimed(rows)
+    assert rows.store.take_back([("s1", "another")], now=NOON, hold_off_until=LATER) == []
+    assert rows.store.take_back([("s1", "run-1")], now=NOON, hold_off_until=LATER) == ["s1"]
+    assert rows.subcloud("s1").initial_sync_state is InitialSyncState.REQUESTED
+    assert rows.ending("run-1") is Ending.ABANDONED
+
+
+def test_the_third_abandoned_run_of_a_request_is_held_off(rows: Rows) -> None:
+    for number in range(ABANDONED_LIMIT):
+        claimed(rows, run_id=f"run-{number}")
+        rows.store.take_back([("s1", f"run-{number}")], now=NOON, hold_off_until=LATER)
+    after = rows.subcloud("s1")
+    assert (after.initial_sync_state, after.reason, after.retry_at) == (
+        InitialSyncState.FAILED,
+        Reason.QUARANTINED,
+        LATER,
+    )
+
+
+def test_in_progress_rows_are_found_by_their_age(rows: Rows) -> None:
+    claimed(rows)
+    assert rows.store.in_progress_since_before(NOON) == []
+    assert rows.store.in_progress_since_before(LATER) == [("s1", "run-1", NOON)]
+    assert rows.store.in_progress_count() == 1
+
+
+def test_what_a_run_learns_is_there_for_the_next_one(rows: Rows) -> None:
+    run = claimed(rows)
+    assert rows.store.record_identity(run, fingerprint="f1")
+    assert rows.store.remember_groups(run, {"g1": ("u1", "u2")})
+    rows.store.take_back([("s1", "run-1")], now=NOON, hold_off_until=LATER)
+    second = claimed(rows, run_id="run-2")
+    assert (second.identity_fingerprint, second.subcloud.subsequent_sync) == ("f1", True)
+    assert dict(second.groups_to_refill) == {"g1": ("u1", "u2")}
+
+
+def test_ten_claims_at_once_give_the_row_to_one(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    got: list[Run | None] = []
+    threads = [
+        threading.Thread(target=lambda number=number: got.append(claim(rows, run_id=f"run-{number}")))
+        for number in range(10)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(got) == 10
+    assert len([run for run in got if run is not None]) == 1
+
+
+def test_two_dispatches_at_once_share_the_rows_between_them(engine: Engine) -> None:
+    requested_rows(
+        engine,
+        [
+            new_subcloud(name=f"n{i}", management_ip="10.1.1.1", region_name=None, software_version="")
+            for i in range(200)
+        ],
+    )
+    store, sent = SqlRunStore(engine), []
+    threads = [
+        threading.Thread(target=lambda: sent.extend(store.dispatch(room=150, lost=[], now=NOON))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    regions = [hint.region_name for hint in sent]
+    assert len(regions) == len(set(regions))
+
+
+def test_audit_init_resets_the_audit_columns_of_platform_and_identity(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE subcloud_sync SET audit_status='completed', sync_status_reported='in-sync', last_audit_time=now(),"
+            " sync_status_report_time=now()"
+        )
+    run = claimed(rows)
+    assert rows.store.init_audit(run, now=NOON)
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            "SELECT audit_status, sync_status_reported, sync_status_report_time, last_audit_time FROM subcloud_sync"
+            f" WHERE subcloud_id={run.subcloud.id}"
+        ).all()
+    assert [tuple(row) for row in found] == [("none", "none", None, None)] * 2
+
+
+def test_old_history_goes_and_the_latest_request_stays(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    rows.store.complete(claimed(rows), now=NOON)
+    rows.ask("s1")
+    run = claim(rows, run_id="run-2", generation=2)
+    assert run is not None
+    rows.store.complete(run, now=NOON)
+    assert rows.store.delete_history(ended_before=LATER, limit=100) == 1
+    assert rows.ending("run-1") is None
+    assert rows.ending("run-2") is Ending.COMPLETED
