@@ -25,14 +25,17 @@ from dcsync.adapters.locks import RedisLocks
 from dcsync.adapters.loop import LoopThread
 from dcsync.adapters.messenger import CeleryMessenger
 from dcsync.adapters.ownership import BatchedOwnership
+from dcsync.adapters.reporter import CeleryReports
 from dcsync.adapters.store.inventory import SqlInventory
 from dcsync.adapters.store.runs import SqlRunStore
+from dcsync.adapters.store.states import SqlStateStore
 from dcsync.adapters.ticks import SweepTicks
 from dcsync.errors import MisconfiguredError
 from dcsync.initial_sync import engine as initial_sync
 from dcsync.initial_sync.sweep import Sweep, SweepLimits
 from dcsync.ports import Progress, Run
 from dcsync.settings import Settings
+from dcsync.state.service import StateService
 
 HINT_PATIENCE_SECONDS = 5.0
 """How long a hint may be between broker and claim before the sweep looks whether it still waits."""
@@ -53,11 +56,20 @@ class SyncServices:
 
 
 @dataclass(frozen=True)
+class StateServices:
+    """What a state worker does its work with."""
+
+    settings: Settings
+    service: StateService
+
+
+@dataclass(frozen=True)
 class OperatorServices:
     """What the command line does its work with."""
 
     inventory: SqlInventory
     messenger: CeleryMessenger
+    reports: CeleryReports
 
 
 def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> Engine:
@@ -90,6 +102,7 @@ def operator_services(settings: Settings, app: Celery) -> OperatorServices:
     return OperatorServices(
         inventory=SqlInventory(engine(settings, application_name="dcsync cli", pool_size=2)),
         messenger=messenger(settings, app),
+        reports=reports(app),
     )
 
 
@@ -171,6 +184,20 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             worker=worker,
         ),
     )
+
+
+def state_services(settings: Settings, app: Celery, *, worker: str) -> StateServices:
+    """For a worker that consumes `state`."""
+    rows = engine(settings, application_name=f"dcsync {worker}", pool_size=5)
+    return StateServices(
+        settings=settings,
+        service=StateService(store=SqlStateStore(rows), messenger=messenger(settings, app), now=utc_now),
+    )
+
+
+def reports(app: Celery) -> CeleryReports:
+    """The way to the state service, for whoever observes something."""
+    return CeleryReports(app)
 
 
 def _new_run_id() -> str:

@@ -105,10 +105,10 @@ class StateService:
         return tally
 
     def _apply_batch(self, batch: Mapping[str, Sequence[Report]]) -> Tally:
-        """In one transaction. Where PostgreSQL refuses a value, the batch is halved until it is found."""
+        """In one transaction. Where a report makes it fail, the batch is halved until that report is found."""
         try:
             return self._apply_in_one_transaction(batch)
-        except BadReport as error:
+        except (BadReport, ArithmeticError, LookupError, TypeError, ValueError) as error:
             if len(batch) > 1:
                 tally = Tally()
                 for half in _slices(batch, -(-len(batch) // 2)):
@@ -221,12 +221,13 @@ def _refuse_unknown(reports: Sequence[Report], changes: StateChanges) -> None:
     changes.rejected += [_rejected(report_payload(report), error) for report in reports]
 
 
-def _rejected(payload: object, error: BadReport) -> RejectedReport:
+def _rejected(payload: object, error: Exception) -> RejectedReport:
     """Escaped to plain ASCII, so that it can be stored and shown whatever it holds."""
+    reason = str(error) if isinstance(error, BadReport) else f"a fault in dcsync: {type(error).__name__}"
     region_name = payload.get("region_name") if isinstance(payload, dict) else None
     usable = isinstance(region_name, str) and region_name.isprintable()
     text = json.dumps(payload, default=repr)[:KEPT_TEXT]
-    return RejectedReport(region_name[:255] if usable and region_name else None, str(error), text)
+    return RejectedReport(region_name[:255] if usable and region_name else None, reason, text)
 
 
 def _slices(batch: Mapping[str, Sequence[Report]], size: int) -> list[dict[str, Sequence[Report]]]:

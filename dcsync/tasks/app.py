@@ -26,7 +26,7 @@ def make_app(settings: Settings | None = None) -> Celery:
         "dcsync",
         broker=settings.redis_url.get_secret_value(),
         task_cls="dcsync.tasks.base:DcsyncTask",
-        include=["dcsync.tasks.control", "dcsync.tasks.initial_sync", "dcsync.tasks.lifecycle"],
+        include=["dcsync.tasks.control", "dcsync.tasks.initial_sync", "dcsync.tasks.lifecycle", "dcsync.tasks.state"],
         set_as_current=False,
     )
     app.conf.update(configuration(settings))

@@ -29,6 +29,10 @@ class DcsyncTask(Task):
     def sync(self) -> bootstrap.SyncServices:
         return process_of(self.app).sync
 
+    @property
+    def state(self) -> bootstrap.StateServices:
+        return process_of(self.app).state
+
 
 class WorkerProcess:
     """What one worker process keeps between tasks."""
@@ -38,6 +42,7 @@ class WorkerProcess:
         self.settings = settings
         self._guard = threading.Lock()
         self._sync: bootstrap.SyncServices | None = None
+        self._state: bootstrap.StateServices | None = None
         self.consumer: Any = None
         """Celery's consumer once it is up: the way to Flower's events."""
         self.name = "worker"
@@ -50,6 +55,13 @@ class WorkerProcess:
                     self.settings, self._app, progress=self.show_step, worker=self.name
                 )
             return self._sync
+
+    @property
+    def state(self) -> bootstrap.StateServices:
+        with self._guard:
+            if self._state is None:
+                self._state = bootstrap.state_services(self.settings, self._app, worker=self.name)
+            return self._state
 
     @property
     def sync_if_made(self) -> bootstrap.SyncServices | None:
