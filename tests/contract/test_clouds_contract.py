@@ -1,9 +1,7 @@
 """What the steps rely on when they talk to clouds through `HttpClouds`, told once and held to by every backend.
 
-A backend is clouds that run: the fake one is the first, a real Keystone with a real dcdbsync another. To add one, write
-a module-scoped fixture that yields a `Backend` and put its name into `BACKENDS`:
-
-    BACKENDS = ("fake_backend", pytest.param("real_backend", marks=pytest.mark.keystone))
+A backend is clouds that run: the fake ones, and a real Keystone with our dcdbsync on its tables. To add one, write a
+module-scoped fixture that yields a `Backend` and put its name into `BACKENDS`.
 
 A backend must hold users barbican, operator1 (a member of group ops) and dcmanager, roles reader and member, with ids
 of their own on each subcloud but for what deployment aligns. Only facts that hold on all backends stand here, so no
@@ -36,8 +34,12 @@ from dcsync.fake_cloud.deployment import ALIGNED
 from dcsync.identity import Record, ResourceType, fingerprint, record_from_body
 from dcsync.subcloud import Subcloud
 from tests.builders import a_subcloud
+from tests.real_cloud.clouds import RealClouds
 
-BACKENDS = ("fake_backend",)
+BACKENDS = (
+    "fake_backend",
+    pytest.param("real_backend", marks=[pytest.mark.keystone, pytest.mark.xdist_group("keystone")]),
+)
 UNTOUCHED_SUBCLOUDS = 10
 """How many a backend must be able to hand out."""
 
@@ -77,6 +79,26 @@ class FakeBackend:
 def fake_backend() -> Iterator[Backend]:
     with FakeCloud.start(subclouds=UNTOUCHED_SUBCLOUDS) as cloud:
         yield FakeBackend(cloud)
+
+
+class RealBackend:
+    def __init__(self, clouds: RealClouds) -> None:
+        self._clouds = clouds
+
+    def environment(self) -> Mapping[str, str]:
+        return self._clouds.environment()
+
+    def untouched(self) -> tuple[str, str]:
+        site = self._clouds.add_subcloud(f"untouched{len(self._clouds.subclouds)}")
+        return site.region_name, site.address
+
+    def password(self, cloud: str, user: str) -> str:
+        return self._clouds[cloud].password(user)
+
+
+@pytest.fixture(scope="module")
+def real_backend(real_cloud: RealClouds) -> Backend:
+    return RealBackend(real_cloud)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

@@ -207,13 +207,13 @@ def test_r1_without_aligned_ids_the_keys_cannot_be_delivered(central: Cloud, rea
 
 
 def test_r2_a_member_of_a_group_can_only_move_while_the_groups_are_empty(site: Cloud, operator: Operator) -> None:
-    old_id = site.ids("users")["operator2"]
-    refused = operator.put("users", "operator2")
-    assert (refused.status, site.ids("users")["operator2"]) == (500, old_id)
+    old_id = site.ids("users")["operator1"]
+    refused = operator.put("users", "operator1")
+    assert (refused.status, site.ids("users")["operator1"]) == (500, old_id)
     with_members = operator.put("groups", "ops")
     assert (with_members.status, site.members()["ops"]) == (500, {"admin", "operator1", "operator2"})
     assert operator.put("groups", "ops", local_user_ids=[]).status == 200
-    assert operator.put("users", "operator2").status == 200
+    assert operator.put("users", "operator1").status == 200
 
 
 def test_r3_a_put_may_be_repeated_to_the_old_and_the_new_id(central: Cloud, site: Cloud, operator: Operator) -> None:

@@ -79,7 +79,7 @@ CENTRAL_CONTENT = Content(
 )
 SUBCLOUD_CONTENT = Content(
     users=(*_COMMON_USERS, User(SITE_USER, (("lab", SITE_ROLE),))),
-    groups=(_OPS, Group(SITE_GROUP, ("operator1", SITE_USER), (("lab", "reader"),))),
+    groups=(_OPS, Group(SITE_GROUP, ("operator2", SITE_USER), (("lab", "reader"),))),
     projects=_PROJECTS,
     roles=(*_ROLES, SITE_ROLE),
     implied_roles=_IMPLIED,
