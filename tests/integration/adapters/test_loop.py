@@ -1,0 +1,81 @@
+"""The event loop in its thread: results, errors and the worker's end reach the thread that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from dcsync.adapters.loop import LoopThread
+from dcsync.errors import WorkerStopping
+
+
+def test_results_and_errors_come_back_to_the_thread_that_waits() -> None:
+    loop = LoopThread()
+
+    async def answer() -> int:
+        await asyncio.sleep(0)
+        return 42
+
+    async def fail() -> None:
+        raise LookupError("no")
+
+    assert loop.run(answer()) == 42
+    with pytest.raises(LookupError):
+        loop.run(fail())
+
+
+def test_many_threads_share_one_loop() -> None:
+    loop = LoopThread()
+    meeting = 20
+    arrived: set[int] = set()
+    threads: set[int] = set()
+    together = asyncio.Event()
+
+    async def meet(number: int) -> None:
+        arrived.add(number)
+        threads.add(threading.get_ident())
+        if len(arrived) == meeting:
+            together.set()
+        await asyncio.wait_for(together.wait(), 20)
+
+    waiting = [threading.Thread(target=loop.run, args=(meet(number),)) for number in range(meeting)]
+    for thread in waiting:
+        thread.start()
+    for thread in waiting:
+        thread.join(30)
+    assert len(arrived) == meeting
+    assert len(threads) == 1
+
+
+def test_cancel_all_ends_what_runs_after_its_clean_up_and_refuses_what_comes_later() -> None:
+    loop = LoopThread()
+    started, told = threading.Event(), []
+
+    async def run_long() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            told.append("cleaned up")
+
+    async def come_late() -> None:
+        told.append("ran")
+
+    def run() -> None:
+        try:
+            loop.run(run_long())
+        except WorkerStopping:
+            told.append("stopped")
+
+    waiting = threading.Thread(target=run)
+    waiting.start()
+    assert started.wait(10)
+    loop.cancel_all()
+    waiting.join(10)
+    assert told == ["cleaned up", "stopped"]
+    with pytest.raises(WorkerStopping):
+        loop.run(come_late())
+    assert "ran" not in told
