@@ -24,6 +24,8 @@ DOMAIN = "default"
 ROOT = "<<keystone.domain.root>>"
 NULL = "<<null>>"
 PASSWORD_LIFE = timedelta(days=90)
+_AGE = timedelta(hours=1)
+"""How long ago a cloud's records were made."""
 
 ALIGNED = frozenset({"admin", "sysinv", "dcmanager"})
 SHARED_USERS = (
@@ -99,7 +101,7 @@ class Deployment:
 
     def _user(self, number: int, name: str) -> Row:
         id_ = self._id("users", name)
-        created = self.deployed_at + timedelta(seconds=number)
+        created = self.deployed_at - _AGE + timedelta(seconds=number)
         option = "1001" if name in SHARED_USERS[1:9] else None
         passwords = [self._password(number, name, created)]
         if name == "mtce":
