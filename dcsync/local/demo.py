@@ -1,0 +1,294 @@
+"""`dcsync demo`: the whole system on this machine with a fake central cloud and N fake subclouds, and a verdict.
+
+Everything is as in `dcsync up`, in a folder that is removed afterwards; the subclouds are added, reported online and
+managed by the same commands an operator would type. The verdict is the fake cloud's, an independent witness, not ours.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+import redis
+from sqlalchemy import Engine, func, select
+
+from dcsync.adapters.database import database_errors, make_engine
+from dcsync.adapters.tables import subcloud, sync_attempt, sync_request
+from dcsync.errors import LocalProcessFailed
+from dcsync.fake_cloud.control import FakeCloud
+from dcsync.local.folder import make_data_dir
+from dcsync.local.supervisor import StopSignals
+from dcsync.local.up import Machine, Options, Say, with_our_modules
+from dcsync.settings import load
+from dcsync.subcloud import InitialSyncState
+
+INTERRUPTED = 130
+WORKERS_UP_SECONDS = 60.0
+LOOK_SECONDS = 0.5
+LINE_SECONDS = 5.0
+"""Between two lines of progress where there is no terminal."""
+FIRST_ROWS = 10
+FIRST_LINES = 4
+COMMAND_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the run cost; times in seconds."""
+
+    start_up: float
+    wall: float
+    """From the first request to the end of the last run, as the rows tell."""
+    worker_cpu: float
+    """User and system time of the sync workers meanwhile."""
+
+
+class Interrupted(Exception):
+    """Somebody asked to stop."""
+
+
+def run(subclouds: int = 20, *, latency: float = 0.0, options: Options | None = None, say: Say = click.echo) -> int:
+    """Bring `subclouds` fake subclouds from added to completed; 0 when all are, verified at the far end, else 1.
+
+    `latency` in seconds is added to every request to a subcloud. Stops and removes everything, also on Ctrl-C (130).
+    """
+    with StopSignals() as signals, ExitStack() as closing:
+        try:
+            return _run(subclouds, latency=latency, options=options or Options(), say=say, signals=signals, to=closing)
+        except Interrupted:
+            say("\ninterrupted; stopping everything")
+            return INTERRUPTED
+
+
+def _run(count: int, *, latency: float, options: Options, say: Say, signals: StopSignals, to: ExitStack) -> int:
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="dcsync-demo-"))
+    to.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o711)
+    say(f"starting PostgreSQL, Valkey, the processes of dcsync and a fake cloud of {_many(count)} in {folder}")
+    cloud = to.enter_context(FakeCloud.start(subclouds=count, latency=latency))
+    quiet: Say = lambda line: say(line) if " ended" in line else None  # noqa: E731
+    machine = to.enter_context(Machine(make_data_dir(folder), environ=_environment(cloud), say=quiet))
+    machine.start_servers(interrupted=signals.interrupted)
+    settings = load(machine.environ)
+    machine.start_processes(options=options, settings=settings, interrupted=signals.interrupted)
+    demo = Demo(machine=machine, cloud=cloud, count=count, signals=signals, say=say)
+    demo.wait_for_workers()
+    start_up = time.monotonic() - began
+    say(machine.table())
+    try:
+        return demo.bring_into_line(start_up=start_up)
+    finally:
+        demo.close()
+
+
+def _environment(cloud: FakeCloud) -> dict[str, str]:
+    """Ours without any DCSYNC_ setting, for the demo has nothing to do with the real cloud; and the fake one's."""
+    rest = {name: value for name, value in os.environ.items() if not name.startswith("DCSYNC_")}
+    return with_our_modules({**rest, **cloud.environment()})
+
+
+class Demo:
+    """One demo, once everything runs."""
+
+    def __init__(self, *, machine: Machine, cloud: FakeCloud, count: int, signals: StopSignals, say: Say) -> None:
+        self.machine = machine
+        self.cloud = cloud
+        self.count = count
+        self._signals = signals
+        self._say = say
+        self._engine: Engine = make_engine(machine.environ["DCSYNC_DATABASE_URL"], application_name="dcsync demo")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def wait_for_workers(self) -> None:
+        """Until each worker waits for messages in Redis; LocalProcessFailed when they do not get there."""
+        workers = [child for child in self.machine.processes if "worker" in child.name]
+        deadline = time.monotonic() + WORKERS_UP_SECONDS
+        with redis.Redis.from_url(self.machine.environ["DCSYNC_REDIS_URL"]) as client:
+            while _blocked_clients(client) < len(workers):
+                self._pause(0.1)
+                if time.monotonic() > deadline:
+                    raise LocalProcessFailed(f"the workers did not come up in {WORKERS_UP_SECONDS:.0f} s{self._logs()}")
+
+    def bring_into_line(self, *, start_up: float) -> int:
+        """Add, report online, manage, wait, verify; the exit code."""
+        cpu_before = self._worker_cpu()
+        self._command("subcloud", "import", str(self._write_import_file()))
+        self._command("state", "availability", "online", "--all")
+        self._command("subcloud", "manage", "--all")
+        states = self._wait_until_completed()
+        measured = Measured(start_up=start_up, wall=self._wall(), worker_cpu=self._worker_cpu() - cpu_before)
+        self._show_list()
+        report = self.cloud.report()
+        self._say("")
+        for line in self._results(report, measured, completed=states.get(InitialSyncState.COMPLETED, 0)):
+            self._say(line)
+        wrong = self._what_is_wrong(report, completed=states.get(InitialSyncState.COMPLETED, 0))
+        if wrong:
+            self._say(f"{self._logs()}\nverdict: FAILED: {'; '.join(wrong)}")
+            return 1
+        self._say(f"verdict: OK: all {_many(self.count)} completed, verified at the far end, no violation")
+        return 0
+
+    def _write_import_file(self) -> Path:
+        path = self.machine.data_dir / "subclouds.csv"
+        columns = ("name", "management_ip", "region_name", "software_version")
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.cloud.subclouds())
+        return path
+
+    def _command(self, *arguments: str) -> None:
+        """One command of the CLI, told as an operator would type it."""
+        self._say(f"$ dcsync {' '.join(arguments)}")
+        done = self._cli(arguments)
+        self._show((done.stdout + done.stderr).splitlines(), FIRST_LINES)
+        self._pause(0)
+        if done.returncode != 0:
+            raise LocalProcessFailed(f"dcsync {' '.join(arguments)} ended with {done.returncode}{self._logs()}")
+
+    def _cli(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dcsync.cli", *arguments],
+            env={**self.machine.environ, "COLUMNS": str(shutil.get_terminal_size((120, 24)).columns)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+
+    def _wait_until_completed(self) -> Mapping[InitialSyncState, int]:
+        """How many subclouds are in which state, once all are completed or waiting has lasted too long."""
+        deadline = time.monotonic() + 120 + self.count
+        progress = Progress(self._say, count=self.count)
+        while True:
+            states = self._states()
+            progress.show(states)
+            if states.get(InitialSyncState.COMPLETED, 0) == self.count or time.monotonic() > deadline:
+                progress.end()
+                return states
+            self._pause(LOOK_SECONDS)
+
+    @database_errors()
+    def _states(self) -> dict[InitialSyncState, int]:
+        with self._engine.connect() as rows:
+            counted = rows.execute(
+                select(subcloud.c.initial_sync_state, func.count()).group_by(subcloud.c.initial_sync_state)
+            )
+            return dict(counted.tuples().all())
+
+    @database_errors()
+    def _wall(self) -> float:
+        with self._engine.connect() as rows:
+            began = rows.execute(select(func.min(sync_request.c.requested_at))).scalar_one()
+            ended = rows.execute(select(func.max(sync_attempt.c.ended_at))).scalar_one()
+        return (ended - began).total_seconds() if began and ended else 0.0
+
+    def _worker_cpu(self) -> float:
+        """Seconds of user and system time of the sync workers that run now."""
+        pids = [child.pid for child in self.machine.processes if child.name.startswith("sync-worker")]
+        times = [psutil.Process(pid).cpu_times() for pid in pids if pid is not None]
+        return sum(each.user + each.system for each in times)
+
+    def _show_list(self) -> None:
+        self._say("$ dcsync subcloud list")
+        self._show(self._cli(("subcloud", "list")).stdout.splitlines(), FIRST_ROWS + 1)
+
+    def _show(self, lines: Sequence[str], count: int) -> None:
+        for line in lines[:count]:
+            self._say(f"  {line}")
+        if len(lines) > count:
+            self._say(f"  ... {len(lines) - count} more lines")
+
+    def _results(self, report: Mapping[str, Any], measured: Measured, *, completed: int) -> list[str]:
+        rate = completed / measured.wall if measured.wall else 0.0
+        return [
+            f"completed          {completed} of {self.count}",
+            f"verified           {report['good']} of {self.count} carry the central ids and keys, nothing else touched",
+            f"violations         {report['violation_count']}",
+            f"start-up           {measured.start_up:.1f} s",
+            f"sync               {measured.wall:.1f} s from the first request to the last end, {rate:.1f} subclouds/s",
+            f"sync workers' CPU  {1000 * measured.worker_cpu / self.count:.1f} ms per subcloud",
+        ]
+
+    def _what_is_wrong(self, report: Mapping[str, Any], *, completed: int) -> list[str]:
+        checks = {
+            f"{self.count - completed} not completed": completed != self.count,
+            f"{self.count - report['good']} not as they should be: {report['problems']}": report["good"] != self.count,
+            f"violations: {report['violations']}": report["violation_count"] != 0,
+            f"{self.machine.restarts} processes had to be started again": self.machine.restarts != 0,
+        }
+        return [text for text, is_wrong in checks.items() if is_wrong]
+
+    def _pause(self, seconds: float) -> None:
+        """Look after the processes meanwhile; raises Interrupted when somebody asked to stop."""
+        self.machine.look()
+        if self._signals.wait(seconds):
+            raise Interrupted
+
+    def _logs(self) -> str:
+        """The ends of all logs, for they are removed with the folder."""
+        return "".join(f"\n--- {name}\n{_end_of(path)}" for name, path in self.machine.log_files.items())
+
+
+class Progress:
+    """One line that changes on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, say: Say, *, count: int, is_terminal: Callable[[], bool] = sys.stdout.isatty) -> None:
+        self._say = say
+        self._count = count
+        self._is_terminal = is_terminal()
+        self._began = time.monotonic()
+        self._said_at = 0.0
+
+    def show(self, states: Mapping[InitialSyncState, int]) -> None:
+        if self._is_terminal:
+            click.echo(f"\r{self._line(states)}\033[K", nl=False)
+            return
+        done = states.get(InitialSyncState.COMPLETED, 0) == self._count
+        if done or time.monotonic() - self._said_at >= LINE_SECONDS:
+            self._said_at = time.monotonic()
+            self._say(self._line(states))
+
+    def end(self) -> None:
+        if self._is_terminal:
+            click.echo()
+
+    def _line(self, states: Mapping[InitialSyncState, int]) -> str:
+        others = [
+            f"{state} {states[state]}"
+            for state in InitialSyncState
+            if state is not InitialSyncState.COMPLETED and states.get(state)
+        ]
+        completed = f"completed {states.get(InitialSyncState.COMPLETED, 0)}/{self._count}"
+        return f"  {time.monotonic() - self._began:5.1f} s  {', '.join([completed, *others])}"
+
+
+def _blocked_clients(client: redis.Redis) -> int:
+    return int(client.info("clients")["blocked_clients"])
+
+
+def _end_of(path: Path, count: int = 10) -> str:
+    if not path.exists():
+        return ""
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
+
+
+def _many(count: int) -> str:
+    return f"{count} subcloud{'s' if count != 1 else ''}"
