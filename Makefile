@@ -1,0 +1,48 @@
+# make demo    the whole system on this machine, with a fake central cloud and 20 fake subclouds
+# make test    every check and every test but the slow ones of `make faults`
+# Both install what they need into .venv, once. PYTHON=... chooses the Python, SUBCLOUDS=... the size of the demo.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+SUBCLOUDS ?= 20
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+JOBS ?= $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
+
+VENV := .venv
+BIN := $(VENV)/bin
+# An environment knows its own place: in a moved or copied checkout it is made anew.
+STAMP := $(VENV)/installed-in-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+.PHONY: venv demo test lint faults clean
+.DELETE_ON_ERROR:
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt tools/make_venv.py
+	@echo "installing dcsync and what it needs into $(VENV)"
+	@if compgen -G "$(VENV)/installed-in-*" > /dev/null && [ ! -e $@ ]; then rm -rf $(VENV); fi
+	@$(PYTHON) tools/make_venv.py $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m dcsync.cli demo --subclouds $(SUBCLOUDS)
+
+lint: $(STAMP)
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+test: lint
+	$(BIN)/python -m tests.real_cloud.environment
+	$(PYTEST) -m "not faults" --cov --cov-report=term
+
+faults: $(STAMP)
+	$(BIN)/python -m pytest -n 1 -m faults tests/faults
+
+clean:
+	rm -rf $(VENV) .keystone-venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info celerybeat-schedule*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
