@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     max_reply_bytes: int = _knob(16 * 1024 * 1024, "the largest answer read from a cloud", ge=1024)
     history_days: float = _knob(30, "how long ended attempts are kept", gt=0)
     log_level: str = _knob("INFO", "DEBUG, INFO, WARNING or ERROR")
+    alive_file: Path | None = _knob(None, "touched every few seconds by a worker or beat that gets on; health checks")
 
     @classmethod
     def settings_customise_sources(

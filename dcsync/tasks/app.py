@@ -26,7 +26,13 @@ def make_app(settings: Settings | None = None) -> Celery:
         "dcsync",
         broker=settings.redis_url.get_secret_value(),
         task_cls="dcsync.tasks.base:DcsyncTask",
-        include=["dcsync.tasks.control", "dcsync.tasks.initial_sync", "dcsync.tasks.lifecycle", "dcsync.tasks.state"],
+        include=[
+            "dcsync.tasks.alive",
+            "dcsync.tasks.control",
+            "dcsync.tasks.initial_sync",
+            "dcsync.tasks.lifecycle",
+            "dcsync.tasks.state",
+        ],
         set_as_current=False,
     )
     app.conf.update(configuration(settings))
@@ -65,6 +71,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_remote_control": True,
         "beat_schedule": beat_schedule(sweep_interval=settings.sweep_interval),
+        "beat_scheduler": "dcsync.tasks.alive:BeatScheduler",
         "beat_max_loop_interval": min(5.0, settings.sweep_interval),
         "timezone": "UTC",
         "broker_connection_retry_on_startup": True,

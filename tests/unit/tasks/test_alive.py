@@ -1,0 +1,119 @@
+"""What a supervisor is shown, and when it is shown nothing more."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import pytest
+
+from dcsync.tasks.alive import STUCK_SECONDS, ConsumerWatch, SignsOfLife
+
+
+@pytest.fixture
+def systemd() -> Iterator[tuple[str, socket.socket]]:
+    """The path of a notify socket, and its other end. The folder's name is short, for such a path may not be long."""
+    with TemporaryDirectory(prefix="sd") as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        path = f"{folder}/notify"
+        manager.bind(path)
+        manager.settimeout(5)
+        yield path, manager
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Loop:
+    """A consumer whose timer runs when the test says so."""
+
+    def __init__(self) -> None:
+        self.connection: object | None = object()
+        self.timer = self
+        self.asked: list[SimpleNamespace] = []
+
+    def call_repeatedly(self, seconds: float, call: object) -> SimpleNamespace:
+        entry = SimpleNamespace(call=call, cancelled=False)
+        entry.cancel = lambda: setattr(entry, "cancelled", True)
+        self.asked.append(entry)
+        return entry
+
+    def turn(self) -> None:
+        for entry in self.asked:
+            if not entry.cancelled:
+                entry.call()
+
+
+def test_each_sign_touches_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "alive"
+    signs = SignsOfLife(file=file, notify_socket=None)
+
+    signs.show()
+    first = file.stat().st_mtime_ns
+    signs.show()
+
+    assert file.stat().st_mtime_ns >= first
+
+
+def test_systemd_hears_that_it_is_ready_once_and_that_it_lives_each_time(systemd: tuple[str, socket.socket]) -> None:
+    path, manager = systemd
+    signs = SignsOfLife(file=None, notify_socket=path)
+
+    signs.show()
+    signs.show()
+
+    assert manager.recv(100) == b"READY=1\nWATCHDOG=1"
+    assert manager.recv(100) == b"WATCHDOG=1"
+
+
+def test_a_sign_that_cannot_be_given_stops_nothing(tmp_path: Path) -> None:
+    SignsOfLife(file=tmp_path / "no" / "such" / "folder", notify_socket=str(tmp_path / "nobody")).show()
+
+
+def test_a_loop_that_no_longer_turns_gives_no_more_signs() -> None:
+    clock, loop = Clock(), Loop()
+    watch = ConsumerWatch(loop, monotonic=clock)
+    watch.watch()
+
+    clock.now += STUCK_SECONDS - 1
+    loop.turn()
+    clock.now += STUCK_SECONDS - 1
+    assert watch.gets_on()
+
+    clock.now += 2
+    assert not watch.gets_on()
+
+
+def test_waiting_for_the_broker_is_not_being_stuck() -> None:
+    clock, loop = Clock(), Loop()
+    watch = ConsumerWatch(loop, monotonic=clock)
+    clock.now += 10 * STUCK_SECONDS
+    loop.connection = None
+
+    assert watch.gets_on()
+
+
+def test_letting_runs_end_at_a_stop_is_not_being_stuck() -> None:
+    clock = Clock()
+    watch = ConsumerWatch(Loop(), monotonic=clock)
+    clock.now += 10 * STUCK_SECONDS
+    watch.is_stopping = True
+
+    assert watch.gets_on()
+
+
+def test_a_new_connection_leaves_one_entry_on_the_timer() -> None:
+    loop = Loop()
+    watch = ConsumerWatch(loop)
+
+    watch.watch()
+    watch.watch()
+
+    assert [entry.cancelled for entry in loop.asked] == [True, False]
