@@ -15,8 +15,8 @@ OLDEST = (3, 11)
 
 def main(folder):
     if sys.version_info < OLDEST:
-        sys.exit("dcsync needs Python %d.%d or newer; %s is %s. Try: make PYTHON=python3.11" % (
-            *OLDEST, sys.executable, sys.version.split()[0]))  # fmt: skip
+        ours = sys.version.split()[0]
+        sys.exit(f"dcsync needs Python 3.11 or newer; {sys.executable} is {ours}. Try: make PYTHON=python3.11")
     if has_pip(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -24,7 +24,7 @@ def main(folder):
         if way(folder) and has_pip(folder):
             return
     shutil.rmtree(folder, ignore_errors=True)
-    package = "python%d.%d-venv" % sys.version_info[:2]
+    package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
     sys.exit(f"{sys.executable} cannot make virtual environments with pip. On Debian: apt-get install {package}")
 
 
