@@ -44,11 +44,18 @@ class Operator:
             _done(self._put("groups", self._site.ids("groups")[name], body | {"local_user_ids": []}))
         for kind in KINDS:
             for name in sorted((self.wanted[kind].keys() & self._site.ids(kind).keys()) - KEPT[kind]):
-                _done(self.put(kind, name))
+                _done(self.put(kind, name, **self._known_members(kind, name)))
         user_ids = self._site.ids("users")
         for name in KEPT["groups"]:
             refilled = groups[name] | {"local_user_ids": [user_ids[member] for member in members[name]]}
             _done(self._put("groups", groups[name]["group"]["id"], refilled))
+
+    def _known_members(self, kind: str, name: str) -> dict[str, Any]:
+        """A central member whom the site does not know cannot be in its group."""
+        if kind != "groups":
+            return {}
+        known = set(self._site.ids("users").values())
+        return {"local_user_ids": [id_ for id_ in self.wanted[kind][name]["local_user_ids"] if id_ in known]}
 
     def copy_keys(self) -> None:
         """Ends every token of the site, the operator's own as well."""

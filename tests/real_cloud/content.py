@@ -28,11 +28,13 @@ FILTERED_ROLE = "ResellerAdmin"
 
 @dataclass(frozen=True)
 class User:
-    """`grants`: (project, role) pairs; `never_expires`: a user option, so that options travel as well."""
+    """`grants`: (project, role) pairs. So that these travel as well: `never_expires` is a user option and
+    `changed_password` puts an earlier password into the history."""
 
     name: str
     grants: tuple[tuple[str, str], ...]
     never_expires: bool = False
+    changed_password: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,25 @@ SERVICES = (
 )  # fmt: skip
 _COMMON_USERS = (
     *(_service(name) for name in SERVICES),
-    User("operator1", (("lab", "operator"), ("admin", "reader"))),
+    User("operator1", (("lab", "operator"), ("admin", "reader")), changed_password=True),
     User("operator2", ()),
 )
-_OPS = Group("ops", ("admin", "operator1", "operator2"), (("lab", "member"),))
+_OPS_MEMBERS = ("admin", "operator1", "operator2")
+_OPS_GRANTS = (("lab", "member"),)
 _PROJECTS = ("services", "lab")
 _ROLES = ("operator", "configurator", FILTERED_ROLE)
 _IMPLIED = (("configurator", "operator"),)
 
 CENTRAL_CONTENT = Content(
     users=(*_COMMON_USERS, User(CENTRAL_USER, (("lab", "reader"),))),
-    groups=(_OPS,),
+    groups=(Group("ops", (*_OPS_MEMBERS, CENTRAL_USER), _OPS_GRANTS),),
     projects=_PROJECTS,
     roles=_ROLES,
     implied_roles=_IMPLIED,
 )
 SUBCLOUD_CONTENT = Content(
     users=(*_COMMON_USERS, User(SITE_USER, (("lab", SITE_ROLE),))),
-    groups=(_OPS, Group(SITE_GROUP, ("operator2", SITE_USER), (("lab", "reader"),))),
+    groups=(Group("ops", _OPS_MEMBERS, _OPS_GRANTS), Group(SITE_GROUP, ("operator2", SITE_USER), (("lab", "reader"),))),
     projects=_PROJECTS,
     roles=(*_ROLES, SITE_ROLE),
     implied_roles=_IMPLIED,

@@ -128,7 +128,7 @@ class Filling:
         for prior, implied in self._content.implied_roles:
             PROVIDERS.role_api.create_implied_role(self._ids["roles"][prior], self._ids["roles"][implied])
         for user in self._content.users:
-            self._create_user(user.name, never_expires=user.never_expires)
+            self._create_user(user)
             for project, role in user.grants:
                 self._grant(role, project, user_id=self._ids["users"][user.name])
         for group in self._content.groups:
@@ -147,7 +147,7 @@ class Filling:
         bootstrapper.immutable_roles = True
         bootstrapper._bootstrap_default_domain()
         self._create_project("admin")
-        self._create_user("admin")
+        self._create_user(content.User("admin", ()))
         bootstrapper.bootstrap()
         self._ids["roles"].update({role["name"]: role["id"] for role in PROVIDERS.role_api.list_roles()})
 
@@ -165,20 +165,23 @@ class Filling:
         id_ = self._id_for("roles", name)
         PROVIDERS.role_api.create_role(id_, {"id": id_, "name": name})
 
-    def _create_user(self, name: str, *, never_expires: bool = False) -> None:
+    def _create_user(self, user: content.User) -> None:
         """Through the driver, for the manager above it gives every user an id of its own choice."""
-        id_ = self._id_for("users", name)
-        user: dict[str, Any] = {
+        id_ = self._id_for("users", user.name)
+        password = content.first_password(self._name, user.name)
+        row: dict[str, Any] = {
             "id": id_,
-            "name": name,
+            "name": user.name,
             "domain_id": "default",
             "enabled": True,
-            "password": content.first_password(self._name, name),
-            "email": f"{name}@{self._name}.example.org",
+            "password": f"Earlier-{password}" if user.changed_password else password,
+            "email": f"{user.name}@{self._name}.example.org",
         }
-        if never_expires:
-            user["options"] = {"ignore_password_expiry": True}
-        PROVIDERS.identity_api.driver.create_user(id_, user)
+        if user.never_expires:
+            row["options"] = {"ignore_password_expiry": True}
+        PROVIDERS.identity_api.driver.create_user(id_, row)
+        if user.changed_password:
+            PROVIDERS.identity_api.driver.update_user(id_, {"password": password})
 
     def _create_group(self, group: content.Group) -> None:
         description = f"{group.name} of {self._name}"
