@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.faults import Fault
@@ -274,7 +275,8 @@ def test_service_ids_that_differ_lock_the_services_out(fake: FakeCloud, begin: C
 def test_fernet_repo_statuses_and_errors(run: Run) -> None:
     site = run.site
     assert other(run).ask("GET", "/v1/fernet_repo").status == 401
-    for body in (b"[{", {"keys": []}, [{"id": "x", "key": "k"}]):
+    bodies: tuple[Any, ...] = (b"[{", {"keys": []}, [{"id": "x", "key": "k"}])
+    for body in bodies:
         reply = site.ask("PUT", "/v1/fernet_repo", body)
         assert reply.status == 400
         assert "faultstring" in reply.json["error_message"]
