@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
 from dcsync.cli.operator import Operator, pass_operator
 from dcsync.cli.output import json_text, output_option, say
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _process_options(command: Command) -> Command:
+    """What `up` and `demo` may be asked for; the command gets `flower`, `flower_port` and `verbose`."""
+    port = click.IntRange(1, 65535)
+    for option in (
+        click.option("--verbose", "-v", is_flag=True, help="Show what the processes log, too."),
+        click.option("--flower-port", type=port, metavar="PORT", help="Default: 5555, or a free one."),
+        click.option("--flower/--no-flower", default=True, show_default=True, help="Flower, the dashboard, as well."),
+    ):
+        command = option(command)
+    return command
+
 
 @click.command(short_help="Run everything on this machine.")
-@click.option("--flower/--no-flower", default=True, show_default=True, help="Flower, the dashboard, as well.")
-@click.option("--flower-port", type=click.IntRange(1, 65535), metavar="PORT", help="Default: 5555, or a free one.")
-@click.option("--verbose", "-v", is_flag=True, help="Show what the processes log, too.")
+@_process_options
 def up(*, flower: bool, flower_port: int | None, verbose: bool) -> int:
     """Run everything on this machine, with embedded servers where no URL is set; Ctrl-C stops it."""
     from dcsync.local import up as local_up
@@ -21,11 +36,15 @@ def up(*, flower: bool, flower_port: int | None, verbose: bool) -> int:
 
 @click.command(short_help="See it work with a fake cloud.")
 @click.option("--subclouds", type=click.IntRange(1, 5000), default=20, show_default=True, metavar="N", help="How many.")
-def demo(*, subclouds: int) -> int:
+@click.option("--latency", type=click.FloatRange(0, 10), default=0.0, metavar="SECONDS", help="Added to every request.")
+@_process_options
+def demo(*, subclouds: int, latency: float, flower: bool, flower_port: int | None, verbose: bool) -> int:
     """The whole system with a fake central cloud and N fake subclouds; ends with a verdict, exit 0 or 1."""
     from dcsync.local import demo as local_demo
+    from dcsync.local.up import Options
 
-    return local_demo.run(subclouds=subclouds)
+    options = Options(flower=flower, flower_port=flower_port, verbose=verbose)
+    return local_demo.run(subclouds, latency=latency, options=options)
 
 
 @click.group("db")

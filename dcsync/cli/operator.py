@@ -17,6 +17,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from celery import Celery
+
+    from dcsync.messages import Report
     from dcsync.ports import Inventory, Messenger
     from dcsync.settings import Settings
 
@@ -60,14 +65,26 @@ class Operator:
         return SqlInventory(engine)
 
     @cached_property
-    def messenger(self) -> Messenger:
-        """The way to wake the workers; nothing is connected before the first message."""
-        from dcsync import bootstrap
+    def celery(self) -> Celery:
+        """For sending only; nothing is connected before the first message."""
         from dcsync.tasks.app import make_app
 
         app = make_app(self.settings.required("redis_url"))
         self._closing.callback(app.close)
-        return bootstrap.messenger(self.settings, app)
+        return app
+
+    @cached_property
+    def messenger(self) -> Messenger:
+        """The way to wake the workers."""
+        from dcsync import bootstrap
+
+        return bootstrap.messenger(self.settings, self.celery)
+
+    def report(self, reports: Sequence[Report]) -> None:
+        """Send them to the state workers; raises BrokerUnreachable when some may not have been sent."""
+        from dcsync.adapters.reporter import CeleryReports
+
+        CeleryReports(self.celery).send(reports)
 
     def hint_sweep(self) -> None:
         """Ask for a sweep at once; a broker that is away costs a warning only, for the next sweep finds the rows."""

@@ -29,16 +29,25 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
     update,
     values,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
+from dcsync.adapters.clock import utc_now
 from dcsync.adapters.database import database_errors
 from dcsync.adapters.store.rows import subcloud_from_row
-from dcsync.adapters.store.transitions import apply_event
-from dcsync.adapters.tables import endpoint_status, subcloud, subcloud_sync, sync_attempt, sync_request, sync_step
+from dcsync.adapters.store.transitions import apply_event, clear_alarms, forget_endpoints
+from dcsync.adapters.tables import (
+    endpoint_status,
+    subcloud,
+    subcloud_sync,
+    sync_attempt,
+    sync_request,
+    sync_step,
+)
 from dcsync.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
 from dcsync.lifecycle import Event, Pair, PairChange, pair_change
 from dcsync.ports import AttemptHistory, RequestHistory, StepHistory, Transition
@@ -46,12 +55,10 @@ from dcsync.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     SYNCED_ENDPOINT_TYPES,
     AvailabilityStatus,
-    EndpointType,
     InitialSyncState,
     ManagementState,
     NewSubcloud,
     Subcloud,
-    SyncStatus,
 )
 
 NAMED_AT_MOST = 50
@@ -100,6 +107,7 @@ class SqlInventory:
             row = connection.execute(_subclouds().where(subcloud.c.name == name).with_for_update()).mappings().first()
             if row is None:
                 raise UnknownSubcloud(f"there is no subcloud named {name}")
+            clear_alarms(connection, true(), [row["id"]], now=utc_now())
             connection.execute(delete(subcloud).where(subcloud.c.id == row["id"]))
             return _subcloud_of(row)
 
@@ -123,7 +131,7 @@ class SqlInventory:
                     forget_subsequent_sync=change.forget_subsequent_sync,
                 )
             if state is ManagementState.UNMANAGED:
-                _forget_endpoints(connection, changed, now=now)
+                forget_endpoints(connection, changed, now=now)
             return _transitions(connection, rows, {id_: change.event for id_, change in changes.items() if change})
 
     @database_errors()
@@ -287,7 +295,7 @@ def _lock(connection: Connection, names: Sequence[str] | None) -> list[_Locked]:
         wanted = wanted.where(_named(names))
     rows = [
         _Locked(row.id, row.name, row.region_name, Pair(row.management_state, row.availability_status))
-        for row in connection.execute(wanted.with_for_update())
+        for row in connection.execute(wanted.with_for_update(key_share=True))
     ]
     if names is not None:
         _refuse_unknown(names, {row.name for row in rows})
@@ -300,18 +308,6 @@ def _by_change(changes: Mapping[int, PairChange | None]) -> dict[PairChange, lis
         if change is not None:
             grouped[change].append(id_)
     return grouped
-
-
-def _forget_endpoints(connection: Connection, ids: Collection[int], *, now: datetime) -> None:
-    """Nobody looks after an unmanaged subcloud: its endpoints become unknown, all but dc-cert, which is kept up for
-    unmanaged subclouds as well. Source: spec/state-service.md sections 8 and 8.1."""
-    connection.execute(
-        update(endpoint_status)
-        .where(endpoint_status.c.subcloud_id == any_(_ids(ids)))
-        .where(endpoint_status.c.endpoint_type != EndpointType.DC_CERT)
-        .where(endpoint_status.c.sync_status != SyncStatus.UNKNOWN)
-        .values(sync_status=SyncStatus.UNKNOWN, changed_at=now)
-    )
 
 
 def _transitions(
