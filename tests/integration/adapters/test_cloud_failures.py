@@ -255,12 +255,21 @@ async def test_a_proxy_named_in_the_environment_is_not_used(
     assert site.sent("GET", "users")
 
 
-async def test_a_cookie_is_not_sent_back(clouds: HttpClouds, site: Site) -> None:
-    site.behaviours["GET users"] = sends(answer(200, LISTS["users"], Set_Cookie="a=b"))
-    async with clouds.subcloud(a_subcloud(), request_id="req-1") as session:
-        await list_users(session)
-        await list_users(session)
-    assert all("cookie" not in request.headers for request in site.requests)
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("says nothing", "silent for 0.2 s"),
+        ("drips for ever", "no complete answer within 0.6 s"),
+        ("sends a gzip bomb", "200, compressed although not asked for"),
+        ("fails", "users/: 500"),
+        ("announces more than we read", "more than 50000 bytes announced"),
+    ],
+)
+async def test_the_detail_says_what_an_operator_can_look_for(
+    make_clouds: Callable[..., HttpClouds], site: Site, what: str, words: str
+) -> None:
+    site.behaviours["GET users"], _ = FAILURES[what]
+    assert words in (await failure_of(make_clouds(limits=IMPATIENT), list_users)).detail
 
 
 async def test_leaving_a_session_closes_its_sockets(clouds: HttpClouds, site: Site) -> None:

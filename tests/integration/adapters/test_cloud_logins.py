@@ -9,11 +9,17 @@ from datetime import timedelta
 import pytest
 
 from dcsync.adapters.clouds import HttpClouds
+from dcsync.adapters.http import open_http
+from dcsync.adapters.keystone import Authenticated
+from dcsync.adapters.tls import Trust
 from dcsync.errors import CloudError, Reason
 from dcsync.identity import ResourceType, record_from_body
 from tests.integration.adapters.scripted_site import (
+    ADDRESS,
+    CREDENTIALS,
     LISTS,
     PASSWORD,
+    QUICK,
     TOKEN,
     USER,
     Clock,
@@ -21,6 +27,7 @@ from tests.integration.adapters.scripted_site import (
     Site,
     a_subcloud,
     answer,
+    assert_no_secret_in,
     sends,
 )
 
@@ -226,3 +233,12 @@ async def test_a_central_token_never_goes_to_a_site(clouds: HttpClouds, site: Si
     async with clouds.subcloud(a_subcloud(), request_id="req-1") as session:
         await session.identity.list(ResourceType.USERS)
     assert site.requests[-1].headers["x-auth-token"] == f"{TOKEN}-2"
+
+
+async def test_neither_password_nor_token_nor_answer_shows_in_a_repr(clouds: HttpClouds, site: Site) -> None:
+    async with open_http(limits=QUICK, trust=Trust(None), request_id="req-1") as http:
+        login = Authenticated(http, auth_url=site.urls(ADDRESS).auth, credentials=CREDENTIALS, monotonic=Clock())
+        token = await login.login()
+        reply = await login.request("GET", f"{site.urls(ADDRESS).dbsync}/identity/users/", expected=(200,))
+        assert TOKEN in token.value
+        assert_no_secret_in(repr(CREDENTIALS), repr(token), repr(reply), repr(login), repr(http))
