@@ -191,6 +191,44 @@ def _is_fernet_key(text: str) -> bool:
         return False
 
 
+class ActorType(StrEnum):
+    USER = "user"
+    GROUP = "group"
+
+
+@dataclass(frozen=True, order=True)
+class Assignment:
+    """A role granted to a user or group on a project, all by id."""
+
+    project_id: str
+    actor_type: ActorType
+    actor_id: str
+    role_id: str
+
+
+REVOCATION_EVENT_COLUMNS = (
+    "domain_id", "project_id", "user_id", "role_id", "trust_id", "consumer_id", "access_token_id", "issued_before",
+    "expires_at", "revoked_at", "audit_id", "audit_chain_id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RevocationEvent:
+    """One row of Keystone's revocation events; two are the same when all columns but the automatic `id` are."""
+
+    columns: tuple[tuple[str, str | None], ...]
+    """(column, value) in the order of REVOCATION_EVENT_COLUMNS; a column the cloud does not know is left out."""
+
+    @property
+    def body(self) -> dict[str, str | None]:
+        return dict(self.columns)
+
+
+def revocation_event(row: Mapping[str, Any]) -> RevocationEvent:
+    """An event from the object dcdbsync lists under `revocation_event`."""
+    return RevocationEvent(tuple((column, row[column]) for column in REVOCATION_EVENT_COLUMNS if column in row))
+
+
 @dataclass(frozen=True)
 class CentralData:
     """What the centre gives its subclouds, fetched once per wave and shared; lives in memory only."""
@@ -198,3 +236,6 @@ class CentralData:
     records: Records
     keys: FernetKeys
     identity_fingerprint: str
+    """Of `records`: what an initial sync gives."""
+    assignments: frozenset[Assignment] = frozenset()
+    revocation_events: frozenset[RevocationEvent] = frozenset()

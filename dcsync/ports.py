@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-from dcsync.identity import CentralData, FernetKeys, Record, ResourceType
+from dcsync.identity import Assignment, CentralData, FernetKeys, Record, ResourceType, RevocationEvent
 from dcsync.lifecycle import Ending, Event, Failure
 from dcsync.messages import Mark, SyncHint
 from dcsync.subcloud import (
@@ -426,6 +426,34 @@ class IdentityService(Protocol):
     async def update(self, old_id: str, record: Record) -> Record:
         """PUT `record` over the record `old_id`; answers what is now stored."""
 
+    async def create(self, record: Record) -> Record:
+        """POST a record the subcloud does not have, under its own id; answers what is now stored."""
+
+    async def revocation_events(self) -> frozenset[RevocationEvent]:
+        """Every revocation event of the subcloud."""
+
+    async def create_revocation_event(self, event: RevocationEvent) -> None:
+        """POST an event the subcloud does not have."""
+
+
+class KeystoneService(Protocol):
+    """Keystone's own API of one subcloud, under one login: what must run through Keystone's cascades and hooks."""
+
+    async def assignments(self) -> frozenset[Assignment]:
+        """Roles granted on projects, to users and groups; grants on domains and the system are left out."""
+
+    async def grant(self, assignment: Assignment) -> None:
+        """A second call changes nothing."""
+
+    async def revoke(self, assignment: Assignment) -> None:
+        """No such grant is an answer, not an error."""
+
+    async def delete(self, type_: ResourceType, id_: str) -> None:
+        """Delete a user, group, project or role with what hangs on it; not there is an answer, not an error."""
+
+    async def set_password(self, user_id: str, password: str) -> None:
+        """PATCH a user's password, in plain text: the way that makes a subcloud update its keyring."""
+
 
 class FernetRepo(Protocol):
     """sysinv's fernet_repo of one subcloud, under one login."""
@@ -442,6 +470,9 @@ class SubcloudSession(Protocol):
 
     @property
     def identity(self) -> IdentityService: ...
+
+    @property
+    def keystone(self) -> KeystoneService: ...
 
     @property
     def fernet_repo(self) -> FernetRepo: ...

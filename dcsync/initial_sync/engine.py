@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from dcsync.delivery import replace_fernet_keys
 from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Reason, WorkerStopping
 from dcsync.identity import Records
-from dcsync.initial_sync.steps import align_identity, replace_fernet_keys
+from dcsync.initial_sync.steps import align_identity
 from dcsync.lifecycle import Ending, Failure, hold_off
 from dcsync.ports import Clouds, Locks, Loop, Ownership, Progress, Run, RunStore, Standing, SubcloudSession
 from dcsync.subcloud import Step

@@ -6,43 +6,15 @@ Source: spec/identity-sync.md sections 2-4; the group order is contracts/real-ke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from dcsync.alignment import MANDATORY, Update, concerned, misaligned_at_deployment, plan_groups, same_named
 from dcsync.errors import CloudError, Reason
-from dcsync.identity import Record, Records, ResourceType
-
-ALIGNED_AT_DEPLOYMENT = {
-    ResourceType.USERS: frozenset({"admin", "sysinv", "dcmanager"}),
-    ResourceType.PROJECTS: frozenset({"admin", "services"}),
-}
-"""Whose ids must agree before the first write: the services log in with them, and rewriting such an id locks them out
-(contracts/real-keystone.md R1)."""
+from dcsync.identity import Records, ResourceType
 
 ALWAYS_WRITTEN_USERS = frozenset({"admin", "sysinv", "dcmanager"})
 """Written even when ids agree: their ids were aligned at deployment, their password hashes were not."""
-
-LEFT_ALONE_USERS = frozenset({"dcdbsync", "dcorch", "heat_admin", "smapi", "usm", "fm"})
-LEFT_ALONE_ROLES = frozenset({"heat_stack_owner", "heat_stack_user", "ResellerAdmin"})
-
-MANDATORY = (ResourceType.USERS, ResourceType.PROJECTS, ResourceType.ROLES)
-"""A cloud without any of these is not a cloud: an empty list is an error. Groups are optional."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """One PUT: `record` over the subcloud's record `old_id`."""
-
-    old_id: str
-    record: Record
-
-    @property
-    def type(self) -> ResourceType:
-        return self.record.type
-
-    @property
-    def changes_id(self) -> bool:
-        return self.old_id != self.record.id
 
 
 @dataclass(frozen=True)
@@ -87,112 +59,42 @@ def plan_identity(
     _refuse_misaligned(central, subcloud)
     users = tuple(
         Update(old.id, new)
-        for new, old in _pairs(central, subcloud, ResourceType.USERS, region_name)
+        for new, old in same_named(central, subcloud, ResourceType.USERS, region_name=region_name)
         if new.id != old.id or new.name in ALWAYS_WRITTEN_USERS
     )
     new_ids = {update.old_id: update.record.id for update in users if update.changes_id}
-    user_ids = {new_ids.get(user.id, user.id) for user in subcloud.users}
-    emptied, groups, refill = _plan_groups(central, subcloud, new_ids, user_ids, groups_to_refill or {})
+    groups = plan_groups(
+        matched={old.id: new for new, old in same_named(central, subcloud, ResourceType.GROUPS, region_name="")},
+        subcloud=subcloud,
+        new_ids=new_ids,
+        user_ids={new_ids.get(user.id, user.id) for user in subcloud.users},
+        remembered=groups_to_refill or {},
+    )
     return Plan(
-        emptied_groups=emptied,
+        emptied_groups=groups.emptied,
         users=users,
-        groups=groups,
+        groups=groups.filled,
         projects=_differing(central, subcloud, ResourceType.PROJECTS, region_name),
         roles=_differing(central, subcloud, ResourceType.ROLES, region_name),
-        groups_to_refill=refill,
+        groups_to_refill=groups.to_refill,
     )
 
 
-def is_left_alone(record: Record, *, region_name: str) -> bool:
-    """Records that belong to the site although the centre has one of that name. Source: identity-sync.md section 4."""
-    if record.type is ResourceType.USERS:
-        return record.name in LEFT_ALONE_USERS or record.name == f"cinder{region_name}"
-    return record.type is ResourceType.ROLES and record.name in LEFT_ALONE_ROLES
-
-
-def stored_as_sent(*, sent: Record, stored: Record) -> bool:
-    """Whether what a PUT answered is the record it was given, as far as a PUT can write it.
-
-    Not compared: auto ids and what a login changes; `failed_auth_*` is not written together with an id
-    (contracts/recorded: local_user follows by cascade).
-    """
-    same = (sent.id, sent.name, sent.domain_id) == (stored.id, stored.name, stored.domain_id)
-    if sent.type is ResourceType.GROUPS:
-        return same and sent.member_ids == stored.member_ids
-    if sent.type is ResourceType.USERS:
-        return (
-            same
-            and _hashes(sent) == _hashes(stored)
-            and sent.body["user"].get("enabled") == stored.body["user"].get("enabled")
-        )
-    return same
-
-
-def _hashes(user: Record) -> list[str]:
-    return sorted(str(row.get("password_hash")) for row in user.body["password"])
-
-
-def _kept(records: Records, type_: ResourceType, region_name: str) -> dict[tuple[str, str], Record]:
-    return {r.key: r for r in records.of(type_) if not is_left_alone(r, region_name=region_name)}
-
-
-def _pairs(central: Records, subcloud: Records, type_: ResourceType, region_name: str) -> list[tuple[Record, Record]]:
-    """(central record, subcloud record) of the same name and domain, in the order of the subcloud's list."""
-    known = _kept(central, type_, region_name)
-    return [(known[key], old) for key, old in _kept(subcloud, type_, region_name).items() if key in known]
-
-
 def _differing(central: Records, subcloud: Records, type_: ResourceType, region_name: str) -> tuple[Update, ...]:
-    return tuple(Update(old.id, new) for new, old in _pairs(central, subcloud, type_, region_name) if new.id != old.id)
+    pairs = same_named(central, subcloud, type_, region_name=region_name)
+    return tuple(Update(old.id, new) for new, old in pairs if new.id != old.id)
 
 
 def _refuse_empty(records: Records, region_name: str, reason: Reason, whose: str) -> None:
-    empty = [type_.value for type_ in MANDATORY if not _kept(records, type_, region_name)]
+    empty = [type_.value for type_ in MANDATORY if not concerned(records, type_, region_name=region_name)]
     if empty:
         raise CloudError(reason, f"{whose} lists no {', no '.join(empty)}")
 
 
 def _refuse_misaligned(central: Records, subcloud: Records) -> None:
-    wrong = [
-        f"{type_.value.removesuffix('s')} {new.name}"
-        for type_, names in ALIGNED_AT_DEPLOYMENT.items()
-        for new, old in _pairs(central, subcloud, type_, region_name="")
-        if new.name in names and new.id != old.id
-    ]
+    wrong = misaligned_at_deployment(central, subcloud)
     if wrong:
         raise CloudError(
             Reason.IDS_NOT_ALIGNED,
             f"{', '.join(wrong)} must carry the central id since deployment; nothing was written",
         )
-
-
-def _plan_groups(
-    central: Records,
-    subcloud: Records,
-    new_ids: Mapping[str, str],
-    user_ids: Collection[str],
-    remembered: Mapping[str, tuple[str, ...]],
-) -> tuple[tuple[Update, ...], tuple[Update, ...], dict[str, tuple[str, ...]]]:
-    """Groups to empty of changing members, groups to write after the users, and what to remember of the former."""
-    matched = {old.id: new for new, old in _pairs(central, subcloud, ResourceType.GROUPS, region_name="")}
-    emptied: list[Update] = []
-    written: list[Update] = []
-    refill: dict[str, tuple[str, ...]] = {}
-    for group in subcloud.groups:
-        staying = tuple(member for member in group.member_ids if member not in new_ids)
-        if len(staying) < len(group.member_ids):
-            emptied.append(Update(group.id, _with_members(group, staying)))
-        now = tuple(sorted(new_ids.get(member, member) for member in group.member_ids))
-        if group.id in matched:
-            wanted = _with_members(matched[group.id], [m for m in matched[group.id].member_ids if m in user_ids])
-        else:
-            wanted = _with_members(group, {*now, *(m for m in remembered.get(group.id, ()) if m in user_ids)})
-            if wanted.member_ids != staying:
-                refill[group.id] = wanted.member_ids
-        if wanted.id != group.id or wanted.member_ids != staying:
-            written.append(Update(group.id, wanted))
-    return tuple(emptied), tuple(written), refill
-
-
-def _with_members(group: Record, members: Collection[str]) -> Record:
-    return replace(group, body={**group.body, "local_user_ids": sorted(members)})

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dcsync.alignment import Update, is_left_alone, stored_as_sent
 from dcsync.errors import CloudError, Reason
 from dcsync.identity import Record, Records, ResourceType
-from dcsync.initial_sync.identity_plan import Plan, Update, is_left_alone, plan_identity, stored_as_sent
+from dcsync.initial_sync.identity_plan import Plan, plan_identity
 from tests.builders import a_group, a_project, a_role, a_user, records
 
 
