@@ -122,7 +122,8 @@ class Demo:
             while _blocked_clients(client) < len(workers):
                 self._pause(0.1)
                 if time.monotonic() > deadline:
-                    raise LocalProcessFailed(f"the workers did not come up in {WORKERS_UP_SECONDS:.0f} s{self._logs()}")
+                    self._say(self._logs())
+                    raise LocalProcessFailed(f"the workers did not come up in {WORKERS_UP_SECONDS:.0f} s")
 
     def bring_into_line(self, *, start_up: float) -> int:
         """Add, report online, manage, wait, verify; the exit code."""
@@ -137,9 +138,15 @@ class Demo:
         self._say("")
         for line in self._results(report, measured, completed=states.get(InitialSyncState.COMPLETED, 0)):
             self._say(line)
-        wrong = self._what_is_wrong(report, completed=states.get(InitialSyncState.COMPLETED, 0))
+        wrong = what_is_wrong(
+            report,
+            count=self.count,
+            completed=states.get(InitialSyncState.COMPLETED, 0),
+            restarts=self.machine.restarts,
+        )
         if wrong:
-            self._say(f"{self._logs()}\nverdict: FAILED: {'; '.join(wrong)}")
+            self._say(self._logs())
+            self._say(f"verdict: FAILED: {'; '.join(wrong)}")
             return 1
         self._say(f"verdict: OK: all {_many(self.count)} completed, verified at the far end, no violation")
         return 0
@@ -160,7 +167,8 @@ class Demo:
         self._show((done.stdout + done.stderr).splitlines(), FIRST_LINES)
         self._pause(0)
         if done.returncode != 0:
-            raise LocalProcessFailed(f"dcsync {' '.join(arguments)} ended with {done.returncode}{self._logs()}")
+            self._say(self._logs())
+            raise LocalProcessFailed(f"dcsync {' '.join(arguments)} ended with exit code {done.returncode}")
 
     def _cli(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -227,15 +235,6 @@ class Demo:
             f"sync workers' CPU  {1000 * measured.worker_cpu / self.count:.1f} ms per subcloud",
         ]
 
-    def _what_is_wrong(self, report: Mapping[str, Any], *, completed: int) -> list[str]:
-        checks = {
-            f"{self.count - completed} not completed": completed != self.count,
-            f"{self.count - report['good']} not as they should be: {report['problems']}": report["good"] != self.count,
-            f"violations: {report['violations']}": report["violation_count"] != 0,
-            f"{self.machine.restarts} processes had to be started again": self.machine.restarts != 0,
-        }
-        return [text for text, is_wrong in checks.items() if is_wrong]
-
     def _pause(self, seconds: float) -> None:
         """Look after the processes meanwhile; raises Interrupted when somebody asked to stop."""
         self.machine.look()
@@ -244,7 +243,18 @@ class Demo:
 
     def _logs(self) -> str:
         """The ends of all logs, for they are removed with the folder."""
-        return "".join(f"\n--- {name}\n{_end_of(path)}" for name, path in self.machine.log_files.items())
+        return "\n".join(f"--- {name}\n{_end_of(path)}" for name, path in self.machine.log_files.items())
+
+
+def what_is_wrong(report: Mapping[str, Any], *, count: int, completed: int, restarts: int) -> list[str]:
+    """What speaks against a good verdict, from our rows and from the fake cloud's own report; empty is good."""
+    checks = {
+        f"{count - completed} not completed": completed != count,
+        f"{count - report['good']} not as they should be: {report['problems']}": report["good"] != count,
+        f"violations: {report['violations']}": report["violation_count"] != 0,
+        f"{restarts} processes had to be started again": restarts != 0,
+    }
+    return [text for text, is_wrong in checks.items() if is_wrong]
 
 
 class Progress:

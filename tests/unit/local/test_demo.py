@@ -1,0 +1,51 @@
+"""What the demo's verdict rests on, and how it shows progress."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from dcsync.local.demo import Progress, what_is_wrong
+from dcsync.subcloud import InitialSyncState
+
+GOOD = {"good": 20, "problems": {}, "violations": {}, "violation_count": 0}
+
+
+def test_all_completed_and_verified_is_good() -> None:
+    assert what_is_wrong(GOOD, count=20, completed=20, restarts=0) == []
+
+
+@pytest.mark.parametrize(
+    ("report", "completed", "restarts", "text"),
+    [
+        ({}, 19, 0, "1 not completed"),
+        ({"good": 18, "problems": {"subcloud3": ["keys differ"]}}, 20, 0, "2 not as they should be.*subcloud3"),
+        ({"violation_count": 1, "violations": {"keys before identity": 1}}, 20, 0, "keys before identity"),
+        ({}, 20, 1, "1 processes had to be started again"),
+    ],
+)
+def test_anything_else_is_told(report: dict[str, Any], completed: int, restarts: int, text: str) -> None:
+    (told,) = what_is_wrong(GOOD | report, count=20, completed=completed, restarts=restarts)
+    assert re.search(text, told)
+
+
+def test_progress_is_plain_lines_without_a_terminal() -> None:
+    said: list[str] = []
+    progress = Progress(said.append, count=3, is_terminal=lambda: False)
+    progress.show({InitialSyncState.COMPLETED: 1, InitialSyncState.FAILED: 2})
+    progress.show({InitialSyncState.COMPLETED: 2, InitialSyncState.FAILED: 1})  # too soon after the last line
+    progress.show({InitialSyncState.COMPLETED: 3})
+    progress.end()
+    assert [line.partition(" s  ")[2] for line in said] == ["completed 1/3, failed 2", "completed 3/3"]
+
+
+def test_progress_is_one_changing_line_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(lambda line: None, count=3, is_terminal=lambda: True)
+    progress.show({InitialSyncState.COMPLETED: 1})
+    progress.show({InitialSyncState.COMPLETED: 3})
+    progress.end()
+    printed = capsys.readouterr().out
+    assert printed.count("\r") == 2
+    assert printed.count("\n") == 1
