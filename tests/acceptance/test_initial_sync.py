@@ -1,0 +1,148 @@
+"""The main job over a fake cloud, driven and watched through the command line: from added to completed, and back."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.acceptance.conftest import Subclouds
+from tests.system import System
+
+pytestmark = [pytest.mark.xdist_group("initial-sync")]
+
+KEYS = "POST sysinv fernet_repo"
+ALWAYS_WRITTEN = {"PUT dbsync users": 3}
+"""admin, sysinv and dcmanager; everything else is written where it differs."""
+
+
+def grown(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    return {what: count - before.get(what, 0) for what, count in after.items() if count != before.get(what, 0)}
+
+
+def a_completed_one(system: System, subclouds: Subclouds) -> str:
+    (name,) = subclouds(1)
+    system.manage(name)
+    system.until_completed(name)
+    return name
+
+
+def test_a_subcloud_goes_from_added_to_completed(system: System) -> None:
+    name = system.take_new()
+    system.cli("subcloud", "add", name, "--management-ip", system.address(name), "--software-version", "24.09")
+    added = system.json("subcloud", "show", name)
+    assert (added["management_state"], added["availability_status"]) == ("unmanaged", "offline")
+    system.manage(name)
+    assert system.json("subcloud", "show", name)["initial_sync_state"] == "none"
+    assert system.requests(name) == {}
+
+    system.cli("state", "availability", "online", name)
+    assert "completed" in system.cli("wait", "--for", "completed", name, "--timeout", "60")
+
+    (listed,) = [known for known in system.json("subcloud", "list") if known["name"] == name]
+    assert listed == system.json("subcloud", "show", name)
+    assert (listed["initial_sync_state"], listed["subsequent_sync"], listed["attempt"]) == ("completed", True, 0)
+    assert (listed["reason"], listed["retry_at"]) == (None, None)
+    system.assert_good(name)
+
+
+def test_history_names_who_asked_and_every_step_of_the_only_attempt(system: System, subclouds: Subclouds) -> None:
+    name = a_completed_one(system, subclouds)
+    (request,) = system.json("history", name)
+    (attempt,) = request["attempts"]
+    assert request["requested_by"]
+    assert (attempt["attempt"], attempt["ending"]) == (1, "completed")
+    assert attempt["worker"].startswith("sync@")
+    steps = [(step["step"], step["outcome"]) for step in attempt["steps"]]
+    assert steps == [("identity", "done"), ("fernet-keys", "done"), ("audit-init", "done")]
+
+
+def test_identity_is_written_before_keys_all_under_the_id_of_the_run(system: System, subclouds: Subclouds) -> None:
+    name = a_completed_one(system, subclouds)
+    recent = system.cloud.state(name)["recent"]
+    (attempt,) = system.attempts(name)
+    assert {request["request_id"] for request in recent} == {f"req-{attempt.run_id}"}
+    writes = [request["path"] for request in recent if request["verb"] in ("PUT", "POST")]
+    keys = writes.index("/v1/fernet_repo")
+    assert all(not path.startswith("/v1.0/identity") for path in writes[keys:])
+    # After the keys: a login made with them, and a look at what is stored.
+    assert [request["verb"] for request in recent][-2:] == ["POST", "GET"]
+
+
+def test_sync_runs_every_step_anew_and_waits_for_it(system: System, subclouds: Subclouds) -> None:
+    name = a_completed_one(system, subclouds)
+    before = system.carried_out(name)
+    assert "1 subcloud completed" in system.cli("sync", name, "--wait", "--timeout", "60")
+    assert grown(before, system.carried_out(name)) == ALWAYS_WRITTEN | {KEYS: 1}
+    assert [request["generation"] for request in system.json("history", name)] == [2, 1]
+    system.assert_good(name)
+
+
+def test_sync_of_all_runs_those_that_are_managed_and_online(system: System, subclouds: Subclouds) -> None:
+    names = subclouds(3)
+    managed, left_alone = names[:2], names[2]
+    system.manage(*managed)
+    system.until_completed(*managed)
+    generation = {name: system.row(name).generation for name in names}
+    system.cli("sync", "--all", "--wait", "--timeout", "60")
+    assert [system.row(name).generation - generation[name] for name in managed] == [1, 1]
+    assert system.row(left_alone).generation == generation[left_alone]
+    assert system.requests(left_alone) == {}
+    system.assert_good(*managed)
+
+
+def test_a_subcloud_that_merely_comes_back_is_given_keys_and_no_identity(system: System, subclouds: Subclouds) -> None:
+    name = a_completed_one(system, subclouds)
+    before = system.carried_out(name)
+    system.cli("state", "availability", "offline", name)
+    assert system.row(name).initial_sync_state == "none"
+    assert system.row(name).subsequent_sync
+    system.cli("state", "availability", "online", name)
+    system.until_completed(name)
+    assert grown(before, system.carried_out(name)) == {KEYS: 1}
+    assert [step.step for step in system.attempts(name)[0].steps] == ["fernet-keys", "audit-init"]
+    system.assert_good(name)
+
+
+def test_what_changed_at_the_centre_meanwhile_is_brought_to_who_comes_back(
+    system: System, subclouds: Subclouds
+) -> None:
+    name = a_completed_one(system, subclouds)
+    before = system.carried_out(name)
+    system.cli("state", "availability", "offline", name)
+    system.cloud.change_central("set-password", user="dcmanager", password="Peer-dcmanager-pw-1!")
+    assert not system.cloud.state(name)["aligned"]
+    system.cli("state", "availability", "online", name)
+    system.until_completed(name)
+    assert grown(before, system.carried_out(name)) == ALWAYS_WRITTEN | {KEYS: 1}
+    system.assert_good(name)
+
+
+def test_unmanage_stops_looking_after_it_and_manage_begins_anew(system: System, subclouds: Subclouds) -> None:
+    name = a_completed_one(system, subclouds)
+    system.unmanage(name)
+    unmanaged = system.row(name)
+    assert (unmanaged.initial_sync_state, unmanaged.subsequent_sync) == ("none", False)
+    before = system.carried_out(name)
+    system.manage(name)
+    system.until_completed(name)
+    assert grown(before, system.carried_out(name)) == ALWAYS_WRITTEN | {KEYS: 1}
+    assert system.row(name).generation == unmanaged.generation + 1
+
+
+def test_a_completed_subcloud_that_is_reported_once_more_is_left_alone(system: System, subclouds: Subclouds) -> None:
+    name = a_completed_one(system, subclouds)
+    before, row = system.requests(name), system.row(name)
+    system.manage(name)
+    system.cli("state", "availability", "online", name)
+    assert system.row(name).initial_sync_state == "completed"
+    assert system.row(name).generation == row.generation
+    assert system.requests(name) == before
+
+
+def test_answers_of_the_commands_are_exit_codes(system: System, subclouds: Subclouds) -> None:
+    (name,) = subclouds(1)
+    system.cli("sync", name, expect=5)
+    system.cli("sync", "no-such-subcloud", expect=3)
+    system.cli("history", "no-such-subcloud", expect=3)
+    system.cli("wait", "--for", "completed", name, "--timeout", "0.2", expect=1)
+    system.cli("sync", name, "--all", expect=2)
+    assert system.row(name).generation == 0

@@ -1,0 +1,281 @@
+"""dcsync as a whole over a fake cloud: real servers, workers, beat and command line, ended with the test.
+
+    with open_system(folder, subclouds=20, settings={"DCSYNC_LOCK_TTL": "3"}) as system:
+        system.start_dcsync()
+        (name, *others) = system.add_online(count=20)
+        system.cli("subcloud", "manage", name)
+        system.until_completed(name)
+
+Actions go through the command line, as an operator's do. What came of them is read from rows where many looks are
+needed (a command costs half a second), and from the fake cloud, who counts what it was asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis as redis_library
+from celery import Celery
+from sqlalchemy import Engine
+
+from dcsync.adapters.database import make_engine
+from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.fake_cloud.control import FakeCloud
+from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
+from dcsync.ports import AttemptHistory
+from dcsync.settings import load
+from dcsync.subcloud import AvailabilityStatus, InitialSyncState, Subcloud
+from dcsync.tasks.app import make_app
+from tests.conftest import data_folder
+from tests.processes import Processes, Running, wait_until
+
+SECONDS = 60.0
+"""How long a test waits for what takes a second or two: the machine may be busy."""
+
+FAST = {
+    "DCSYNC_SWEEP_INTERVAL": "1",
+    "DCSYNC_HOLD_OFF": "2",
+    "DCSYNC_HOLD_OFF_MAX": "8",
+    "DCSYNC_LOCK_TTL": "10",
+    "DCSYNC_CONNECT_TIMEOUT": "3",
+    "DCSYNC_READ_TIMEOUT": "4",
+    "DCSYNC_REQUEST_TIMEOUT": "6",
+    "DCSYNC_RUN_DEADLINE": "30",
+    "DCSYNC_CENTRAL_MAX_AGE": "0.2",
+    "DCSYNC_MAX_REPLY_BYTES": "2097152",
+    "DCSYNC_STOP_GRACE": "3",
+}
+"""Everything happens soon. What a test is about, it sets itself."""
+
+SYNC_QUEUES = "control,sync,audit"
+
+
+class System:
+    """One dcsync with its servers, its processes and its fake cloud. Made by `open_system`."""
+
+    def __init__(
+        self,
+        *,
+        processes: Processes,
+        cloud: FakeCloud,
+        postgres: EmbeddedPostgres,
+        redis: EmbeddedRedis,
+        engine: Engine,
+        settings: Mapping[str, str],
+    ) -> None:
+        self.processes = processes
+        self.cloud = cloud
+        self.postgres = postgres
+        self.redis = redis
+        self.engine = engine
+        self.environ = {
+            **settings,
+            **cloud.environment(),
+            "DCSYNC_DATABASE_URL": postgres.url,
+            "DCSYNC_REDIS_URL": redis.url,
+        }
+        self.inventory = SqlInventory(engine)
+        self.running: list[Running] = []
+        self._places = {place["name"]: place for place in cloud.subclouds()}
+        self._not_added = iter(sorted(self._places, key=lambda name: int(name.removeprefix("subcloud"))))
+        self._online: Iterator[str] = iter(())
+
+    # --- processes ---
+
+    def start_dcsync(self) -> None:
+        """A sync worker, a state worker and a beat, all of them up."""
+        started = [self.start_sync_worker(ready=False), self.start_state_worker(ready=False), self.start_beat()]
+        for running in started[:2]:
+            running.wait_for("ready.")
+
+    def start_sync_worker(self, name: str = "sync", *, ready: bool = True, **environ: str) -> Running:
+        return self._start_worker(name, SYNC_QUEUES, "20", "-E", ready=ready, environ=environ)
+
+    def start_state_worker(self, name: str = "state", *, ready: bool = True) -> Running:
+        return self._start_worker(name, "state", "4", ready=ready, environ={})
+
+    def _start_worker(
+        self, name: str, queues: str, threads: str, *options: str, ready: bool, environ: Mapping[str, str]
+    ) -> Running:
+        arguments = ("-Q", queues, "-P", "threads", "-c", threads, "-n", f"{name}@%h", "--without-gossip")
+        return self._started(
+            self.processes.celery(
+                "worker",
+                *arguments,
+                "--without-mingle",
+                *options,
+                environ=self.environ | environ,
+                name=name,
+                ready="ready." if ready else None,
+            )
+        )
+
+    def start_beat(self, name: str = "beat") -> Running:
+        schedule = self.processes.folder / f"{name}-schedule"
+        return self._started(self.processes.celery("beat", "-s", str(schedule), environ=self.environ, name=name))
+
+    def _started(self, running: Running) -> Running:
+        self.running.append(running)
+        return running
+
+    def output(self) -> str:
+        """What all processes have printed so far."""
+        return "\n".join(f"--- {running.name}\n{running.output()}" for running in self.running)
+
+    def celery_app(self) -> Celery:
+        """An app of this system, for messages no command sends. To be closed."""
+        return make_app(load(self.environ))
+
+    def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`celery -A worker <arguments>`, to its end."""
+        running = self.processes.celery(arguments[0], *arguments[1:], environ=self.environ)
+        return subprocess.CompletedProcess(arguments, running.wait(), stdout=running.output())
+
+    # --- the operator ---
+
+    def cli(self, *arguments: str, expect: int | None = 0, stdin: str | None = None) -> str:
+        """`dcsync <arguments>`: what it printed on stdout."""
+        return self.processes.cli(*arguments, environ=self.environ, expect=expect, stdin=stdin).stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.cli(*arguments, "-o", "json"))
+
+    def address(self, name: str) -> str:
+        return self._places[name]["management_ip"]
+
+    def take_new(self) -> str:
+        """The name of a subcloud of the fake cloud that dcsync does not know yet."""
+        return next(self._not_added)
+
+    def add_online(self, *, count: int) -> list[str]:
+        """So many more are added and reported online, and not managed yet; `take` hands them out."""
+        names = [self.take_new() for _ in range(count)]
+        self.cli("subcloud", "import", "-", stdin=json.dumps([self._places[name] for name in names]))
+        self.cli("state", "availability", "online", "--no-wait", *names)
+        self.until(
+            lambda: all(row.availability_status is AvailabilityStatus.ONLINE for row in self.inventory.find(names)),
+            "all are online",
+        )
+        self._online = itertools.chain(self._online, names)
+        return names
+
+    def take(self, count: int) -> list[str]:
+        """Names of online subclouds that no other test has."""
+        return [next(self._online) for _ in range(count)]
+
+    def manage(self, *names: str) -> None:
+        self.cli("subcloud", "manage", *names)
+
+    def unmanage(self, *names: str) -> None:
+        self.cli("subcloud", "unmanage", *names)
+
+    # --- what came of it ---
+
+    def row(self, name: str) -> Subcloud:
+        (found,) = self.inventory.find([name])
+        return found
+
+    def attempts(self, name: str) -> list[AttemptHistory]:
+        """Of the newest request, oldest first."""
+        return list(self.inventory.history(name)[0].attempts)
+
+    def all_attempts(self, name: str) -> list[AttemptHistory]:
+        """Of all requests, oldest first."""
+        return [attempt for request in reversed(self.inventory.history(name)) for attempt in request.attempts]
+
+    def endings(self, name: str) -> list[str | None]:
+        return [attempt.ending for attempt in self.attempts(name)]
+
+    def until(self, question: Callable[[], object], what: str, *, seconds: float = SECONDS) -> None:
+        """Until it is true; AssertionError with everything the processes printed otherwise."""
+        wait_until(question, seconds=seconds, what=lambda: f"{what}\n{self.output()}")
+
+    def until_state(self, state: InitialSyncState, *names: str, seconds: float = SECONDS) -> None:
+        def reached() -> bool:
+            return all(row.initial_sync_state is state for row in self.inventory.find(names))
+
+        self.until(reached, f"all of {names} {state}", seconds=seconds)
+
+    def until_completed(self, *names: str, seconds: float = SECONDS) -> None:
+        self.until_state(InitialSyncState.COMPLETED, *names, seconds=seconds)
+
+    def until_failed(self, name: str, *, seconds: float = SECONDS) -> Subcloud:
+        """The row as it was seen when failed."""
+        seen: list[Subcloud] = []
+
+        def failed() -> bool:
+            seen.append(self.row(name))
+            return seen[-1].initial_sync_state is InitialSyncState.FAILED
+
+        self.until(failed, f"{name} failed", seconds=seconds)
+        return seen[-1]
+
+    def until_writing(self, *names: str) -> None:
+        """Until each of these has answered a first write of the run at work on it."""
+        before = {name: self.writes(name) for name in names}
+        self.until(lambda: all(self.writes(name) > before[name] for name in names), f"writes to {names}")
+
+    def carried_out(self, name: str) -> dict[str, int]:
+        """Writes this subcloud has carried out: "VERB service subject" -> how many."""
+        found: dict[str, int] = self.cloud.state(name)["carried_out"]
+        return found
+
+    def writes(self, name: str) -> int:
+        return sum(self.carried_out(name).values())
+
+    def requests(self, name: str) -> dict[str, int]:
+        found: dict[str, int] = self.cloud.state(name)["requests"]
+        return found
+
+    def assert_good(self, *names: str) -> None:
+        """Ids, hashes, keys, members and grants are as they must be, and nothing happened that must never happen."""
+        for name in names:
+            state = self.cloud.state(name)
+            assert state["good"], (name, state["problems"])
+            assert state["violations"] == {}, (name, state["described"])
+
+
+@contextmanager
+def open_system(
+    folder: Path, *, subclouds: int, settings: Mapping[str, str] | None = None, unaligned: Sequence[str] = ()
+) -> Iterator[System]:
+    """Servers up, schema there, the fake cloud listening; no process of dcsync yet."""
+    with (
+        data_folder() as data,
+        EmbeddedPostgres(data, fast=True) as postgres,
+        EmbeddedRedis(data, fast=True) as redis,
+        FakeCloud.start(subclouds=subclouds, unaligned=unaligned) as cloud,
+        Processes(folder) as processes,
+    ):
+        engine = make_engine(postgres.url, application_name="tests")
+        system = System(
+            processes=processes,
+            cloud=cloud,
+            postgres=postgres,
+            redis=redis,
+            engine=engine,
+            settings=FAST if settings is None else settings,
+        )
+        system.cli("db", "upgrade")
+        try:
+            yield system
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def redis_client(system: System) -> Iterator[redis_library.Redis]:
+    with redis_library.Redis.from_url(system.redis.url, decode_responses=True) as client:
+        yield client
+
+
+def wall_clock() -> float:
+    """Seconds since 1970, as the fake cloud notes them beside what it was asked."""
+    return time.time()
