@@ -1,0 +1,33 @@
+# One image for every dcsync process; docker-compose.yml says which command each service runs.
+#   docker build -t dcsync .
+
+FROM python:3.11-slim-bookworm AS build
+# psycopg2 is compiled against the system's libpq, so that its fixes come with the system's.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev libpq-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+RUN python -m venv /opt/dcsync \
+    && /opt/dcsync/bin/pip install --no-cache-dir -c constraints.txt ".[postgres]"
+
+
+FROM python:3.11-slim-bookworm
+LABEL org.opencontainers.image.title="dcsync" \
+      org.opencontainers.image.description="Brings telecom subclouds into line with their central cloud, and keeps them there" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates libpq5 \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 dcsync \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin dcsync
+COPY --from=build /opt/dcsync /opt/dcsync
+ENV PATH=/opt/dcsync/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+# Celery looks for `worker` here first: a folder that is root's, and holds no such module.
+WORKDIR /opt/dcsync
+USER 10001:10001
+STOPSIGNAL SIGTERM
+# No entry point: the command itself gets the signals.
+CMD ["dcsync", "--help"]
