@@ -1,0 +1,84 @@
+"""The Dockerfile keeps its promises, as far as its text shows: a plain pip install, no root, nothing secret inside."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+UNBROKEN = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+STEPS = [line.split(maxsplit=1) for line in UNBROKEN.splitlines() if line and not line.startswith("#")]
+STAGES = [number for number, (verb, _) in enumerate(STEPS) if verb == "FROM"]
+LAST = STEPS[STAGES[-1] :]
+
+
+def of(verb: str, steps: list[list[str]] = STEPS) -> list[str]:
+    return [rest for each, rest in steps if each == verb]
+
+
+def test_it_is_built_by_a_plain_pip_install_with_constraints() -> None:
+    assert any('pip install --no-cache-dir -c constraints.txt ".[postgres]"' in step for step in of("RUN"))
+
+
+def test_the_extra_it_installs_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    assert "postgres" in project["optional-dependencies"]
+    assert any(of("FROM")[0].startswith(f"python:{minor}-slim") for minor in [project["requires-python"][2:]])
+
+
+def test_both_stages_have_the_same_base() -> None:
+    assert len({image.split()[0] for image in of("FROM")}) == 1
+
+
+def test_the_last_stage_has_no_compiler_and_runs_as_nobody_privileged() -> None:
+    installed = " ".join(of("RUN", LAST))
+
+    assert "libpq5" in installed
+    assert not re.search(r"\b(gcc|libpq-dev|build-essential)\b", installed)
+    assert of("USER", LAST) == ["10001:10001"]
+    assert [verb for verb, _ in LAST].index("USER") > max(
+        n for n, (verb, _) in enumerate(LAST) if verb in {"RUN", "COPY"}
+    )
+
+
+def test_compose_runs_it_as_the_user_it_was_made_for() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+
+    assert {service["user"] for service in services.values() if "build" in service} == of_set("USER")
+
+
+def of_set(verb: str) -> set[str]:
+    return set(of(verb, LAST))
+
+
+def test_signals_reach_the_process() -> None:
+    assert of("STOPSIGNAL", LAST) == ["SIGTERM"]
+    assert all(command.startswith("[") for command in of("CMD") + of("ENTRYPOINT"))
+
+
+def test_no_step_fetches_from_elsewhere_or_holds_a_secret() -> None:
+    assert not of("ADD")
+    assert not of("ARG")
+    assert not re.search(r"(?i)https?://|curl|wget|password|token", UNBROKEN)
+
+
+def test_only_what_the_installation_needs_is_sent_to_the_build() -> None:
+    lines = [
+        line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] not in {"", "#"}
+    ]
+    allowed = {line[1:] for line in lines if line.startswith("!")}
+
+    assert lines[0] == "*"
+    assert allowed == {"README.md", "beat_schedule.py", "constraints.txt", "dcsync", "pyproject.toml", "worker.py"}
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "beat_schedule.py", "constraints.txt", "dcsync", "pyproject.toml", "worker.py"]
+)
+def test_what_the_build_needs_is_there(name: str) -> None:
+    assert (ROOT / name).exists()
