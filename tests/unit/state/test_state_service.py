@@ -1,0 +1,320 @@
+"""What reports do to subclouds: the checks of spec/state-service.md section 12, as far as they apply, and more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dcsync.lifecycle import Event
+from dcsync.messages import AvailabilityReport, report_payload
+from dcsync.ports import StateChanges
+from dcsync.state.service import StateService
+from dcsync.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, SyncStatus
+from tests.fake_states import FakeStateStore, FakeSweeps
+from tests.reports import (
+    DC_CERT,
+    FIRMWARE,
+    IDENTITY,
+    IN_SYNC,
+    OFFLINE,
+    ONLINE,
+    OUT_OF_SYNC,
+    PLATFORM,
+    SOFTWARE,
+    UNKNOWN,
+    UNMANAGED,
+    a_state_row,
+    at,
+    bulk,
+    endpoint,
+    fails,
+    mark,
+    offline,
+    online,
+    types,
+)
+
+REMAINING = {EndpointType.FIRMWARE, EndpointType.KUBERNETES, EndpointType.KUBE_ROOTCA, EndpointType.SOFTWARE}
+OFFLINE_ALARM, PLATFORM_ALARM = ("280.001", ""), ("280.002", "platform")
+
+
+class World:
+    """One subcloud (or more), and the service that takes reports about it."""
+
+    def __init__(self, *rows: Any, broker_is_away: bool = False) -> None:
+        self.store = FakeStateStore(*(rows or (a_state_row(),)))
+        self.sweeps = FakeSweeps(broker_is_away=broker_is_away)
+        self.service = StateService(store=self.store, messenger=self.sweeps, now=lambda: at(0), batch_subclouds=3)
+
+    def tell(self, *reports: Any) -> dict[str, int]:
+        """Each in a message of its own."""
+        told: dict[str, int] = {}
+        for report in reports:
+            told = self.service.apply_payloads([report_payload(report)]).as_dict()
+        return told
+
+
+@pytest.fixture
+def world() -> World:
+    """A managed subcloud that is online since second 1, with all that follows from that done and forgotten."""
+    world = World()
+    world.tell(online(1))
+    world.store.audits.clear()
+    world.store.events.clear()
+    world.store.writes = 0
+    world.sweeps.sweeps = 0
+    return world
+
+
+# --- acceptance: spec section 3.3, without `secondary`; out-of-sync has the precondition of in-sync (R15) -----------
+
+
+@pytest.mark.parametrize("status", list(SyncStatus))
+@pytest.mark.parametrize("is_online", [True, False])
+@pytest.mark.parametrize("managed", [True, False])
+@pytest.mark.parametrize("endpoint_type", [DC_CERT, PLATFORM, None])
+def test_which_statuses_are_shown(status: SyncStatus, is_online: bool, managed: bool, endpoint_type: Any) -> None:
+    world = World(a_state_row(**({} if managed else {"management_state": UNMANAGED})))
+    world.tell(online(1) if is_online else offline(1), endpoint(2, endpoint_type, status))
+    expected = status if is_online and (managed or endpoint_type is DC_CERT) else UNKNOWN
+    assert world.store.status(endpoint_type or PLATFORM) is expected
+    assert world.store.status(DC_CERT) is (expected if endpoint_type in (DC_CERT, None) else UNKNOWN)
+
+
+def test_unknown_is_taken_from_an_unmanaged_and_offline_subcloud_too() -> None:
+    world = World(a_state_row(management_state=UNMANAGED))
+    world.tell(online(1), endpoint(2, DC_CERT, IN_SYNC), endpoint(3, DC_CERT, UNKNOWN))
+    assert world.store.status(DC_CERT) is UNKNOWN
+
+
+# --- S1 to S18 -----------------------------------------------------------------------------------------------------
+
+
+def test_s1_identity_leaving_unknown_asks_for_the_remaining_audits_once(world: World) -> None:
+    world.tell(endpoint(2, IDENTITY, IN_SYNC))
+    assert world.store.status(IDENTITY) is IN_SYNC
+    assert {type_ for _, type_ in world.store.audits} == REMAINING
+    assert world.store.alarms() == set()
+    assert world.store.rows["subcloud1"].first_identity_sync_complete
+
+
+def test_s2_the_same_report_again_writes_nothing_and_asks_for_nothing(world: World) -> None:
+    world.tell(endpoint(2, IDENTITY, IN_SYNC))
+    world.store.audits.clear()
+    world.store.writes = 0
+    assert world.tell(endpoint(2, IDENTITY, IN_SYNC))["late"] == 1
+    assert world.tell(endpoint(3, IDENTITY, IN_SYNC))["unchanged"] == 1
+    assert (world.store.writes, world.store.audits) == (0, [])
+
+
+def test_s3_out_of_sync_raises_one_alarm_that_in_sync_clears(world: World) -> None:
+    world.tell(endpoint(2, PLATFORM, OUT_OF_SYNC), endpoint(3, PLATFORM, OUT_OF_SYNC))
+    assert world.store.alarms() == {PLATFORM_ALARM}
+    (alarm,) = world.store.active.values()
+    assert (alarm.raised_at, alarm.severity) == (at(2), "major")
+    assert alarm.entity == "subcloud=name-of-subcloud1.resource=platform"
+    assert alarm.reason_text == "name-of-subcloud1 platform sync_status is out-of-sync"
+    world.tell(endpoint(4, PLATFORM, IN_SYNC))
+    assert world.store.alarms() == set()
+
+
+def test_s4_a_report_that_is_not_alarmable_raises_no_alarm(world: World) -> None:
+    world.tell(endpoint(2, PLATFORM, OUT_OF_SYNC, alarmable=False))
+    assert (world.store.status(PLATFORM), world.store.alarms()) == (OUT_OF_SYNC, set())
+    world.tell(endpoint(3, PLATFORM, OUT_OF_SYNC))
+    assert world.store.alarms() == {PLATFORM_ALARM}
+
+
+def test_s8_an_endpoint_the_subcloud_does_not_have_is_put_aside(world: World) -> None:
+    assert world.tell(endpoint(2, EndpointType.IDENTITY_OPENSTACK, IN_SYNC))["rejected"] == 1
+    assert world.store.writes == 0
+    assert "identity_openstack" in world.store.rejected[0].reason
+
+
+def test_s9_going_offline_forgets_endpoints_clears_their_alarms_and_cancels_the_run(world: World) -> None:
+    world.tell(endpoint(2, PLATFORM, OUT_OF_SYNC), endpoint(2, DC_CERT, IN_SYNC), offline(3, fail_count=2))
+    row = world.store.rows["subcloud1"]
+    assert (row.availability_status, row.fail_count) == (OFFLINE, 2)
+    assert {shown.sync_status for shown in row.endpoints.values()} == {UNKNOWN}
+    assert world.store.alarms() == {OFFLINE_ALARM}
+    assert world.store.events == [("subcloud1", Event.LEFT)]
+    assert world.store.state() is InitialSyncState.NONE
+
+
+def test_s10_coming_online_clears_the_alarm_asks_for_audits_and_an_initial_sync(world: World) -> None:
+    world.tell(offline(2, fail_count=2))
+    world.store.events.clear()
+    told = world.tell(online(3))
+    assert told["requested"] == 1
+    assert world.store.alarms() == set()
+    assert world.store.rows["subcloud1"].fail_count == 0
+    assert {type_ for _, type_ in world.store.audits} == REMAINING | {DC_CERT}
+    assert (world.store.events, world.sweeps.sweeps) == ([("subcloud1", Event.BECAME_ELIGIBLE)], 1)
+
+
+def test_s11_a_broker_that_is_away_does_not_hinder_coming_online() -> None:
+    world = World(broker_is_away=True)
+    world.tell(online(1))
+    assert world.store.state() is InitialSyncState.REQUESTED
+
+
+def test_s12_state_only_changes_no_row_and_realigns_alarms(world: World) -> None:
+    written: list[StateChanges] = []
+    world.store.write = lambda changes, now: written.append(changes)  # type: ignore[method-assign]
+    world.tell(AvailabilityReport(region_name="subcloud1", mark=mark(9), availability_status=OFFLINE, state_only=True))
+    assert [(changes.realigned, changes.columns, changes.endpoints) for changes in written] == [([1], [], [])]
+
+
+def test_s13_a_fail_count_alone_changes_only_the_count(world: World) -> None:
+    world.tell(fails(2, 1))
+    row = world.store.rows["subcloud1"]
+    assert (row.fail_count, row.availability_status) == (1, ONLINE)
+    assert (world.store.events, world.store.audits, world.store.alarms()) == ([], [], set())
+
+
+def test_s14_the_ignored_endpoint_is_untouched(world: World) -> None:
+    world.tell(endpoint(2, None, IN_SYNC), endpoint(3, None, UNKNOWN, ignored=frozenset({DC_CERT})))
+    assert world.store.status(DC_CERT) is IN_SYNC
+    assert {world.store.status(type_) for type_ in DEFAULT_ENDPOINT_TYPES if type_ is not DC_CERT} == {UNKNOWN}
+
+
+def test_s15_a_status_of_all_subclouds_reaches_everyone_and_asks_for_one_audit() -> None:
+    regions = [f"subcloud{number}" for number in range(1, 9)]
+    world = World(*(a_state_row(region, subcloud_id=id_) for id_, region in enumerate(regions, start=1)))
+    world.tell(*(online(1, region) for region in regions), *(endpoint(2, FIRMWARE, IN_SYNC, r) for r in regions))
+    world.store.audits.clear()
+    world.tell(endpoint(3, FIRMWARE, UNKNOWN, region_name=None))
+    assert {world.store.status(FIRMWARE, region) for region in regions} == {UNKNOWN}
+    assert world.store.audits == [(None, FIRMWARE)]
+
+
+@pytest.mark.parametrize(("endpoint_type", "status"), [(PLATFORM, UNKNOWN), (SOFTWARE, IN_SYNC), (None, UNKNOWN)])
+def test_other_statuses_of_all_subclouds_ask_for_no_audit(endpoint_type: Any, status: SyncStatus) -> None:
+    world = World()
+    world.tell(endpoint(1, endpoint_type, status, region_name=None))
+    assert world.store.audits == []
+
+
+# --- alarms --------------------------------------------------------------------------------------------------------
+
+
+def test_a_subcloud_that_was_never_online_is_not_missed() -> None:
+    world = World()
+    world.tell(offline(1))
+    assert world.store.alarms() == set()
+
+
+def test_an_alarm_for_all_endpoints_names_each_endpoint(world: World) -> None:
+    """Upstream names the argument, `resource=None` (R19)."""
+    world.tell(endpoint(2, None, OUT_OF_SYNC))
+    assert world.store.alarms() == {("280.002", str(type_)) for type_ in DEFAULT_ENDPOINT_TYPES}
+
+
+def test_unknown_clears_the_alarm_in_the_bulk_form_too(world: World) -> None:
+    """Upstream's bulk path clears for in-sync only (R18)."""
+    world.tell(endpoint(2, PLATFORM, OUT_OF_SYNC), bulk(3, {PLATFORM: UNKNOWN}))
+    assert world.store.alarms() == set()
+
+
+def test_removing_an_endpoint_type_takes_its_alarm_with_it(world: World) -> None:
+    openstack = EndpointType.IDENTITY_OPENSTACK
+    world.tell(types(2, openstack, present=True), endpoint(3, openstack, OUT_OF_SYNC))
+    assert world.store.alarms() == {("280.002", "identity_openstack")}
+    world.tell(types(4, openstack, present=False))
+    assert openstack not in world.store.rows["subcloud1"].endpoints
+    assert world.store.alarms() == set()
+    world.tell(types(3.5, openstack, present=True))
+    assert openstack not in world.store.rows["subcloud1"].endpoints
+
+
+# --- the bulk form -------------------------------------------------------------------------------------------------
+
+
+def test_bulk_judges_endpoints_by_the_availability_it_brings() -> None:
+    """Upstream judged them by the row from before and lost two rounds (dc6a011e)."""
+    world = World()
+    world.tell(bulk(1, {PLATFORM: IN_SYNC, FIRMWARE: OUT_OF_SYNC}, availability_status=ONLINE))
+    assert (world.store.status(PLATFORM), world.store.status(FIRMWARE)) == (IN_SYNC, OUT_OF_SYNC)
+
+
+def test_bulk_with_an_endpoint_that_is_not_there_changes_nothing_at_all() -> None:
+    world = World()
+    told = world.tell(bulk(1, {EndpointType.IDENTITY_OPENSTACK: IN_SYNC}, availability_status=ONLINE))
+    assert (told["rejected"], world.store.writes) == (1, 0)
+
+
+# --- late, doubled, poisoned ---------------------------------------------------------------------------------------
+
+
+def test_an_outage_that_becomes_known_late_is_made_good(world: World) -> None:
+    world.tell(endpoint(2, PLATFORM, IN_SYNC), online(5), endpoint(6, FIRMWARE, IN_SYNC), offline(4))
+    assert world.store.rows["subcloud1"].availability_status is ONLINE
+    assert (world.store.status(PLATFORM), world.store.status(FIRMWARE)) == (UNKNOWN, IN_SYNC)
+    assert world.store.alarms() == set()
+    assert [(alarm.raised_at, alarm.cleared_at) for alarm in world.store.alarm_history] == [(at(4), at(5))]
+    assert world.store.events == [("subcloud1", Event.BECAME_ELIGIBLE)]
+
+
+def test_an_outage_within_one_message_asks_for_one_initial_sync(world: World) -> None:
+    payloads = [report_payload(report) for report in (online(3), offline(2))]
+    assert world.service.apply_payloads(payloads).requested == 1
+    assert world.store.events == [("subcloud1", Event.BECAME_ELIGIBLE)]
+    assert [(alarm.raised_at, alarm.cleared_at) for alarm in world.store.alarm_history] == [(at(2), at(3))]
+
+
+def test_a_status_seen_before_the_subcloud_came_back_is_not_shown(world: World) -> None:
+    world.tell(offline(2), endpoint(3, PLATFORM, IN_SYNC), online(4))
+    assert world.store.status(PLATFORM) is UNKNOWN
+
+
+def test_a_status_seen_after_it_came_back_is_shown_as_soon_as_that_is_known(world: World) -> None:
+    world.tell(offline(2), endpoint(5, PLATFORM, IN_SYNC))
+    assert world.store.status(PLATFORM) is UNKNOWN
+    world.tell(online(4))
+    assert world.store.status(PLATFORM) is IN_SYNC
+
+
+def test_poisoned_reports_are_put_aside_and_stop_nothing(world: World) -> None:
+    good = report_payload(endpoint(2, PLATFORM, IN_SYNC))
+    poisoned: list[object] = [
+        None,
+        {},
+        {**good, "kind": "endpoints"},
+        {**good, "sync_status": "green"},
+        {**good, "observed_at": "2026-01-31T12:00:00"},
+        {**good, "observed_at": "0001-01-01T00:00:00+10:00"},
+        {**good, "sequence": -1},
+        {**good, "sequence": True},
+        {**good, "region_name": "a\x00b"},
+        {**good, "region_name": "elsewhere"},
+        {**good, "colour": "red"},
+        {"kind": "availability", "region_name": "subcloud1", "observed_at": good["observed_at"]},
+        {**good, "observed_at": "2099-01-01T00:00:00+00:00"},
+    ]
+    told = world.service.apply_payloads([*poisoned, good])
+    assert (told.rejected, told.verdicts) == (len(poisoned), {"applied": 1})
+    assert len(world.store.rejected) == len(poisoned)
+    assert all(each.reason for each in world.store.rejected)
+    assert world.store.status(PLATFORM) is IN_SYNC
+
+
+def test_one_subcloud_the_rules_fall_over_does_not_take_the_batch_with_it() -> None:
+    broken = a_state_row("broken", subcloud_id=2, memory={"on": [["never", 1]]})
+    world = World(a_state_row(), broken)
+    payloads = [report_payload(report) for report in (online(1), online(1, "broken"))]
+    assert world.service.apply_payloads(payloads).rejected == 1
+    assert world.store.rows["subcloud1"].availability_status is ONLINE
+    assert world.store.rejected[0].reason == "a fault in dcsync: ValueError"
+
+
+def test_memory_that_was_lost_costs_no_more_than_what_it_held(world: World) -> None:
+    world.tell(endpoint(2, PLATFORM, IN_SYNC), online(3), endpoint(4, PLATFORM, IN_SYNC))
+    row = world.store.rows["subcloud1"]
+    assert row.memory
+    world.store.rows["subcloud1"] = a_state_row(
+        **{name: getattr(row, name) for name in ("availability_status", "online_mark", "endpoints")}
+    )
+    world.store.writes = 0
+    world.tell(online(5), endpoint(6, PLATFORM, IN_SYNC))
+    assert (world.store.writes, world.store.status(PLATFORM)) == (0, IN_SYNC)
