@@ -238,4 +238,5 @@ class CentralData:
     identity_fingerprint: str
     """Of `records`: what an initial sync gives."""
     assignments: frozenset[Assignment] = frozenset()
+    """Read for audits only, as the events: empty in what `Clouds.central_data` gives."""
     revocation_events: frozenset[RevocationEvent] = frozenset()

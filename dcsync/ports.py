@@ -487,8 +487,12 @@ class Clouds(Protocol):
     async def central_data(self) -> CentralData:
         """Central records and keys, at most a few seconds old, shared by all runs of the process.
 
+        Without assignments and revocation events: an initial sync gives none, and must not fail for want of them.
         Raises CloudError with a central-* reason; an empty list of users, projects, roles or keys is `central-empty`.
         """
+
+    async def central_audit_data(self) -> CentralData:
+        """The same with the centre's assignments and revocation events, all of one fetch and shared in the same way."""
 
     def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AbstractAsyncContextManager[SubcloudSession]:
         """A session, logged in. Every request carries `X-Openstack-Request-Id: <request_id>`."""

@@ -355,6 +355,10 @@ class MemoryClouds:
         self.note("central data")
         return self.central
 
+    async def central_audit_data(self) -> CentralData:
+        self.note("central audit data")
+        return self.central
+
     @asynccontextmanager
     async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[MemoryClouds]:
         await self.login()

@@ -10,19 +10,22 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dcsync.adapters.dbsync import Dbsync
 from dcsync.adapters.endpoints import CentralEndpoints, ServiceUrls, central_urls, subcloud_urls
 from dcsync.adapters.http import Limits, of_the_centre, open_http
 from dcsync.adapters.keystone import Authenticated, Credentials, Token
+from dcsync.adapters.keystone_api import KeystoneApi
 from dcsync.adapters.sysinv import SysinvFernetRepo
 from dcsync.adapters.tls import Trust
 from dcsync.errors import CloudError, Reason
-from dcsync.identity import CentralData, FernetKeys, Records, ResourceType, fingerprint
+from dcsync.identity import CentralData, FernetKeys, Record, Records, ResourceType, fingerprint
 from dcsync.subcloud import Network, Subcloud
+
+T = TypeVar("T")
 
 MAY_BE_EMPTY = frozenset({ResourceType.GROUPS})
 
@@ -33,6 +36,7 @@ class HttpSubcloudSession:
     def __init__(self, session: Authenticated, *, urls: ServiceUrls) -> None:
         self._session = session
         self.identity = Dbsync(session, url=urls.dbsync)
+        self.keystone = KeystoneApi(session, url=urls.auth)
         self.fernet_repo = SysinvFernetRepo(session, url=urls.sysinv)
 
     async def login(self) -> None:
@@ -40,10 +44,63 @@ class HttpSubcloudSession:
         await self._session.login()
 
 
-@dataclass(frozen=True)
-class _Fetched:
-    data: CentralData
-    at: float
+class _Centre:
+    """The centre, logged in, for reading only."""
+
+    def __init__(self, session: Authenticated, *, urls: ServiceUrls) -> None:
+        self.dbsync = Dbsync(session, url=urls.dbsync)
+        self.keystone = KeystoneApi(session, url=urls.auth)
+        self.fernet_repo = SysinvFernetRepo(session, url=urls.sysinv)
+
+    def basics(self) -> list[Coroutine[Any, Any, Any]]:
+        """The keys, then the records of each type, still to be awaited."""
+        return [self.fernet_repo.read(), *(self.dbsync.list(type_) for type_ in ResourceType)]
+
+
+class _Shared(Generic[T]):
+    """Something fetched from the centre, for all who ask at the same time and while it is young enough."""
+
+    def __init__(
+        self, fetch: Callable[[], Coroutine[Any, Any, T]], *, max_age: float, monotonic: Callable[[], float], name: str
+    ) -> None:
+        self._fetch = fetch
+        self._max_age = max_age
+        self._monotonic = monotonic
+        self._name = name
+        self._fetched: tuple[T, float] | None = None
+        self._fetching: asyncio.Task[T] | None = None
+
+    def held(self) -> T | None:
+        """What was fetched, None when that is too long ago."""
+        if self._fetched is None:
+            return None
+        found, at = self._fetched
+        return found if self._monotonic() - at < self._max_age else None
+
+    async def get(self) -> T:
+        """At most `max_age` old when handed out, or being fetched when asked for.
+
+        A caller that goes away leaves the fetch to the others, and a fetch that failed is not remembered.
+        Raises CloudError with a central-* reason.
+        """
+        held = self.held()
+        if held is not None:
+            return held
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._fetch_one(), name=self._name)
+            self._fetching.add_done_callback(_note_failure)
+        return await asyncio.shield(self._fetching)
+
+    async def _fetch_one(self) -> T:
+        started = self._monotonic()
+        try:
+            found = await self._fetch()
+        except CloudError as exc:
+            failure = of_the_centre(exc)
+        else:
+            self._fetched = found, started
+            return found
+        raise failure
 
 
 class HttpClouds:
@@ -67,40 +124,38 @@ class HttpClouds:
         self._allowed_networks = tuple(allowed_networks)
         self._trust = Trust(ca_file)
         self._limits = limits or Limits()
-        self._max_age = max_age
         self._monotonic = monotonic
         self._central_token: Token | None = None
-        self._fetched: _Fetched | None = None
-        self._fetching: asyncio.Task[CentralData] | None = None
+        self._for_syncs = _Shared(self._read_for_syncs, max_age=max_age, monotonic=monotonic, name="central data")
+        self._for_audits = _Shared(
+            self._read_for_audits, max_age=max_age, monotonic=monotonic, name="central data with grants and events"
+        )
 
     # --- the centre --------------------------------------------------------------------------------------------
 
     async def central_data(self) -> CentralData:
-        """Central records and keys, at most `max_age` old when handed out, or being fetched when asked for.
+        """Central records and keys, or what was fetched for audits if that is young enough; see `_Shared.get`."""
+        return self._for_audits.held() or await self._for_syncs.get()
 
-        Callers at the same time share one fetch; a caller that goes away leaves it to the others, and a fetch that
-        failed is not remembered. Raises CloudError with a central-* reason.
-        """
-        fetched = self._fetched
-        if fetched is not None and self._monotonic() - fetched.at < self._max_age:
-            return fetched.data
-        if self._fetching is None or self._fetching.done():
-            self._fetching = asyncio.create_task(self._fetch_central(), name="central data")
-            self._fetching.add_done_callback(_note_failure)
-        return await asyncio.shield(self._fetching)
+    async def central_audit_data(self) -> CentralData:
+        """Central records and keys with role assignments and revocation events; see `_Shared.get`."""
+        return await self._for_audits.get()
 
-    async def _fetch_central(self) -> CentralData:
-        started = self._monotonic()
-        try:
-            data = await self._read_central()
-        except CloudError as exc:
-            failure = of_the_centre(exc)
-        else:
-            self._fetched = _Fetched(data, started)
-            return data
-        raise failure
+    async def _read_for_syncs(self) -> CentralData:
+        async with self._centre() as centre:
+            keys, *lists = await _together(*centre.basics())
+        return _checked(lists, keys)
 
-    async def _read_central(self) -> CentralData:
+    async def _read_for_audits(self) -> CentralData:
+        async with self._centre() as centre:
+            grants, events, keys, *lists = await _together(
+                centre.keystone.assignments(), centre.dbsync.revocation_events(), *centre.basics()
+            )
+        return replace(_checked(lists, keys), assignments=grants, revocation_events=events)
+
+    @asynccontextmanager
+    async def _centre(self) -> AsyncIterator[_Centre]:
+        """The centre's services, under the login held from earlier if it still counts."""
         async with open_http(limits=self._limits, trust=self._trust, request_id=f"req-{uuid.uuid4()}") as http:
             session = Authenticated(
                 http,
@@ -111,14 +166,9 @@ class HttpClouds:
             )
             try:
                 urls = central_urls(self._central, catalog=(await session.token()).catalog)
-                dbsync = Dbsync(session, url=urls.dbsync)
-                keys, *lists = await _together(
-                    SysinvFernetRepo(session, url=urls.sysinv).read(), *(dbsync.list(type_) for type_ in ResourceType)
-                )
+                yield _Centre(session, urls=urls)
             finally:
                 self._central_token = session.held
-        records = Records(**{type_.value: found for type_, found in zip(ResourceType, lists, strict=True)})
-        return _checked(records, keys)
 
     # --- subclouds ---------------------------------------------------------------------------------------------
 
@@ -135,8 +185,9 @@ class HttpClouds:
             yield session
 
 
-def _checked(records: Records, keys: FernetKeys) -> CentralData:
+def _checked(lists: Sequence[tuple[Record, ...]], keys: FernetKeys) -> CentralData:
     """What a subcloud may be given: nothing that must be there is missing, and every key is a key."""
+    records = Records(**{type_.value: found for type_, found in zip(ResourceType, lists, strict=True)})
     empty = [type_.value for type_ in ResourceType if type_ not in MAY_BE_EMPTY and not records.of(type_)]
     empty += [] if keys.keys else ["fernet keys"]
     if empty:
@@ -158,7 +209,7 @@ async def _together(*reads: Coroutine[Any, Any, Any]) -> list[Any]:
     raise first
 
 
-def _note_failure(task: asyncio.Task[CentralData]) -> None:
+def _note_failure(task: asyncio.Task[Any]) -> None:
     """Take note of a failure nobody may be left to hear of, so that asyncio does not complain of it."""
     if not task.cancelled():
         task.exception()

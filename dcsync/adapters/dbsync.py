@@ -1,6 +1,7 @@
-"""dcdbsync: a cloud's raw Keystone records, listed and replaced. Source: spec/http-contracts.md section 3.
+"""dcdbsync: a cloud's raw Keystone records and revocation events, listed, created and replaced.
 
 What is matched with what, and in which order it is written, is decided elsewhere.
+Source: spec/http-contracts.md section 3.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from urllib.parse import quote
 
 from dcsync.adapters.http import Reply
 from dcsync.adapters.keystone import Authenticated
-from dcsync.identity import Record, ResourceType, record_from_body
+from dcsync.identity import Record, ResourceType, RevocationEvent, record_from_body, revocation_event
 
 LONGEST_ID = 255
+EVENTS = "token-revocation-events"
 
 
 class Dbsync:
@@ -34,11 +36,45 @@ class Dbsync:
 
         Raises ValueError for an id no address can be made of; `list` hands out none.
         """
-        if not _usable_id(old_id):
+        if not usable_id(old_id):
             raise ValueError("an id that cannot stand in an address")
         url = f"{self._url}/identity/{record.type.value}/{quote(old_id, safe='')}"
         reply = await self._session.request("PUT", url, expected=(200,), body=record.body)
         return _record(reply, record.type, reply.json())
+
+    async def create(self, record: Record) -> Record:
+        """POST a record under its own id; answers what is now stored. Raises CloudError.
+
+        Not to be repeated: one that is there already, or has the name of one, is a server-error (recorded/10: 2).
+        """
+        url = f"{self._url}/identity/{record.type.value}/"
+        reply = await self._session.request("POST", url, expected=(201, 200), body=record.body)
+        return _record(reply, record.type, reply.json())
+
+    async def revocation_events(self) -> frozenset[RevocationEvent]:
+        """Every event; raises CloudError, as bad-reply when one has another shape."""
+        reply = await self._session.request("GET", f"{self._url}/identity/{EVENTS}/", expected=(200,))
+        found = reply.json()
+        if not isinstance(found, list):
+            raise reply.bad("not a list")
+        return frozenset(_event(reply, body) for body in found)
+
+    async def create_revocation_event(self, event: RevocationEvent) -> None:
+        """POST an event. Raises CloudError. Repeated, it is stored twice, which revokes the same.
+
+        The answer says nothing: for an event without `audit_id` it is an empty object (recorded/10: 9).
+        """
+        url = f"{self._url}/identity/{EVENTS}/"
+        await self._session.request("POST", url, expected=(201, 200), body={"revocation_event": event.body})
+
+
+def _event(reply: Reply, body: object) -> RevocationEvent:
+    row = body.get("revocation_event") if isinstance(body, dict) else None
+    if isinstance(row, dict) and row:
+        event = revocation_event(row)
+        if all(value is None or (isinstance(value, str) and _storable(value)) for _, value in event.columns):
+            return event
+    raise reply.bad("not a revocation event")
 
 
 def _record(reply: Reply, type_: ResourceType, body: object) -> Record:
@@ -55,16 +91,19 @@ def _record(reply: Reply, type_: ResourceType, body: object) -> Record:
 
 def _usable(record: Record) -> bool:
     """Whether ids can stand in an address, and texts in a table and a log: a site is not trusted with either."""
-    return all(_usable_id(id_) for id_ in (record.id, *record.member_ids)) and all(
-        "\0" not in text and _encodes(text) for text in (record.name, record.domain_id)
+    return all(usable_id(id_) for id_ in (record.id, *record.member_ids)) and all(
+        _storable(text) for text in (record.name, record.domain_id)
     )
 
 
-def _usable_id(id_: str) -> bool:
+def usable_id(id_: str) -> bool:
+    """Whether an id a cloud gave can stand in an address."""
     return 0 < len(id_) <= LONGEST_ID and id_.isascii() and id_.isprintable() and id_ not in (".", "..")
 
 
-def _encodes(text: str) -> bool:
+def _storable(text: str) -> bool:
+    if "\0" in text:
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:
