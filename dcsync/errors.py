@@ -28,6 +28,7 @@ class Reason(StrEnum):
     TLS_FAILED = "tls-failed"
     AUTH_FAILED = "auth-failed"
     REFUSED = "refused"
+    TOO_MANY_REQUESTS = "too-many-requests"
     SERVER_ERROR = "server-error"
     BAD_REPLY = "bad-reply"
     REPLY_TOO_LARGE = "reply-too-large"
@@ -77,6 +78,7 @@ _ADVICE = {
     Reason.TLS_FAILED: "check the subcloud's certificate and DCSYNC_CA_FILE",
     Reason.AUTH_FAILED: "check DCSYNC_USERNAME and its password on the subcloud",
     Reason.REFUSED: "the subcloud refused a request as wrong or forbidden; see its dcdbsync and sysinv logs",
+    Reason.TOO_MANY_REQUESTS: "the subcloud asked to be left alone for a while; it is tried again when it said",
     Reason.SERVER_ERROR: "see the subcloud's own logs for the request id req-<run id>",
     Reason.BAD_REPLY: "something other than the expected service answers at this address",
     Reason.REPLY_TOO_LARGE: "something other than the expected service answers at this address",
@@ -111,12 +113,14 @@ class CloudError(TemporaryError):
     """A subcloud or the centre did not do its part.
 
     Raised by adapters with the cause chained. `detail` names host, verb, path and status, never a body.
+    `retry_after` is how many seconds the cloud itself asked to be left alone, where it did (429, 503).
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)
+    def __init__(self, reason: Reason, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(reason, detail, retry_after)
         self.reason = reason
         self.detail = detail
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
@@ -135,7 +139,7 @@ class WorkerStopping(TemporaryError):
 
 
 class LocalProcessFailed(TemporaryError):
-    """A server or worker of `dcsync up` did not start in time, or would not stop; the message ends with its last log."""
+    """A server or worker of `dcsync up` did not start in time, or would not stop; its last log ends the message."""
 
 
 class UnknownSubcloud(PermanentError):

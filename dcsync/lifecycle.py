@@ -128,7 +128,11 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt failed: a reason from the closed list, and one line for people, without secrets."""
+    """Why an attempt failed: a reason from the closed list, and one line for people, without secrets.
+
+    `retry_after`: seconds the cloud itself asked to be left alone; obeyed up to the longest hold-off.
+    """
 
     reason: Reason
     detail: str
+    retry_after: float | None = None

@@ -46,12 +46,13 @@ class Reply:
     status: int
     subject_token: str | None = field(repr=False)
     body: bytes = field(repr=False)
+    retry_after: float | None = None
 
     def expect(self, *statuses: int) -> Reply:
         """Itself, if it has one of these statuses; else raises the CloudError its status stands for."""
         if self.status in statuses:
             return self
-        raise CloudError(reason_for_status(self.status), f"{self.call}: {self.status}")
+        raise CloudError(reason_for_status(self.status), f"{self.call}: {self.status}", self.retry_after)
 
     def json(self) -> Any:
         """The body as JSON; raises CloudError(bad-reply) for anything else, also for nesting without end."""
@@ -99,7 +100,8 @@ class Http:
             method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False, ssl=context
         ) as response:
             body = await self._body(response, call=call) if 200 <= response.status < 300 else b""
-            return Reply(call, response.status, response.headers.get("X-Subject-Token"), body)
+            retry_after = _seconds(response.headers.get("Retry-After"))
+            return Reply(call, response.status, response.headers.get("X-Subject-Token"), body, retry_after)
 
     async def _body(self, response: aiohttp.ClientResponse, *, call: str) -> bytes:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -151,10 +153,17 @@ def _call(method: str, url: str) -> str:
 # --- what a failure is called, all of it -------------------------------------------------------------------------
 
 
+def _seconds(retry_after: str | None) -> float | None:
+    """The number of seconds a Retry-After header asks for; a date, and nonsense, count as none."""
+    return float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
+
+
 def reason_for_status(status: int) -> Reason:
     """What a status means that was not hoped for."""
     if status == 401:
         return Reason.AUTH_FAILED
+    if status == 429:
+        return Reason.TOO_MANY_REQUESTS
     if 400 <= status < 500:
         return Reason.REFUSED
     if status >= 500:
@@ -213,6 +222,7 @@ _CENTRAL = {
     Reason.TIMEOUT: Reason.CENTRAL_UNREACHABLE,
     Reason.TLS_FAILED: Reason.CENTRAL_UNREACHABLE,
     Reason.SERVER_ERROR: Reason.CENTRAL_UNREACHABLE,
+    Reason.TOO_MANY_REQUESTS: Reason.CENTRAL_UNREACHABLE,
     Reason.AUTH_FAILED: Reason.CENTRAL_AUTH_FAILED,
     Reason.REFUSED: Reason.CENTRAL_BAD_REPLY,
     Reason.BAD_REPLY: Reason.CENTRAL_BAD_REPLY,
@@ -222,6 +232,6 @@ _CENTRAL = {
 
 def of_the_centre(error: CloudError) -> CloudError:
     """The same failure, said of the centre; one that is already is left as it is."""
-    central = CloudError(_CENTRAL.get(error.reason, error.reason), error.detail)
+    central = CloudError(_CENTRAL.get(error.reason, error.reason), error.detail, error.retry_after)
     central.__cause__ = error.__cause__
     return central

@@ -134,7 +134,7 @@ class InitialSync:
         except (BrokerUnreachable, DatabaseUnreachable) as exc:
             return Ending.LOCK_LOST, None, f"ownership could not be checked: {type(exc).__name__}"
         except CloudError as exc:
-            return Ending.FAILED, Failure(exc.reason, exc.detail), exc.detail
+            return Ending.FAILED, Failure(exc.reason, exc.detail, exc.retry_after), exc.detail
         except Exception as exc:  # noqa: BLE001 - the boundary: an unforeseen fault must end the attempt, not strand the row
             self.log_fault(run, exc)
             failure = Failure(Reason.INTERNAL_ERROR, type(exc).__name__)
@@ -223,7 +223,7 @@ class InitialSync:
         """Record the end where the row is still the run's own; what is recorded if it is not, is why it is not."""
         if ending is Ending.COMPLETED and self.store.complete(run, now=now):
             return ending
-        if failure and self.store.fail(run, failure, now=now, retry_at=now + self._hold_off(run)):
+        if failure and self.store.fail(run, failure, now=now, retry_at=now + self._hold_off(run, failure)):
             return ending
         if ending in (Ending.GIVEN_BACK, Ending.LOCK_LOST) and self.store.give_back(
             run, ending=ending, detail=detail, now=now
@@ -234,10 +234,12 @@ class InitialSync:
         self.store.end_attempt(run, really, detail=standing.detail if standing else detail, now=now)
         return really
 
-    def _hold_off(self, run: Run) -> timedelta:
-        return hold_off(
+    def _hold_off(self, run: Run, failure: Failure) -> timedelta:
+        own = hold_off(
             attempt=run.subcloud.attempt,
             base=self.limits.hold_off,
             cap=self.limits.hold_off_max,
             jitter=self.jitter(),
         )
+        asked = min(timedelta(seconds=failure.retry_after or 0), self.limits.hold_off_max)
+        return max(own, asked)

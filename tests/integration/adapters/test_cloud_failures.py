@@ -76,6 +76,7 @@ FAILURES: dict[str, tuple[Behaviour, Reason]] = {
     "fails and hangs": (sends(answer(500, Content_Length="99"), then="hang"), Reason.SERVER_ERROR),
     "refuses every token": (sends(answer(401, f"<html>{ECHO}</html>")), Reason.AUTH_FAILED),
     "forbids": (sends(answer(403, ECHO)), Reason.REFUSED),
+    "is asked too much": (sends(answer(429, ECHO)), Reason.TOO_MANY_REQUESTS),
     "does not know the path": (sends(answer(404, ECHO)), Reason.REFUSED),
     "finds the request wrong": (sends(answer(400, {"error_message": ECHO})), Reason.REFUSED),
     "answers without content": (sends(answer(204)), Reason.BAD_REPLY),
@@ -243,6 +244,15 @@ async def test_an_address_outside_the_allowed_networks_is_not_dialled(clouds: Ht
             pass
     assert caught.value.reason is Reason.ADDRESS_REFUSED
     assert "192.0.2.1" in caught.value.detail
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("120", 120), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("-5", None)])
+async def test_how_long_a_site_asks_to_be_left_alone_is_heard(
+    clouds: HttpClouds, site: Site, header: str, seconds: float | None
+) -> None:
+    site.behaviours["GET users"] = sends(answer(429, Retry_After=header))
+    error = await failure_of(clouds, list_users)
+    assert (error.reason, error.retry_after) == (Reason.TOO_MANY_REQUESTS, seconds)
 
 
 async def test_a_proxy_named_in_the_environment_is_not_used(

@@ -210,6 +210,13 @@ def test_the_hold_off_doubles_with_each_failure_and_success_resets_it(world: Wor
     assert world.store.rows[REGION].subcloud.attempt == 0
 
 
+@pytest.mark.parametrize(("asked", "waits"), [(5, 60), (300, 300), (86400, 900)])
+def test_a_cloud_that_asks_to_be_left_alone_is_left_alone_so_long(world: World, asked: float, waits: float) -> None:
+    world.just_before("login", raising(CloudError(Reason.TOO_MANY_REQUESTS, "429", asked)))
+    world.run()
+    assert world.store.rows[REGION].subcloud.retry_at == NOON + timedelta(seconds=waits)
+
+
 def test_a_subcloud_that_answers_other_keys_is_not_completed(world: World) -> None:
     world.just_before("GET fernet_repo", lambda: setattr(world.clouds, "site_keys", some_keys("forged")))
     outcome = world.run()
