@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from dcsync.errors import CloudError, Reason
 from dcsync.identity import Record, Records, ResourceType
 
 ALIGNED_AT_DEPLOYMENT = {
@@ -76,7 +77,24 @@ def same_named(
     return [(known[key], old) for key, old in own.items() if key in known]
 
 
-def misaligned_at_deployment(central: Records, subcloud: Records) -> list[str]:
+def refuse_unusable(*, central: Records, subcloud: Records, region_name: str) -> None:
+    """Raises CloudError where no write could do good: central-empty, subcloud-empty, or ids-not-aligned."""
+    for records, reason, whose in (
+        (central, Reason.CENTRAL_EMPTY, "the centre"),
+        (subcloud, Reason.SUBCLOUD_EMPTY, "the subcloud"),
+    ):
+        empty = [type_.value for type_ in MANDATORY if not concerned(records, type_, region_name=region_name)]
+        if empty:
+            raise CloudError(reason, f"{whose} lists no {', no '.join(empty)}")
+    misaligned = _misaligned_at_deployment(central, subcloud)
+    if misaligned:
+        raise CloudError(
+            Reason.IDS_NOT_ALIGNED,
+            f"{', '.join(misaligned)} must carry the central id since deployment; nothing was written",
+        )
+
+
+def _misaligned_at_deployment(central: Records, subcloud: Records) -> list[str]:
     """Which records that services log in with carry other ids than the centre's, e.g. ["user sysinv"]."""
     return [
         f"{type_.value.removesuffix('s')} {new.name}"

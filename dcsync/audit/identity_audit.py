@@ -15,15 +15,13 @@ from typing import Any
 
 from dcsync.alignment import (
     ALIGNED_AT_DEPLOYMENT,
-    MANDATORY,
     Update,
     concerned,
-    misaligned_at_deployment,
     password_hashes,
     plan_groups,
+    refuse_unusable,
     with_members,
 )
-from dcsync.errors import CloudError, Reason
 from dcsync.identity import ActorType, Assignment, Record, Records, ResourceType, RevocationEvent
 
 COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
@@ -132,9 +130,7 @@ def audit_identity(
     it: an older site that omits a field is not out of sync. Raises CloudError: central-empty, subcloud-empty, or
     ids-not-aligned.
     """
-    _refuse_empty(central.records, region_name, Reason.CENTRAL_EMPTY, "the centre")
-    _refuse_empty(subcloud.records, region_name, Reason.SUBCLOUD_EMPTY, "the subcloud")
-    _refuse_misaligned(central.records, subcloud.records)
+    refuse_unusable(central=central.records, subcloud=subcloud.records, region_name=region_name)
     matches = {type_: _match(central.records, subcloud.records, type_, region_name) for type_ in ResourceType}
     doomed = {type_: _doomed(matches[type_], subcloud.records, placed, type_, region_name) for type_ in ResourceType}
     users = tuple(Update(old.id, new) for new, old in matches[ResourceType.USERS].pairs if _differing_fields(new, old))
@@ -386,15 +382,3 @@ def _members_differ(new: Record, old: Record, filled: tuple[Update, ...]) -> boo
 
 def _assignment_name(assignment: Assignment) -> str:
     return f"{assignment.project_id}_{assignment.actor_id}_{assignment.role_id}"
-
-
-def _refuse_empty(records: Records, region_name: str, reason: Reason, whose: str) -> None:
-    empty = [type_.value for type_ in MANDATORY if not concerned(records, type_, region_name=region_name)]
-    if empty:
-        raise CloudError(reason, f"{whose} lists no {', no '.join(empty)}")
-
-
-def _refuse_misaligned(central: Records, subcloud: Records) -> None:
-    wrong = misaligned_at_deployment(central, subcloud)
-    if wrong:
-        raise CloudError(Reason.IDS_NOT_ALIGNED, f"{', '.join(wrong)} lost the central id; nothing was written")

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dcsync.alignment import MANDATORY, Update, concerned, misaligned_at_deployment, plan_groups, same_named
-from dcsync.errors import CloudError, Reason
+from dcsync.alignment import Update, plan_groups, refuse_unusable, same_named
 from dcsync.identity import Records, ResourceType
 
 ALWAYS_WRITTEN_USERS = frozenset({"admin", "sysinv", "dcmanager"})
@@ -54,9 +53,7 @@ def plan_identity(
 
     Raises CloudError: central-empty, subcloud-empty, or ids-not-aligned.
     """
-    _refuse_empty(central, region_name, Reason.CENTRAL_EMPTY, "the centre")
-    _refuse_empty(subcloud, region_name, Reason.SUBCLOUD_EMPTY, "the subcloud")
-    _refuse_misaligned(central, subcloud)
+    refuse_unusable(central=central, subcloud=subcloud, region_name=region_name)
     users = tuple(
         Update(old.id, new)
         for new, old in same_named(central, subcloud, ResourceType.USERS, region_name=region_name)
@@ -83,18 +80,3 @@ def plan_identity(
 def _differing(central: Records, subcloud: Records, type_: ResourceType, region_name: str) -> tuple[Update, ...]:
     pairs = same_named(central, subcloud, type_, region_name=region_name)
     return tuple(Update(old.id, new) for new, old in pairs if new.id != old.id)
-
-
-def _refuse_empty(records: Records, region_name: str, reason: Reason, whose: str) -> None:
-    empty = [type_.value for type_ in MANDATORY if not concerned(records, type_, region_name=region_name)]
-    if empty:
-        raise CloudError(reason, f"{whose} lists no {', no '.join(empty)}")
-
-
-def _refuse_misaligned(central: Records, subcloud: Records) -> None:
-    wrong = misaligned_at_deployment(central, subcloud)
-    if wrong:
-        raise CloudError(
-            Reason.IDS_NOT_ALIGNED,
-            f"{', '.join(wrong)} must carry the central id since deployment; nothing was written",
-        )
