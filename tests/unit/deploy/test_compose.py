@@ -132,8 +132,9 @@ def test_two_sync_workers_with_a_hundred_threads_tell_flower_what_they_do() -> N
 
 
 def test_state_workers_send_no_events() -> None:
-    """They cost a third of the throughput. Source: platform-facts section 4.3."""
+    """They cost a third of the throughput, and Flower would switch them on. Source: platform-facts section 4.3."""
     assert not parsed(SERVICES["state-worker"]["command"]).get("task_events")
+    assert parsed(SERVICES["flower"]["command"])["enable_events"] == "False"
 
 
 @each_worker
