@@ -44,7 +44,7 @@ def sync(
     """
     chosen = selected(names, everything=everything)
     operator.requires("database_url", "redis_url")
-    ask_about_all(operator, chosen, "Sync all that are managed and online of", yes=yes)
+    ask_about_all(operator, chosen, "Sync every managed and online one of", yes=yes)
     transitions = operator.inventory.request(chosen, now=operator.now(), by=operator.name)
     if not transitions:
         note("no subcloud is managed and online: nothing to sync")

@@ -131,6 +131,7 @@ class Progress:
         self._is_terminal = is_terminal
         self._quiet = quiet
         self._told = ""
+        self._width = 0
 
     def __enter__(self) -> Progress:
         return self
@@ -142,7 +143,10 @@ class Progress:
         if self._quiet:
             return
         if self._is_terminal:
-            click.echo(f"\r{clean(f'{when}: {text}')}\x1b[K", err=True, nl=False)
+            line = clean(f"{when}: {text}")
+            # Blanks wipe out what was longer before: a terminal need not understand anything.
+            click.echo(f"\r{line:<{self._width}}", err=True, nl=False)
+            self._width = len(line)
         elif text != self._told:
             note(f"{when}: {text}")
         self._told = text

@@ -238,6 +238,11 @@ def test_an_error_in_json_mode_is_json(dcsync: Shell) -> None:
     assert json.loads(told.err) == {"error": "there is no subcloud named nowhere", "exit_code": 3}
 
 
+def test_a_usage_error_is_json_wherever_json_was_asked_for(dcsync: Shell) -> None:
+    told = dcsync("subcloud", "list", "--state", "bogus", "-o", "json")
+    assert (told.code, json.loads(told.err)["exit_code"]) == (2, 2)
+
+
 # --- managing ---
 
 

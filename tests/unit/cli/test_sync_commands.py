@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from dcsync.cli.waiting import Progress
 from dcsync.errors import DatabaseUnreachable
 from dcsync.lifecycle import Ending
 from dcsync.messages import AvailabilityReport, EndpointReport, Report
@@ -161,6 +162,20 @@ def test_a_database_that_is_away_from_the_start_is_exit_code_4(dcsync: Shell) ->
     assert "connection refused" in told.err
 
 
+def test_a_database_that_is_away_when_the_time_is_up_is_exit_code_4(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+
+    def away(names: object) -> list[Subcloud]:
+        raise DatabaseUnreachable("connection refused")
+
+    def later() -> None:
+        dcsync.inventory.find = away  # type: ignore[method-assign]
+
+    dcsync.operator.meanwhile = later
+    assert dcsync("wait", "--for", "completed", "a", "--timeout", "20").code == 4
+    assert dcsync.operator.slept == pytest.approx(20)
+
+
 def test_interrupted_is_130(dcsync: Shell) -> None:
     with_subclouds(dcsync, a_subcloud("a"))
 
@@ -286,3 +301,10 @@ def test_a_broker_that_is_away_cannot_be_reported_to(dcsync: Shell) -> None:
     with_subclouds(dcsync, a_subcloud("a"))
     dcsync.operator.queue.is_away = True
     assert dcsync("state", "availability", "offline", "a").code == 4
+
+
+def test_on_a_terminal_progress_is_one_line_that_is_left_standing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(is_terminal=True, quiet=False) as progress:
+        progress.show("0.1 s", "1 failed, 1 requested")
+        progress.show("0.6 s", "2 completed")
+    assert capsys.readouterr().err == "\r0.1 s: 1 failed, 1 requested\r0.6 s: 2 completed          \n"
