@@ -27,7 +27,7 @@ from sqlalchemy import Engine
 
 from dcsync.adapters.database import make_engine, upgrade
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
-from tests.processes import Processes
+from tests.processes import Processes, wait_until
 
 TEMPLATE = "dcsync_template"
 
@@ -40,7 +40,13 @@ def data_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        # The children of a PostgreSQL that a test has killed may still be writing their last.
+        wait_until(lambda: _removed(folder), seconds=10, what=f"{folder} is removed")
+
+
+def _removed(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 @pytest.fixture(scope="session")
