@@ -16,6 +16,7 @@ from celery import Celery
 from sqlalchemy import Engine
 
 from dcsync.adapters import http, redis_client
+from dcsync.adapters.alarm_sinks import LogSink, WebhookSink
 from dcsync.adapters.clock import utc_now
 from dcsync.adapters.clouds import HttpClouds
 from dcsync.adapters.database import make_engine
@@ -26,15 +27,18 @@ from dcsync.adapters.loop import LoopThread
 from dcsync.adapters.messenger import CeleryMessenger
 from dcsync.adapters.ownership import BatchedOwnership
 from dcsync.adapters.reporter import CeleryReports
+from dcsync.adapters.store.alarms import SqlAlarmStore
 from dcsync.adapters.store.inventory import SqlInventory
 from dcsync.adapters.store.runs import SqlRunStore
 from dcsync.adapters.store.states import SqlStateStore
 from dcsync.adapters.ticks import SweepTicks
+from dcsync.adapters.tls import Trust
 from dcsync.errors import MisconfiguredError
 from dcsync.initial_sync import engine as initial_sync
 from dcsync.initial_sync.sweep import Sweep, SweepLimits
-from dcsync.ports import Progress, Run
+from dcsync.ports import AlarmSink, Progress, Run
 from dcsync.settings import Settings
+from dcsync.state.alarms import AlarmFeed
 from dcsync.state.service import StateService
 
 HINT_PATIENCE_SECONDS = 5.0
@@ -61,6 +65,8 @@ class StateServices:
 
     settings: Settings
     service: StateService
+    alarm_store: SqlAlarmStore
+    alarm_feed: AlarmFeed
 
 
 @dataclass(frozen=True)
@@ -187,12 +193,25 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
 
 
 def state_services(settings: Settings, app: Celery, *, worker: str) -> StateServices:
-    """For a worker that consumes `state`."""
+    """For a worker that consumes `state`, and for the tasks about alarms."""
     rows = engine(settings, application_name=f"dcsync {worker}", pool_size=5)
+    alarm_store = SqlAlarmStore(rows)
     return StateServices(
         settings=settings,
         service=StateService(store=SqlStateStore(rows), messenger=messenger(settings, app), now=utc_now),
+        alarm_store=alarm_store,
+        alarm_feed=AlarmFeed(store=alarm_store, sinks=alarm_sinks(settings), now=utc_now, jitter=random.random),
     )
+
+
+def alarm_sinks(settings: Settings) -> list[AlarmSink]:
+    """The log always, and a webhook where one is set."""
+    sinks: list[AlarmSink] = [LogSink()]
+    if settings.alarm_webhook_url is not None:
+        sinks.append(
+            WebhookSink(settings.alarm_webhook_url.get_secret_value(), context=Trust(settings.ca_file).context)
+        )
+    return sinks
 
 
 def reports(app: Celery) -> CeleryReports:

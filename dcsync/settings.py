@@ -19,7 +19,7 @@ from dcsync.errors import MisconfiguredError
 from dcsync.subcloud import Network
 
 PREFIX = "DCSYNC_"
-SECRETS = ("database_url", "redis_url", "password")
+SECRETS = ("database_url", "redis_url", "password", "alarm_webhook_url")
 
 
 def _knob(default: Any, description: str, **limits: Any) -> Any:
@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     central_region: str = _knob("RegionOne", "region of the central services in the catalog")
     username: str = _knob("dcmanager", "the user dcsync logs in as, centrally and on every subcloud")
     password: SecretStr | None = _knob(None, "its password")
+    admin_password: SecretStr | None = _knob(
+        None, "central password of user admin, sent where admin's differs so that the subcloud's keyring takes it too"
+    )
     project_name: str = _knob("services", "the project its token is scoped to")
     user_domain_name: str = _knob("Default", "the domain of the user")
     project_domain_name: str = _knob("Default", "the domain of the project")
@@ -66,13 +69,17 @@ class Settings(BaseSettings):
     read_timeout: float = _knob(15, "between two pieces of an answer", gt=0, le=600)
     request_timeout: float = _knob(30, "all of one request", gt=0, le=600)
     central_max_age: float = _knob(5, "how old central records and keys may be when a run uses them", ge=0, le=300)
+    audit_interval: float = _knob(1200, "between two audits of one subcloud, give or take a tenth", ge=1, le=604800)
+    central_watch_interval: float = _knob(10, "between two looks whether the centre changed", ge=0.5, le=3600)
     stop_grace: float = _knob(20, "a stopping worker lets its runs end this long, then gives them back", ge=0, le=600)
 
     # Amounts.
     max_in_flight: int = _knob(2000, "runs dispatched or in progress at once, over all workers", ge=1, le=100_000)
+    max_deletes: int = _knob(5, "records and grants one audit may delete without --allow-deletes", ge=0, le=100_000)
     users_at_once: int = _knob(4, "users written to one subcloud at the same time", ge=1, le=16)
     max_reply_bytes: int = _knob(16 * 1024 * 1024, "the largest answer read from a cloud", ge=1024)
     history_days: float = _knob(30, "how long ended attempts are kept", gt=0)
+    alarm_webhook_url: SecretStr | None = _knob(None, "where alarms are POSTed as JSON, http(s); default: only logged")
     log_level: str = _knob("INFO", "DEBUG, INFO, WARNING or ERROR")
     alive_file: Path | None = _knob(None, "touched every few seconds by a worker or beat that gets on; health checks")
 
@@ -112,6 +119,13 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must be an http(s) URL")
         return value.rstrip("/") if value else None
+
+    @field_validator("alarm_webhook_url")
+    @classmethod
+    def _is_webhook(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must be an http(s) URL")
+        return value
 
     @field_validator("log_level")
     @classmethod

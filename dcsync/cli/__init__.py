@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 
+from dcsync.cli.alarms import alarm
 from dcsync.cli.machine import config, database, demo, up, version
 from dcsync.cli.operator import Operator
 from dcsync.cli.output import clean, json_text, note
@@ -70,7 +71,7 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
         context.color = False
 
 
-for _command in (up, demo, database, subcloud, sync, wait, history, state, config, version):
+for _command in (up, demo, database, subcloud, sync, wait, history, state, alarm, config, version):
     root.add_command(_command)
 
 

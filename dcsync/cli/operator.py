@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celery import Celery
+    from sqlalchemy import Engine
 
     from dcsync.messages import Report
-    from dcsync.ports import Inventory, Messenger
+    from dcsync.ports import AlarmStore, Inventory, Messenger
     from dcsync.settings import Settings
 
 
@@ -55,14 +56,27 @@ class Operator:
         return url.get_secret_value()
 
     @cached_property
-    def inventory(self) -> Inventory:
-        """The rows; nothing is connected before they are asked."""
+    def engine(self) -> Engine:
+        """The way to the rows; nothing is connected before they are asked."""
         from dcsync.adapters.database import make_engine
-        from dcsync.adapters.store.inventory import SqlInventory
 
         engine = make_engine(self.database_url, application_name="dcsync cli", pool_size=1)
         self._closing.callback(engine.dispose)
-        return SqlInventory(engine)
+        return engine
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        """The rows of subclouds."""
+        from dcsync.adapters.store.inventory import SqlInventory
+
+        return SqlInventory(self.engine)
+
+    @cached_property
+    def alarm_store(self) -> AlarmStore:
+        """The rows of alarms."""
+        from dcsync.adapters.store.alarms import SqlAlarmStore
+
+        return SqlAlarmStore(self.engine)
 
     @cached_property
     def celery(self) -> Celery:

@@ -32,6 +32,7 @@ def make_app(settings: Settings | None = None) -> Celery:
             "dcsync.tasks.initial_sync",
             "dcsync.tasks.lifecycle",
             "dcsync.tasks.state",
+            "dcsync.tasks.alarms",
         ],
         set_as_current=False,
     )

@@ -1,0 +1,52 @@
+"""`dcsync alarm`: which alarms are active, and which were."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from dcsync.cli.operator import Operator, pass_operator
+from dcsync.cli.output import ago, json_text, note, output_option, rfc3339, say_table
+
+if TYPE_CHECKING:
+    from dcsync.ports import AlarmNotice
+
+SHOWN_AT_MOST = 100_000
+
+
+@click.group()
+def alarm() -> None:
+    """Look at alarms: 280.001 (offline) and 280.002 (out-of-sync)."""
+
+
+@alarm.command("list")
+@click.option("--history", is_flag=True, help="Cleared alarms as well, newest first.")
+@click.option("--limit", type=click.IntRange(1, SHOWN_AT_MOST), default=SHOWN_AT_MOST, help="Show so many at most.")
+@output_option
+@pass_operator
+def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> None:
+    """The active alarms, gravest and oldest first.
+
+    \b
+    Example:
+      dcsync alarm list --history -o json
+    """
+    alarms = operator.alarm_store.alarms(history=history, limit=limit)
+    if as_json:
+        click.echo(json_text([asdict(each) for each in alarms]))
+        return
+    if not alarms:
+        note("no alarm was ever raised" if history else "no alarm is active")
+        return
+    cleared = ["CLEARED"] if history else []
+    say_table(
+        ["ALARM", "SEVERITY", "ENTITY", "REASON", "RAISED", *cleared],
+        [_row(each, operator, history=history) for each in alarms],
+    )
+
+
+def _row(alarm: AlarmNotice, operator: Operator, *, history: bool) -> list[str]:
+    row = [alarm.alarm_id, alarm.severity, alarm.entity, alarm.reason_text, ago(alarm.raised_at, now=operator.now())]
+    return [*row, rfc3339(alarm.cleared_at) if alarm.cleared_at else "active"] if history else row

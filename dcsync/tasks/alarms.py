@@ -1,0 +1,35 @@
+"""Tasks of the `control` queue about alarms: tell sinks, and keep alarms and rows in agreement."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import structlog
+from celery import shared_task
+
+from dcsync.adapters.clock import utc_now
+from dcsync.messages import TaskName
+from dcsync.tasks.base import DcsyncTask
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+REJECTED_KEPT = 10_000
+
+
+@shared_task(name=TaskName.DELIVER_ALARMS.value, bind=True)
+def deliver_alarms(self: DcsyncTask, **_: object) -> dict[str, int]:
+    """Tell each sink what it has not been told; how many notices each took."""
+    return self.state.alarm_feed.deliver()
+
+
+@shared_task(name=TaskName.RECONCILE_ALARMS.value, bind=True)
+def reconcile_alarms(self: DcsyncTask, **_: object) -> dict[str, int]:
+    """Raise what rows ask for, clear what they do not, and forget what was cleared long ago."""
+    services = self.state
+    now = utc_now()
+    raised, cleared = services.alarm_store.reconcile(now=now)
+    if raised or cleared:
+        log.warning("alarms did not agree with rows", raised=raised, cleared=cleared)
+    history = timedelta(days=services.settings.history_days)
+    removed = services.alarm_store.prune(cleared_before=now - history, rejected_kept=REJECTED_KEPT)
+    return {"raised": raised, "cleared": cleared, "removed": removed}
