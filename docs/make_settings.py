@@ -1,0 +1,87 @@
+"""Writes docs/settings.md and docs/reasons.md from the code: `python docs/make_settings.py`. A test compares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from dcsync.errors import Reason
+from dcsync.settings import PREFIX, SECRETS, Settings
+
+DOCS = Path(__file__).parent
+SIGNS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
+
+
+def settings_page() -> str:
+    """Every setting: name, default, limits, meaning."""
+    rows = "\n".join(
+        f"| `{PREFIX}{name.upper()}` | {_default(name, field)} | {_limits(field)} | {_cell(field.description or '')} |"
+        for name, field in Settings.model_fields.items()
+    )
+    secrets = ", ".join(f"`{PREFIX}{name.upper()}`" for name in SECRETS)
+    return f"""# Settings
+
+Written from `dcsync/settings.py` by `python docs/make_settings.py`; do not edit.
+
+Settings are environment variables. Times are seconds, sizes bytes. An empty value counts as not set; an unknown
+`{PREFIX}` name is an error, and all errors are told at once at the start. `dcsync config show` prints what a process
+sees, secrets masked.
+
+A secret may be given as a file instead, as `{PREFIX}PASSWORD_FILE=/path`; a line break at its end does not count.
+Secrets are {secrets}.
+
+| Setting | Default | Limits | Meaning |
+| --- | --- | --- | --- |
+{rows}
+"""
+
+
+def reasons_page() -> str:
+    """Every reason a run may fail with, and what to do."""
+    rows = "\n".join(
+        f"| `{reason}` | {'a person' if reason.needs_a_person else 'mostly by itself'} | {_cell(reason.advice)} |"
+        for reason in Reason
+    )
+    return f"""# Reasons
+
+Written from `dcsync/errors.py` by `python docs/make_settings.py`; do not edit.
+
+Why a run failed, as `dcsync subcloud list` and `dcsync history NAME` show it. Every one is tried again after its
+hold-off. "A person" says that waiting alone is unlikely to help.
+
+| Reason | Mended by | What to do |
+| --- | --- | --- |
+{rows}
+"""
+
+
+PAGES = {"settings.md": settings_page, "reasons.md": reasons_page}
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    default: Any = field.default
+    if default is None or default == ():
+        return "secret, not set" if name in SECRETS else "not set"
+    return f"`{default}`"
+
+
+def _limits(field: FieldInfo) -> str:
+    limits = [
+        f"{sign} {getattr(limit, attribute):g}"
+        for limit in field.metadata
+        for kind, (attribute, sign) in SIGNS.items()
+        if isinstance(limit, kind)
+    ]
+    return ", ".join(limits)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    for file_name, page in PAGES.items():
+        (DOCS / file_name).write_text(page(), encoding="utf-8")
