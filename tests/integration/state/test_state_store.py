@@ -1,0 +1,318 @@
+"""The state service on a real PostgreSQL: one transaction, no deadlock, no needless write, whatever the order."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from dcsync.adapters.database import make_engine
+from dcsync.adapters.store.states import SqlStateStore
+from dcsync.adapters.tables import endpoint_status, subcloud
+from dcsync.errors import DatabaseUnreachable
+from dcsync.messages import AvailabilityReport, Report, report_from_payload, report_payload
+from dcsync.state import memory, rules
+from dcsync.state.service import StateService
+from dcsync.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, ManagementState
+from tests.builders import NOON
+from tests.integration.state.conftest import Rows
+from tests.reports import (
+    DC_CERT,
+    FIRMWARE,
+    IDENTITY,
+    IN_SYNC,
+    OFFLINE,
+    ONLINE,
+    OUT_OF_SYNC,
+    PLATFORM,
+    UNKNOWN,
+    at,
+    bulk,
+    endpoint,
+    fails,
+    mark,
+    offline,
+    online,
+    types,
+)
+
+RUNNING: dict[str, Any] = {
+    "initial_sync_state": InitialSyncState.IN_PROGRESS,
+    "run_id": "run-1",
+    "claimed_at": NOON,
+    "attempt": 1,
+    "step": "identity",
+}
+FIVE: dict[str, list[Report]] = {
+    "an outage": [
+        online(1),
+        endpoint(2, PLATFORM, OUT_OF_SYNC),
+        offline(3),
+        online(4),
+        endpoint(5, FIRMWARE, OUT_OF_SYNC),
+    ],
+    "gone": [
+        online(1),
+        endpoint(2, None, IN_SYNC),
+        fails(3, 1),
+        offline(4, fail_count=2),
+        endpoint(5, DC_CERT, IN_SYNC),
+    ],
+    "twice away": [online(1), offline(2), online(3), endpoint(4, IDENTITY, IN_SYNC), online(5)],
+    "to and fro": [
+        bulk(1, {PLATFORM: IN_SYNC, IDENTITY: IN_SYNC}, availability_status=ONLINE),
+        endpoint(2, PLATFORM, OUT_OF_SYNC),
+        endpoint(3, PLATFORM, IN_SYNC),
+        endpoint(4, PLATFORM, OUT_OF_SYNC, alarmable=False),
+        endpoint(5, PLATFORM, OUT_OF_SYNC),
+    ],
+}
+
+
+def everything_shown(rows: Rows, region_name: str) -> tuple[Any, ...]:
+    known = rows.subcloud(region_name)
+    name = f"subcloud={known.name}"
+    alarms = {(id_, entity.removeprefix(name)) for id_, entity in rows.active_alarms() if entity.split(".")[0] == name}
+    with rows.engine.connect() as connection:
+        fail_count = connection.scalar(select(subcloud.c.audit_fail_count).where(subcloud.c.id == known.id))
+    return known.availability_status, known.initial_sync_state, known.sync_status, fail_count, frozenset(alarms)
+
+
+@pytest.mark.parametrize("story", FIVE)
+def test_every_permutation_of_five_reports_ends_in_the_same_row(rows: Rows, story: str) -> None:
+    """One subcloud per permutation; its reports come one message after the other."""
+    orders = list(itertools.permutations(FIVE[story]))
+    regions = rows.add(len(orders))
+    for step in range(5):
+        rows.tell(*(_about(order[step], region) for order, region in zip(orders, regions, strict=True)))
+    shown = {region: everything_shown(rows, region) for region in regions[:: len(regions) // 12]}
+    assert len({str(each) for each in shown.values()}) == 1, shown
+    with rows.engine.connect() as connection:
+        different = connection.execute(
+            text(
+                "SELECT DISTINCT availability_status, initial_sync_state, audit_fail_count,"
+                " (SELECT string_agg(endpoint_type || sync_status || alarmable, ' ' ORDER BY endpoint_type)"
+                "  FROM endpoint_status WHERE subcloud_id = s.id),"
+                " (SELECT string_agg(alarm_id || coalesce(endpoint_type, ''), ' ' ORDER BY alarm_id, endpoint_type)"
+                "  FROM alarm WHERE subcloud_id = s.id AND cleared_at IS NULL)"
+                " FROM subcloud AS s"
+            )
+        ).all()
+    assert len(different) == 1, different
+
+
+def _about(report: Any, region_name: str) -> Report:
+    return report_from_payload({**report_payload(report), "region_name": region_name})
+
+
+def test_unchanged_values_and_duplicates_write_no_row_that_anybody_can_see(rows: Rows) -> None:
+    rows.add()
+    told = [online(1), endpoint(2, PLATFORM, OUT_OF_SYNC), endpoint(2, IDENTITY, IN_SYNC), fails(3, 1)]
+    rows.tell(*told)
+    before = rows.versions()
+    rows.tell(*told)
+    rows.tell(online(4, fail_count=1), endpoint(5, PLATFORM, OUT_OF_SYNC), endpoint(5, IDENTITY, IN_SYNC), fails(6, 1))
+    rows.tell(endpoint(1.5, PLATFORM, IN_SYNC), offline(0.5))
+    assert rows.versions() == before
+
+
+def test_an_unchanged_report_still_outranks_a_late_one(rows: Rows) -> None:
+    rows.add()
+    rows.tell(online(1), endpoint(2, PLATFORM, IN_SYNC))
+    rows.tell(endpoint(4, PLATFORM, IN_SYNC))
+    rows.tell(endpoint(3, PLATFORM, OUT_OF_SYNC))
+    assert rows.status(PLATFORM) is IN_SYNC
+
+
+def test_going_offline_cancels_a_running_initial_sync_in_the_same_transaction(rows: Rows) -> None:
+    """A reader that sees the one sees the other."""
+    rows.add()
+    rows.tell(online(1), endpoint(2, PLATFORM, OUT_OF_SYNC))
+    rows.put(**RUNNING)
+    seen: list[tuple[Any, ...]] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        wanted = select(
+            subcloud.c.availability_status,
+            subcloud.c.initial_sync_state,
+            select(endpoint_status.c.sync_status)
+            .where(endpoint_status.c.subcloud_id == subcloud.c.id, endpoint_status.c.endpoint_type == PLATFORM)
+            .scalar_subquery(),
+        )
+        while not done.is_set():
+            with rows.engine.connect() as connection:
+                seen.append(tuple(connection.execute(wanted).one()))
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            rows.tell(offline(3))
+        finally:
+            done.set()
+        watching.result(timeout=10)
+    before = (ONLINE, InitialSyncState.IN_PROGRESS, OUT_OF_SYNC)
+    assert set(seen) <= {before, (OFFLINE, InitialSyncState.NONE, UNKNOWN)}
+    gone = rows.subcloud()
+    assert (gone.run_id, gone.step, gone.initial_sync_state) == (None, None, InitialSyncState.NONE)
+    assert rows.active_alarms() == {("280.001", "subcloud=name-of-subcloud1")}
+
+
+def test_coming_online_requests_an_initial_sync_and_asks_for_a_sweep(rows: Rows) -> None:
+    rows.add()
+    assert rows.tell(online(1)).requested == 1
+    known = rows.subcloud()
+    assert (known.initial_sync_state, known.generation, rows.sweeps.sweeps) == (InitialSyncState.REQUESTED, 1, 1)
+    assert rows.requests() == [(known.id, 1)]
+
+
+def test_an_unmanaged_subcloud_that_comes_online_requests_nothing(rows: Rows) -> None:
+    rows.add(managed=False)
+    assert rows.tell(online(1)).requested == 0
+    assert (rows.subcloud().initial_sync_state, rows.sweeps.sweeps) == (InitialSyncState.NONE, 0)
+
+
+def test_audits_that_are_still_asked_for_are_not_asked_for_again(rows: Rows) -> None:
+    rows.add()
+    rows.tell(online(1), endpoint(2, IDENTITY, IN_SYNC))
+    id_ = rows.subcloud().id
+    asked = {(id_, name) for name in ("dc-cert", "firmware", "kubernetes", "kube-rootca", "software")}
+    assert rows.audits() == asked
+    rows.tell(endpoint(3, FIRMWARE, UNKNOWN, region_name=None), endpoint(4, FIRMWARE, UNKNOWN, region_name=None))
+    assert rows.audits() == asked | {(None, "firmware")}
+
+
+def test_endpoint_types_come_and_go_with_their_rows(rows: Rows) -> None:
+    rows.add()
+    openstack = EndpointType.IDENTITY_OPENSTACK
+    rows.tell(online(1), types(2, openstack, present=True), endpoint(3, openstack, OUT_OF_SYNC))
+    assert rows.status(openstack) is OUT_OF_SYNC
+    rows.tell(types(4, openstack, present=False))
+    assert set(rows.subcloud().sync_status) == set(DEFAULT_ENDPOINT_TYPES)
+    assert rows.active_alarms() == set()
+
+
+def test_a_report_the_database_refuses_is_put_aside_and_the_others_are_kept(rows: Rows) -> None:
+    regions = rows.add(5)
+    with rows.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE subcloud ADD CONSTRAINT c CHECK (audit_fail_count <> 13)"))
+    told = rows.tell(*(online(1, region, fail_count=13 if region == "subcloud3" else 0) for region in regions))
+    assert told.rejected == 1
+    assert [rows.subcloud(region).availability_status for region in regions] == [
+        ONLINE,
+        ONLINE,
+        OFFLINE,
+        ONLINE,
+        ONLINE,
+    ]
+    assert [(region, reason.split(":")[0]) for region, reason in rows.rejected()] == [
+        ("subcloud3", "the database refused it")
+    ]
+
+
+def test_a_report_on_an_unknown_subcloud_is_put_aside(rows: Rows) -> None:
+    rows.add()
+    assert rows.tell(online(1, "elsewhere"), online(1)).rejected == 1
+    assert rows.rejected() == [("elsewhere", "there is no subcloud with this region name")]
+    assert rows.subcloud().availability_status is ONLINE
+
+
+def test_only_the_newest_rejected_reports_are_kept(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcsync.adapters.store.states.REJECTED_KEPT", 3)
+    for number in range(5):
+        rows.tell(online(1, f"nowhere{number}"))
+    assert [region for region, _ in rows.rejected()] == ["nowhere2", "nowhere3", "nowhere4"]
+
+
+def test_batches_over_the_same_subclouds_at_once_neither_deadlock_nor_lose(rows: Rows) -> None:
+    """S16: serialised per subcloud. Each thread takes the subclouds in another order, with newer and older reports."""
+    regions = rows.add(40)
+    types_ = [PLATFORM, IDENTITY, FIRMWARE, DC_CERT]
+
+    def flood(thread: int) -> None:
+        for turn in range(6):
+            ordered = regions[:: 1 if thread % 2 else -1]
+            second = turn * 10 + thread
+            rows.tell(
+                *(online(second, region) for region in ordered),
+                *(endpoint(second, types_[thread], OUT_OF_SYNC if turn % 2 else IN_SYNC, region) for region in ordered),
+            )
+
+    with ThreadPoolExecutor(4) as pool:
+        for running in [pool.submit(flood, thread) for thread in range(4)]:
+            running.result(timeout=60)
+    for region in regions:
+        assert {rows.status(type_, region) for type_ in types_} == {OUT_OF_SYNC}
+    assert len(rows.active_alarms()) == 40 * 4
+    assert len(rows.requests()) == 40
+
+
+def test_a_report_from_before_unmanage_is_not_shown_after_it_is_managed_again(rows: Rows) -> None:
+    rows.add()
+    rows.tell(
+        online(-9), endpoint(-8, PLATFORM, IN_SYNC), endpoint(-7, PLATFORM, IN_SYNC), endpoint(-7, DC_CERT, IN_SYNC)
+    )
+    rows.inventory.set_management(None, ManagementState.UNMANAGED, now=at(-5), by="test")
+    assert (rows.status(PLATFORM), rows.status(DC_CERT)) == (UNKNOWN, IN_SYNC)
+    rows.inventory.set_management(None, ManagementState.MANAGED, now=at(-4), by="test")
+    rows.tell(endpoint(-6, PLATFORM, OUT_OF_SYNC), endpoint(-6, FIRMWARE, OUT_OF_SYNC))
+    assert (rows.status(PLATFORM), rows.status(FIRMWARE), rows.active_alarms()) == (UNKNOWN, UNKNOWN, set())
+    rows.tell(endpoint(-3, PLATFORM, IN_SYNC))
+    assert rows.status(PLATFORM) is IN_SYNC
+
+
+def test_unmanage_and_delete_clear_alarms(rows: Rows) -> None:
+    rows.add(2)
+    for region in ("subcloud1", "subcloud2"):
+        rows.tell(
+            online(1, region), endpoint(2, PLATFORM, OUT_OF_SYNC, region), endpoint(2, DC_CERT, OUT_OF_SYNC, region)
+        )
+    rows.inventory.set_management(["name-of-subcloud1"], ManagementState.UNMANAGED, now=at(3), by="test")
+    rows.inventory.delete("name-of-subcloud2")
+    assert rows.active_alarms() == {("280.002", "subcloud=name-of-subcloud1.resource=dc-cert")}
+
+
+def test_state_only_makes_alarms_agree_with_rows(rows: Rows) -> None:
+    rows.add(2)
+    rows.tell(online(1), endpoint(2, PLATFORM, OUT_OF_SYNC), online(1, "subcloud2"), offline(2, "subcloud2"))
+    right = rows.active_alarms()
+    with rows.engine.begin() as connection:
+        connection.execute(text("UPDATE alarm SET cleared_at = now() WHERE alarm_id = '280.002'"))
+        connection.execute(text("UPDATE alarm SET entity = 'subcloud=name-of-subcloud1' WHERE cleared_at IS NULL"))
+    assert rows.active_alarms() != right
+    for region in ("subcloud1", "subcloud2"):
+        rows.tell(AvailabilityReport(region_name=region, mark=mark(3), state_only=True))
+    assert rows.active_alarms() >= right
+
+
+def test_the_alarms_that_sql_expects_are_those_the_rules_expect(rows: Rows) -> None:
+    regions = rows.add(4)
+    rows.tell(
+        *(online(1, region) for region in regions[:3]),
+        endpoint(2, None, OUT_OF_SYNC, "subcloud1"),
+        endpoint(2, PLATFORM, OUT_OF_SYNC, "subcloud2", alarmable=False),
+        offline(3, "subcloud3"),
+        offline(3, "subcloud4"),
+    )
+    with rows.engine.begin() as connection:
+        connection.execute(text("DELETE FROM alarm"))
+    rows.tell(*(AvailabilityReport(region_name=region, mark=mark(4), state_only=True) for region in regions))
+    with SqlStateStore(rows.engine).transaction() as transaction:
+        expected = {
+            (alarm.alarm_id.value, alarm.entity(row.name))
+            for row in transaction.lock(regions)
+            for alarm in rules.expected_alarms(memory.facts_of(row))
+        }
+    assert rows.active_alarms() == expected
+    assert len(expected) == len(DEFAULT_ENDPOINT_TYPES) + 1
+
+
+def test_a_database_that_is_away_is_said_to_be() -> None:
+    engine = make_engine("postgresql://postgres@127.0.0.1:1/none")
+    service = StateService(store=SqlStateStore(engine), messenger=Rows(engine).sweeps, now=lambda: at(0))
+    with pytest.raises(DatabaseUnreachable):
+        service.apply([online(1)])
