@@ -1,0 +1,224 @@
+"""Alarms on their way to sinks: told at least once, in order, also when a transaction commits late."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import ssl
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from dcsync.adapters.alarm_sinks import SinkUnreachable, WebhookSink
+from dcsync.adapters.store.alarms import SqlAlarmStore
+from dcsync.ports import AlarmNotice
+from dcsync.state.alarms import AlarmFeed
+from tests.integration.state.conftest import Rows
+from tests.reports import IN_SYNC, OUT_OF_SYNC, PLATFORM, at, endpoint, offline, online
+
+
+class Sink:
+    """Takes what it is told, or refuses."""
+
+    def __init__(self, name: str = "sink") -> None:
+        self.name = name
+        self.told: list[AlarmNotice] = []
+        self.refuses = False
+
+    def tell(self, notices: Sequence[AlarmNotice]) -> None:
+        if self.refuses:
+            raise SinkUnreachable("away")
+        self.told += notices
+
+    def states(self) -> list[tuple[str, bool]]:
+        """(entity without its beginning, active) in the order told."""
+        return [(notice.entity.removeprefix("subcloud=name-of-"), notice.cleared_at is None) for notice in self.told]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = at(100)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def a_feed(rows: Rows, clock: Clock, *sinks: Sink) -> AlarmFeed:
+    return AlarmFeed(store=SqlAlarmStore(rows.engine), sinks=sinks, now=clock, jitter=lambda: 0.0)
+
+
+def test_a_sink_is_told_of_each_change_once(rows: Rows, clock: Clock) -> None:
+    rows.add(2)
+    sink = Sink()
+    feed = a_feed(rows, clock, sink)
+    rows.tell(online(1), endpoint(2, PLATFORM, OUT_OF_SYNC))
+    assert (feed.deliver(), feed.deliver()) == ({"sink": 1}, {"sink": 0})
+    rows.tell(endpoint(3, PLATFORM, IN_SYNC), online(1, "subcloud2"), offline(4, "subcloud2"))
+    feed.deliver()
+    assert sorted(sink.states()) == [
+        ("subcloud1.resource=platform", False),
+        ("subcloud1.resource=platform", True),
+        ("subcloud2", True),
+    ]
+
+
+def test_a_sink_that_is_away_is_held_off_and_told_later_and_delays_no_other(rows: Rows, clock: Clock) -> None:
+    rows.add()
+    away, there = Sink("away"), Sink("there")
+    away.refuses = True
+    feed = a_feed(rows, clock, away, there)
+    rows.tell(online(1), offline(2))
+    assert feed.deliver() == {"away": 0, "there": 1}
+    away.refuses = False
+    clock.pass_(4)
+    assert feed.deliver() == {"away": 0, "there": 0}
+    clock.pass_(2)
+    assert feed.deliver() == {"away": 1, "there": 0}
+    assert away.states() == there.states() == [("subcloud1", True)]
+
+
+def test_a_sink_is_told_by_one_process_at_a_time_until_its_turn_is_over(rows: Rows, clock: Clock) -> None:
+    store = SqlAlarmStore(rows.engine)
+    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60)) is not None
+    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60)) is None
+    clock.pass_(61)
+    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60)) is not None
+
+
+def test_an_alarm_whose_transaction_commits_late_is_not_skipped(rows: Rows, clock: Clock) -> None:
+    rows.add(2)
+    rows.tell(online(1), online(1, "subcloud2"))
+    sink = Sink()
+    feed = a_feed(rows, clock, sink)
+    with rows.engine.connect() as late:
+        late.execute(text("SELECT pg_current_xact_id()"))
+        late.execute(
+            text(
+                "INSERT INTO alarm (alarm_id, entity, severity, reason_text, raised_at, changed_xid)"
+                " VALUES ('280.001', 'subcloud=name-of-late', 'critical', '', now(),"
+                " pg_current_xact_id()::text::bigint)"
+            )
+        )
+        rows.tell(offline(2, "subcloud2"))
+        feed.deliver()
+        late.commit()
+    feed.deliver()
+    assert sink.states() == [("late", True), ("subcloud2", True)]
+
+
+def test_reconciling_repairs_what_was_damaged_and_tells_sinks(rows: Rows, clock: Clock) -> None:
+    rows.add(3)
+    rows.tell(online(1), offline(2), online(1, "subcloud2"), endpoint(2, PLATFORM, OUT_OF_SYNC, "subcloud2"))
+    right = rows.active_alarms()
+    store, sink = SqlAlarmStore(rows.engine), Sink()
+    assert store.reconcile(now=clock()) == (0, 0)
+    with rows.engine.begin() as connection:
+        connection.execute(text("DELETE FROM alarm WHERE alarm_id = '280.002'"))
+        connection.execute(text("UPDATE alarm SET entity = 'subcloud=nobody' WHERE alarm_id = '280.001'"))
+    assert store.reconcile(now=clock()) == (2, 1)
+    assert rows.active_alarms() == right
+    a_feed(rows, clock, sink).deliver()
+    assert {notice.entity for notice in sink.told if notice.cleared_at is None} == {entity for _, entity in right}
+
+
+def test_history_shows_cleared_alarms_until_they_are_pruned(rows: Rows, clock: Clock) -> None:
+    rows.add()
+    rows.tell(online(1), offline(2), online(3), offline(4))
+    store = SqlAlarmStore(rows.engine)
+    assert [notice.raised_at for notice in store.alarms(history=True, limit=9)] == [at(4), at(2)]
+    assert [notice.cleared_at for notice in store.alarms(history=False, limit=9)] == [None]
+    assert store.prune(cleared_before=at(50), rejected_kept=10) == 1
+    assert len(store.alarms(history=True, limit=9)) == 1
+
+
+# --- the webhook ---------------------------------------------------------------------------------------------------
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    statuses: list[int]
+    bodies: list[object]
+
+    def do_POST(self) -> None:
+        self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        status = self.statuses.pop(0) if self.statuses else 204
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[http.server.HTTPServer]:
+    handler = type("Handler", (Receiver,), {"statuses": [], "bodies": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def a_webhook(server: http.server.HTTPServer) -> WebhookSink:
+    return WebhookSink(
+        f"http://127.0.0.1:{server.server_port}/token-4711", context=ssl.create_default_context, timeout_seconds=5
+    )
+
+
+NOTICE = AlarmNotice(
+    alarm_id="280.001",
+    entity="subcloud=a",
+    severity="critical",
+    reason_text="a is offline",
+    raised_at=at(0),
+    cleared_at=None,
+)
+
+
+def test_the_webhook_posts_alarms_as_json(receiver: http.server.HTTPServer) -> None:
+    a_webhook(receiver).tell([NOTICE])
+    assert receiver.RequestHandlerClass.bodies == [  # type: ignore[attr-defined]
+        {
+            "version": 1,
+            "alarms": [
+                {
+                    "alarm_id": "280.001",
+                    "entity": "subcloud=a",
+                    "severity": "critical",
+                    "reason_text": "a is offline",
+                    "raised_at": "2026-01-31T12:00:00+00:00",
+                    "cleared_at": None,
+                }
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize("status", [302, 400, 500])
+def test_anything_but_a_2xx_is_told_again(receiver: http.server.HTTPServer, status: int) -> None:
+    receiver.RequestHandlerClass.statuses.append(status)  # type: ignore[attr-defined]
+    with pytest.raises(SinkUnreachable) as raised:
+        a_webhook(receiver).tell([NOTICE])
+    assert str(status) in str(raised.value)
+    assert len(receiver.RequestHandlerClass.bodies) == 1  # type: ignore[attr-defined]
+
+
+def test_a_webhook_that_is_away_is_named_without_its_url(receiver: http.server.HTTPServer) -> None:
+    sink = a_webhook(receiver)
+    receiver.server_close()
+    with pytest.raises(SinkUnreachable) as raised:
+        sink.tell([NOTICE])
+    assert "token-4711" not in str(raised.value)
