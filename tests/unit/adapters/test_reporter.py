@@ -1,0 +1,157 @@
+"""What a process reports travels in few messages, keeps nobody waiting, and is dropped rather than hoarded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from dcsync.adapters.reporter import Observer, StateReporter
+from dcsync.errors import BrokerUnreachable
+from dcsync.messages import Report, report_from_payload, report_payload
+from dcsync.subcloud import EndpointType
+from tests.reports import FIRMWARE, IN_SYNC, ONLINE, PLATFORM, UNKNOWN, bulk, endpoint, online
+
+
+class Broker:
+    """Keeps messages; while closed it makes senders wait, while away it refuses them."""
+
+    def __init__(self) -> None:
+        self.messages: list[list[Report]] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.refusals = 0
+
+    def send(self, reports: Sequence[Report]) -> None:
+        assert self.open.wait(timeout=10)
+        if self.refusals:
+            self.refusals -= 1
+            raise BrokerUnreachable("away")
+        self.messages.append(list(reports))
+
+    def reports(self) -> list[Report]:
+        return [report for message in self.messages for report in message]
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def reporter(broker: Broker) -> Iterator[StateReporter]:
+    reporter = StateReporter(broker, window_seconds=0.02, hold_off_seconds=0.01)
+    yield reporter
+    broker.open.set()
+    reporter.close(timeout_seconds=5)
+
+
+def test_reports_of_one_moment_travel_in_one_message(broker: Broker, reporter: StateReporter) -> None:
+    told = [online(second) for second in range(100)]
+    for report in told:
+        reporter.report(report)
+    assert reporter.flush(timeout_seconds=5)
+    assert broker.reports() == told
+    assert len(broker.messages) <= 3
+
+
+def test_a_report_is_sent_without_a_flush(broker: Broker, reporter: StateReporter) -> None:
+    reporter.report(online(1))
+    deadline = time.monotonic() + 5
+    while not broker.messages and time.monotonic() < deadline:
+        threading.Event().wait(0.005)
+    assert broker.reports() == [online(1)]
+
+
+def test_no_message_is_longer_than_the_bound(broker: Broker) -> None:
+    reporter = StateReporter(broker, message_reports=10)
+    for second in range(95):
+        reporter.report(online(second))
+    assert reporter.close(timeout_seconds=5)
+    assert len(broker.reports()) == 95
+    assert max(len(message) for message in broker.messages) == 10
+
+
+def test_reports_from_many_threads_all_arrive(broker: Broker, reporter: StateReporter) -> None:
+    def observe(observer: int) -> None:
+        for second in range(200):
+            reporter.report(online(second, f"subcloud{observer}"))
+
+    threads = [threading.Thread(target=observe, args=(observer,)) for observer in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reporter.flush(timeout_seconds=5)
+    assert {(r.region_name, r.mark) for r in broker.reports()} == {
+        (f"subcloud{observer}", online(second).mark) for observer in range(8) for second in range(200)
+    }
+
+
+def test_who_reports_does_not_wait_for_the_broker(broker: Broker, reporter: StateReporter) -> None:
+    broker.open.clear()
+    for second in range(1000):
+        reporter.report(online(second))
+    assert not reporter.flush(timeout_seconds=0.05)
+    broker.open.set()
+    assert reporter.flush(timeout_seconds=5)
+    assert len(broker.reports()) == 1000
+
+
+def test_what_could_not_be_sent_is_sent_again(broker: Broker, reporter: StateReporter) -> None:
+    broker.refusals = 3
+    reporter.report(online(1))
+    assert reporter.flush(timeout_seconds=5)
+    assert (broker.reports(), reporter.dropped) == ([online(1)], 0)
+
+
+def test_after_enough_tries_reports_are_dropped_and_counted(broker: Broker, reporter: StateReporter) -> None:
+    broker.refusals = 5
+    reporter.report(online(1))
+    assert reporter.flush(timeout_seconds=5)
+    reporter.report(online(2))
+    assert reporter.flush(timeout_seconds=5)
+    assert (broker.reports(), reporter.dropped) == ([online(2)], 1)
+
+
+def test_when_too_many_wait_the_oldest_are_dropped(broker: Broker) -> None:
+    reporter = StateReporter(broker, max_pending=10, message_reports=1000, window_seconds=5)
+    for second in range(25):
+        reporter.report(online(second))
+    assert reporter.close(timeout_seconds=5)
+    assert broker.reports() == [online(second) for second in range(15, 25)]
+    assert reporter.dropped == 15
+
+
+def test_closing_ends_the_thread(broker: Broker) -> None:
+    before = threading.active_count()
+    reporter = StateReporter(broker)
+    reporter.report(online(1))
+    assert reporter.close(timeout_seconds=5)
+    assert threading.active_count() == before
+
+
+def test_every_kind_of_report_survives_the_wire() -> None:
+    observer = Observer()
+    openstack = frozenset({EndpointType.IDENTITY_OPENSTACK})
+    reports: list[Report] = [
+        observer.availability("r", ONLINE, fail_count=3),
+        observer.fail_count("r", 1),
+        observer.state_only("r"),
+        observer.endpoint("r", PLATFORM, IN_SYNC, alarmable=False),
+        observer.all_endpoints("r", UNKNOWN, ignored=frozenset({PLATFORM, FIRMWARE})),
+        observer.all_subclouds(FIRMWARE, UNKNOWN),
+        observer.bulk("r", {PLATFORM: IN_SYNC, FIRMWARE: UNKNOWN}, status=ONLINE, fail_count=0),
+        observer.endpoint_types("r", openstack, present=False),
+        bulk(1, {}, fail_count=4),
+        endpoint(1, None, UNKNOWN, region_name=None),
+    ]
+    assert [report_from_payload(report_payload(report)) for report in reports] == reports
+
+
+def test_one_observer_never_gives_the_same_mark_twice() -> None:
+    observer = Observer(now=lambda: online(1).mark.observed_at)
+    marks = [observer.mark() for _ in range(5)]
+    assert sorted(set(marks)) == marks
