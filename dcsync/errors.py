@@ -42,6 +42,8 @@ class Reason(StrEnum):
     CENTRAL_BAD_REPLY = "central-bad-reply"
     CENTRAL_EMPTY = "central-empty"
     CENTRAL_KEYS_INVALID = "central-keys-invalid"
+    GUARD_REFUSED = "guard-refused"
+    NOT_CONVERGING = "not-converging"
     QUARANTINED = "quarantined"
     INTERNAL_ERROR = "internal-error"
 
@@ -67,6 +69,8 @@ _NEEDS_A_PERSON = frozenset(
         Reason.CENTRAL_AUTH_FAILED,
         Reason.CENTRAL_EMPTY,
         Reason.CENTRAL_KEYS_INVALID,
+        Reason.GUARD_REFUSED,
+        Reason.NOT_CONVERGING,
         Reason.QUARANTINED,
         Reason.INTERNAL_ERROR,
     }
@@ -92,6 +96,8 @@ _ADVICE = {
     Reason.CENTRAL_BAD_REPLY: "check DCSYNC_CENTRAL_*_URL: something else answers there",
     Reason.CENTRAL_EMPTY: "the centre lists no users, projects, roles or keys; nothing is sent until it does",
     Reason.CENTRAL_KEYS_INVALID: "check the central fernet repository: a key is not 32 bytes of url-safe base64",
+    Reason.GUARD_REFUSED: "look at what would be lost with `dcsync diff`; if it is meant, audit with --allow-deletes",
+    Reason.NOT_CONVERGING: "three repairs did not last; look at the named fields on the subcloud",
     Reason.QUARANTINED: "its runs ended with the worker's death three times; look at the worker's log",
     Reason.INTERNAL_ERROR: "a fault in dcsync: please report it with the worker's log",
 }

@@ -230,6 +230,23 @@ def revocation_event(row: Mapping[str, Any]) -> RevocationEvent:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """What dcsync put on a subcloud, or found there under the centre's name: ids only. A central deletion deletes
+    exactly these."""
+
+    ids: Mapping[ResourceType, frozenset[str]] = field(default_factory=dict)
+    assignments: frozenset[Assignment] = frozenset()
+
+    def of(self, type_: ResourceType) -> frozenset[str]:
+        return self.ids.get(type_, frozenset())
+
+    def __or__(self, other: Placed) -> Placed:
+        """What either of them holds."""
+        ids = {type_: self.of(type_) | other.of(type_) for type_ in ResourceType}
+        return Placed(ids=ids, assignments=self.assignments | other.assignments)
+
+
+@dataclass(frozen=True)
 class CentralData:
     """What the centre gives its subclouds, fetched once per wave and shared; lives in memory only."""
 

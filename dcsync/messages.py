@@ -30,6 +30,9 @@ class TaskName(StrEnum):
     SWEEP = "dcsync.control.sweep"
     HOUSEKEEPING = "dcsync.control.housekeeping"
     INITIAL_SYNC = "dcsync.sync.initial_sync"
+    AUDIT_SWEEP = "dcsync.control.audit_sweep"
+    WATCH_CENTRAL = "dcsync.control.watch_central"
+    AUDIT = "dcsync.audit.audit_subcloud"
     STATE_UPDATES = "dcsync.state.apply_updates"
     DELIVER_ALARMS = "dcsync.control.deliver_alarms"
     RECONCILE_ALARMS = "dcsync.control.reconcile_alarms"
@@ -39,6 +42,9 @@ QUEUE_OF = {
     TaskName.SWEEP: Queue.CONTROL,
     TaskName.HOUSEKEEPING: Queue.CONTROL,
     TaskName.INITIAL_SYNC: Queue.SYNC,
+    TaskName.AUDIT_SWEEP: Queue.CONTROL,
+    TaskName.WATCH_CENTRAL: Queue.CONTROL,
+    TaskName.AUDIT: Queue.AUDIT,
     TaskName.STATE_UPDATES: Queue.STATE,
     TaskName.DELIVER_ALARMS: Queue.CONTROL,
     TaskName.RECONCILE_ALARMS: Queue.CONTROL,
@@ -60,6 +66,22 @@ class SyncHint:
 
     def payload(self) -> dict[str, object]:
         return {"version": PAYLOAD_VERSION, "region_name": self.region_name, "generation": self.generation}
+
+
+@dataclass(frozen=True)
+class AuditHint:
+    """ "Somebody should look what is due of this subcloud's audits"; `number` counts the hints sent for it."""
+
+    region_name: str
+    number: int
+
+    @property
+    def task_id(self) -> str:
+        """As SyncHint.task_id."""
+        return f"{self.region_name}.audit.{self.number}"
+
+    def payload(self) -> dict[str, object]:
+        return {"version": PAYLOAD_VERSION, "region_name": self.region_name}
 
 
 # --- reports to the state service: facts, acknowledged only after they were committed ----------------------------

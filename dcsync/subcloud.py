@@ -62,6 +62,15 @@ SYNCED_ENDPOINT_TYPES = (EndpointType.PLATFORM, EndpointType.IDENTITY)
 """The endpoint types dcsync itself audits; audit-init resets exactly these."""
 
 
+class AuditStatus(StrEnum):
+    """How the last audit of one endpoint ended. Source: spec/generic-sync-and-audit.md section 2."""
+
+    NONE = "none"
+    IN_PROGRESS = "in-progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
 class Step(StrEnum):
     """The steps of an initial sync, in their only order. Source: spec/initial-sync.md section 1 (why this order)."""
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from dcsync.errors import BrokerUnreachable, CloudError, Reason
 from dcsync.identity import CentralData, FernetKeys, Record, Records, ResourceType
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure, next_state
-from dcsync.messages import SyncHint
-from dcsync.ports import Run, Standing
+from dcsync.messages import AuditHint, SyncHint
+from dcsync.ports import Owner, Run, Standing
 from dcsync.subcloud import InitialSyncState, Step, Subcloud
 from tests.builders import a_subcloud, central_data, records, some_keys
 
@@ -297,6 +297,7 @@ class MemoryMessenger:
 
     def __init__(self) -> None:
         self.queue: list[SyncHint] = []
+        self.audits: list[AuditHint] = []
         self.broken = False
 
     def send_sync(self, hints: Sequence[SyncHint]) -> None:
@@ -309,6 +310,17 @@ class MemoryMessenger:
 
     def waiting_sync_ids(self) -> set[str]:
         return {hint.task_id for hint in self.queue}
+
+    def send_audits(self, hints: Sequence[AuditHint]) -> None:
+        if self.broken:
+            raise BrokerUnreachable("gone")
+        self.audits.extend(hints)
+
+    def send_audit_sweep(self) -> None:
+        return
+
+    def waiting_audit_ids(self) -> set[str]:
+        return {hint.task_id for hint in self.audits}
 
 
 class OwnLoop:
@@ -324,7 +336,7 @@ class DirectOwnership:
     def __init__(self, store: MemoryRunStore, locks: MemoryLocks) -> None:
         self._store, self._locks = store, locks
 
-    async def standing(self, run: Run) -> Standing | None:
+    async def standing(self, run: Owner) -> Standing | None:
         found = self._store.standing([run.run_id])[run.run_id]
         if found is None and self._locks.held.get(run.subcloud.region_name) != run.run_id:
             return Standing(Ending.LOCK_LOST, "its lock ran out")

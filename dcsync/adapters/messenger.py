@@ -16,7 +16,7 @@ from kombu.exceptions import BatchPublishError, KombuError, OperationalError
 
 from dcsync.adapters.redis_client import translated_errors
 from dcsync.errors import BrokerUnreachable
-from dcsync.messages import QUEUE_OF, Queue, SyncHint, TaskName
+from dcsync.messages import QUEUE_OF, AuditHint, Queue, SyncHint, TaskName
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,13 +46,24 @@ class CeleryMessenger:
 
     @_bounded
     def send_sync(self, hints: Sequence[SyncHint]) -> None:
-        with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
-            for hint in hints:
-                self._send(TaskName.INITIAL_SYNC, hint.payload(), task_id=hint.task_id, producer=producer)
+        self._send_batch(TaskName.INITIAL_SYNC, hints)
+
+    @_bounded
+    def send_audits(self, hints: Sequence[AuditHint]) -> None:
+        self._send_batch(TaskName.AUDIT, hints)
 
     @_bounded
     def send_sweep(self) -> None:
         self._send(TaskName.SWEEP, {"hinted": True}, expires=self._sweep_expires)
+
+    @_bounded
+    def send_audit_sweep(self) -> None:
+        self._send(TaskName.AUDIT_SWEEP, {"hinted": True}, expires=self._sweep_expires)
+
+    def _send_batch(self, name: TaskName, hints: Sequence[SyncHint] | Sequence[AuditHint]) -> None:
+        with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
+            for hint in hints:
+                self._send(name, hint.payload(), task_id=hint.task_id, producer=producer)
 
     def _send(self, name: TaskName, payload: dict[str, object], **options: Any) -> None:
         self._app.send_task(
@@ -61,8 +72,15 @@ class CeleryMessenger:
 
     @translated_errors
     def waiting_sync_ids(self) -> set[str]:
+        return self._waiting_ids(Queue.SYNC)
+
+    @translated_errors
+    def waiting_audit_ids(self) -> set[str]:
+        return self._waiting_ids(Queue.AUDIT)
+
+    def _waiting_ids(self, queue: Queue) -> set[str]:
         """Read from kombu's list of waiting messages, whose elements are JSON with the task id among the headers."""
-        waiting: list[Any] = self._client.lrange(Queue.SYNC.value, 0, -1)
+        waiting: list[Any] = self._client.lrange(queue.value, 0, -1)
         return set(_task_ids(waiting))
 
 

@@ -7,23 +7,31 @@ next one: one SELECT and one MGET, however many runs are at work.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
+from typing import Protocol
 
 from dcsync.lifecycle import Ending
-from dcsync.ports import Locks, Run, RunStore, Standing
+from dcsync.ports import Locks, Owner, Standing
 
 _LOCK_LOST = Standing(Ending.LOCK_LOST, "its lock ran out or went to another run")
+
+
+class Rows(Protocol):
+    """Whoever knows whether the rows of a run are still its own: RunStore, AuditStore."""
+
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]: ...
 
 
 class BatchedOwnership:
     """To be used on one event loop only."""
 
-    def __init__(self, store: RunStore, locks: Locks) -> None:
+    def __init__(self, store: Rows, locks: Locks) -> None:
         self._store = store
         self._locks = locks
-        self._asked: list[tuple[Run, asyncio.Future[Standing | None]]] = []
+        self._asked: list[tuple[Owner, asyncio.Future[Standing | None]]] = []
         self._answering: asyncio.Task[None] | None = None
 
-    async def standing(self, run: Run) -> Standing | None:
+    async def standing(self, run: Owner) -> Standing | None:
         answer: asyncio.Future[Standing | None] = asyncio.get_running_loop().create_future()
         self._asked.append((run, answer))
         if self._answering is None or self._answering.done():
@@ -44,7 +52,7 @@ class BatchedOwnership:
                     if not answer.done():
                         answer.set_result(standings[run.run_id])
 
-    def _look_up(self, runs: list[Run]) -> dict[str, Standing | None]:
+    def _look_up(self, runs: list[Owner]) -> dict[str, Standing | None]:
         """The row first: it says more about why a run lost its subcloud than the lock does."""
         by_row = self._store.standing({run.run_id for run in runs})
         owners = self._locks.owners([run.subcloud.region_name for run in runs])

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -204,7 +205,71 @@ subcloud_sync = Table(
     Column("sync_status_reported", Text, nullable=False, server_default="none"),
     _moment("sync_status_report_time"),
     _moment("last_audit_time"),
+    # Asked and done: a request, and a change at the centre, grows the generation; a finished comparison observes it.
+    Column("generation", BigInteger, nullable=False, server_default="0"),
+    Column("observed_generation", BigInteger, nullable=False, server_default="0"),
+    _moment("requested_at"),
+    Column("requested_by", Text, nullable=False, server_default=""),
+    Column("due_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    _moment("dispatched_at"),
+    Column("dispatches", BigInteger, nullable=False, server_default="0"),
+    # The run that owns the row while its audit is in progress.
+    Column("run_id", Text),
+    _moment("claimed_at"),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("abandoned", Integer, nullable=False, server_default="0"),
+    Column("reason", Text),
+    Column("detail", Text, nullable=False, server_default=""),
+    # The last finished comparison, and the last that found a difference: its digest, and names without values.
+    _moment("last_good_at"),
+    Column("result", Text),
+    Column("difference", Text),
+    Column("difference_detail", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
+    _moment("difference_at"),
+    Column("difference_repairs", Integer, nullable=False, server_default="0"),
+    _moment("repaired_at"),
+    # For the next run only: deletions without limit; repair of these resource types alone.
+    Column("deletes_allowed", Boolean, nullable=False, server_default=false()),
+    Column("resource_types", JSONB),
     UniqueConstraint("subcloud_id", "endpoint_type"),
+    Index("ix_subcloud_sync_due_at", "due_at"),
+    Index("ix_subcloud_sync_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+)
+
+subcloud_placed = Table(
+    "subcloud_placed",
+    metadata,
+    # What the centre put on a subcloud, by id; see `dcsync.identity.Placed`.
+    Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), primary_key=True),
+    Column("placed", JSONB, nullable=False),
+)
+
+central_state = Table(
+    "central_state",
+    metadata,
+    # The centre as the watch last accepted it: kind is the endpoint type it concerns.
+    Column("kind", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("events_fingerprint", Text, nullable=False, server_default=""),
+    Column("counts", JSONB, nullable=False),
+    Column("generation", BigInteger, nullable=False, server_default="0"),
+    _moment("changed_at", nullable=False),
+    _moment("checked_at", nullable=False),
+    Column("refused", Text),
+    Column("shrink_allowed", Boolean, nullable=False, server_default=false()),
+)
+
+key_rotation = Table(
+    "key_rotation",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, server_default="1", autoincrement=False),
+    _moment("next_due_at"),
+    _moment("last_rotated_at"),
+    # While it lasts, differing keys are planned and worth no alarm.
+    _moment("window_until"),
+    Column("state", Text, nullable=False, server_default="idle"),
+    Column("detail", Text, nullable=False, server_default=""),
+    CheckConstraint("id = 1", name="single_row"),
 )
 
 sync_request = Table(
