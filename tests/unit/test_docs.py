@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,13 @@ def test_settings_that_are_named_exist(page: Path) -> None:
     named = set(re.findall(r"\bDCSYNC_[A-Z_]*[A-Z]\b(?!\*)", page.read_text(encoding="utf-8")))
 
     assert {name for name in named - known if not any(each.startswith(f"{name}_") for each in known)} == set()
+
+
+def test_the_layers_that_are_drawn_are_those_that_are_held() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    drawn = re.findall(r"^ (dcsync\.[\w.| ]*\w)", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert [re.split(r"\s{2,}", line)[0] for line in drawn] == layers, "draw them in docs/architecture.md, too"
