@@ -12,9 +12,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from dcsync.fake_cloud.cloud import SINGULAR, Cloud
+from dcsync.fake_cloud.cloud import SINGULAR, Cloud, NamedGrant, key_of
 from dcsync.fake_cloud.deployment import DOMAIN, NULL, Row, fernet_key, moment
-from dcsync.fake_cloud.keystone import add_password, delete_record
+from dcsync.fake_cloud.keystone import add_password, delete_record, revoke_tokens_of
 
 MAX_ACTIVE_KEYS = 3
 
@@ -44,9 +44,24 @@ def _set_keys(cloud: Cloud, *, keys: dict[str, str]) -> None:
     cloud.tables.keys = {int(key_id): str(key) for key_id, key in keys.items()}
 
 
+def _halve_keys(cloud: Cloud) -> None:
+    """Only the older half is left, the staged one among them."""
+    kept = sorted(cloud.tables.keys)[: max(1, len(cloud.tables.keys) // 2)]
+    cloud.tables.keys = {key_id: cloud.tables.keys[key_id] for key_id in kept}
+
+
+def _swap_keys(cloud: Cloud) -> None:
+    """The right keys under each other's ids: the staged one and the primary change places."""
+    keys = dict(cloud.tables.keys)
+    first, last = min(keys), max(keys)
+    keys[first], keys[last] = keys[last], keys[first]
+    cloud.tables.keys = keys
+
+
 def _hide(cloud: Cloud, *, list: str) -> None:
-    """This list (users, groups, projects, roles or keys) answers empty, though the rows are there and logins work."""
-    if list not in {*SINGULAR, "keys"}:
+    """This list (users, groups, projects, roles, keys, assignments or events) answers empty, though the rows are there
+    and logins work."""
+    if list not in {*SINGULAR, "keys", "assignments", "events"}:
         raise ValueError(f"there is no list {list}")
     cloud.hidden |= {list}
 
@@ -56,7 +71,35 @@ def _show(cloud: Cloud) -> None:
 
 
 def _set_password(cloud: Cloud, *, user: str, password: str) -> None:
-    add_password(cloud, _edit(cloud, "users", user), password)
+    row = _edit(cloud, "users", user)
+    add_password(cloud, row, password)
+    revoke_tokens_of(cloud, user_id=row["user"]["id"])
+
+
+def _forget_passwords(cloud: Cloud, *, user: str) -> None:
+    """The current password stays, its history goes."""
+    row = _edit(cloud, "users", user)
+    row["password"] = sorted(row["password"], key=lambda entry: int(entry["created_at_int"]))[-1:]
+
+
+def _set_column(cloud: Cloud, *, type: str, name: str, column: str, value: Any) -> None:
+    """Any column of a user, group, project or role but those that say which it is."""
+    row = _edit(cloud, type, name)[SINGULAR[type]]
+    if column not in row or column in ("id", "name", "domain_id"):
+        raise ValueError(f"column {column} of {type} cannot be set")
+    row[column] = value
+
+
+def _revoke_tokens(cloud: Cloud, *, user: str | None = None, audit_id: str | None = None) -> None:
+    """A revocation event, for all of a user's tokens so far or for one token."""
+    if (user is None) == (audit_id is None):
+        raise ValueError("either a user or an audit_id")
+    columns = {"user_id": cloud.id_named("users", user)} if user is not None else {"audit_id": audit_id}
+    revoke_tokens_of(cloud, **columns)
+
+
+def _forget_events(cloud: Cloud) -> None:
+    cloud.tables.events = []
 
 
 def _set_extra(cloud: Cloud, *, user: str, extra: dict[str, Any]) -> None:
@@ -64,7 +107,10 @@ def _set_extra(cloud: Cloud, *, user: str, extra: dict[str, Any]) -> None:
 
 
 def _set_enabled(cloud: Cloud, *, user: str, enabled: bool) -> None:
-    _edit(cloud, "users", user)["user"]["enabled"] = enabled
+    row = _edit(cloud, "users", user)
+    row["user"]["enabled"] = enabled
+    if not enabled:
+        revoke_tokens_of(cloud, user_id=row["user"]["id"])
 
 
 def _set_option(cloud: Cloud, *, user: str, option: str, value: str | None) -> None:
@@ -92,14 +138,18 @@ def _add_user(cloud: Cloud, *, user: str, password: str, id: str | None = None) 
     }  # fmt: skip
     add_password(cloud, row, password)
     cloud.tables.users[user_id] = row
+    _note_own(cloud, "users", row)
 
 
-def _add_project(cloud: Cloud, *, project: str, id: str | None = None) -> None:
+def _add_project(cloud: Cloud, *, project: str, id: str | None = None, parent: str | None = None) -> None:
+    """Below the project `parent`, or right below its domain."""
     model = cloud.named("projects", "services")
     if model is None or cloud.named("projects", project):
         raise ValueError(f"project {project} cannot be added")
     project_id = id or secrets.token_hex(16)
-    cloud.tables.projects[project_id] = {"project": model["project"] | {"id": project_id, "name": project}}
+    columns = {"id": project_id, "name": project, "parent_id": cloud.id_named("projects", parent) if parent else DOMAIN}
+    cloud.tables.projects[project_id] = {"project": model["project"] | columns}
+    _note_own(cloud, "projects", cloud.tables.projects[project_id])
 
 
 def _add_role(cloud: Cloud, *, role: str, id: str | None = None) -> None:
@@ -107,6 +157,7 @@ def _add_role(cloud: Cloud, *, role: str, id: str | None = None) -> None:
         raise ValueError(f"there is a role {role}")
     row = {"id": id or secrets.token_hex(16), "name": role, "extra": "{}", "domain_id": NULL, "description": None}
     cloud.tables.roles[row["id"] or ""] = {"role": row}
+    _note_own(cloud, "roles", {"role": row})
 
 
 def _add_group(cloud: Cloud, *, group: str, members: list[str], id: str | None = None) -> None:
@@ -116,14 +167,27 @@ def _add_group(cloud: Cloud, *, group: str, members: list[str], id: str | None =
         "id": id or secrets.token_hex(16), "domain_id": DOMAIN, "name": group, "description": "", "extra": "{}",
     }  # fmt: skip
     cloud.tables.groups[str(row["id"])] = {"group": row, "local_user_ids": _user_ids(cloud, members)}
+    _note_own(cloud, "groups", {"group": row})
+
+
+def _note_own(cloud: Cloud, type_: str, row: Row) -> None:
+    """What is made here by hand is the site's own from now on: nobody else may change or remove it."""
+    cloud.own_records |= {(type_, key_of(type_, row))}
 
 
 def _set_members(cloud: Cloud, *, group: str, members: list[str]) -> None:
-    _edit(cloud, "groups", group)["local_user_ids"] = _user_ids(cloud, members)
+    row = _edit(cloud, "groups", group)
+    gone = set(row["local_user_ids"]).difference(_user_ids(cloud, members))
+    row["local_user_ids"] = _user_ids(cloud, members)
+    for user_id in sorted(gone):
+        revoke_tokens_of(cloud, user_id=user_id)
 
 
 def _remove(cloud: Cloud, *, type: str, name: str) -> None:
-    delete_record(cloud, type, cloud.id_named(type, name))
+    row = _edit(cloud, type, name)
+    delete_record(cloud, type, row[SINGULAR[type]]["id"])
+    cloud.own_records -= {(type, key_of(type, row))}
+    cloud.own_grants = frozenset(grant for grant in cloud.own_grants if name not in grant)
 
 
 def _move_id(cloud: Cloud, *, type: str, name: str, id: str | None = None) -> None:
@@ -148,10 +212,16 @@ def _move_id(cloud: Cloud, *, type: str, name: str, id: str | None = None) -> No
 
 def _grant(cloud: Cloud, *, project: str, role: str, user: str | None = None, group: str | None = None) -> None:
     cloud.tables.assignments.add(_assignment(cloud, project, role, user, group))
+    cloud.own_grants |= {_named(project, role, user, group)}
 
 
 def _revoke(cloud: Cloud, *, project: str, role: str, user: str | None = None, group: str | None = None) -> None:
     cloud.tables.assignments.remove(_assignment(cloud, project, role, user, group))
+    cloud.own_grants -= {_named(project, role, user, group)}
+
+
+def _named(project: str, role: str, user: str | None, group: str | None) -> NamedGrant:
+    return ("user" if user else "group", user or group or "", project, role)
 
 
 def _assignment(
@@ -174,8 +244,10 @@ def _edit(cloud: Cloud, type_: str, name: str) -> Row:
 
 
 ACTIONS: dict[str, Callable[..., None]] = {
-    "rotate-keys": _rotate_keys, "replace-keys": _replace_keys, "set-keys": _set_keys, "hide": _hide, "show": _show,
-    "set-password": _set_password, "set-extra": _set_extra, "set-enabled": _set_enabled, "set-option": _set_option,
+    "rotate-keys": _rotate_keys, "replace-keys": _replace_keys, "set-keys": _set_keys, "halve-keys": _halve_keys,
+    "swap-keys": _swap_keys, "hide": _hide, "show": _show, "revoke-tokens": _revoke_tokens,
+    "forget-events": _forget_events, "set-password": _set_password, "forget-passwords": _forget_passwords,
+    "set-extra": _set_extra, "set-enabled": _set_enabled, "set-option": _set_option, "set-column": _set_column,
     "add-user": _add_user, "add-project": _add_project, "add-role": _add_role, "add-group": _add_group,
     "set-members": _set_members, "remove": _remove, "move-id": _move_id, "grant": _grant, "revoke": _revoke,
     "redeploy": Cloud.redeploy,

@@ -6,13 +6,40 @@ No HTTP here; who may ask what is for keystone.py, dbsync.py and sysinv.py to sa
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-from dcsync.fake_cloud.deployment import Deployment, Row, Tables
+from dcsync.fake_cloud.deployment import Assignment, Deployment, Row, Tables
 from dcsync.fake_cloud.tokens import Token, seal, unseal
 
 SINGULAR = {"users": "user", "groups": "group", "projects": "project", "roles": "role"}
 TOKEN_LIFE = 3600
+_TOLD_APART_BY = ("audit_id", "user_id", "project_id", "audit_chain_id", "trust_id", "consumer_id")
+"""Columns of a revocation event that keep it from counting where they name something else. A token made by password
+begins no chain, so an event that names one never counts (K10)."""
+
+Key = tuple[str, str | None]
+"""(name, domain)"""
+NamedGrant = tuple[str, str, str, str]
+"""("user" | "group", actor, project, role), in names"""
+
+
+@dataclass(slots=True)
+class Held:
+    """What a cloud holds or once held: what a sync may have given to others."""
+
+    ids: set[str] = field(default_factory=set)
+    keys: set[tuple[str, Key]] = field(default_factory=set)
+    """(type, key)"""
+    grants: set[Assignment] = field(default_factory=set)
+    named_grants: set[NamedGrant] = field(default_factory=set)
+
+    def add(self, tables: Tables) -> None:
+        for type_ in SINGULAR:
+            self.ids.update(tables.of(type_))
+            self.keys.update((type_, key_of(type_, row)) for row in tables.of(type_).values())
+        self.grants |= tables.assignments
+        self.named_grants |= assignments_by_name(tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +62,8 @@ class Cloud:
     """A central cloud (`region_name` "central") or a subcloud."""
 
     __slots__ = (
-        "_tables", "deployment", "hidden", "management_ip", "port", "region_name", "roles_in_flight", "service_logins",
-        "version",
+        "_ever", "_tables", "deployment", "hidden", "management_ip", "own_grants", "own_records", "port", "region_name",
+        "roles_in_flight", "service_logins", "version",
     )  # fmt: skip
 
     def __init__(self, *, deployment: Deployment, management_ip: str, port: int = 0) -> None:
@@ -50,26 +77,46 @@ class Cloud:
         """Lists that answer empty though the rows are there."""
         self.roles_in_flight: dict[str, int] = {}
         self.service_logins: dict[str, ServiceLogin] = {}
+        self.own_records: frozenset[tuple[str, Key]] = frozenset()
+        """(type, key) of what a site made itself after its first day."""
+        self.own_grants: frozenset[NamedGrant] = frozenset()
+        self._ever = Held() if deployment.is_central else None
         self._tables: Tables | None = None
 
     @property
     def tables(self) -> Tables:
         if self._tables is None:
             self._tables = self.deployment.build()
+            self._remember()
         return self._tables
+
+    @property
+    def ever(self) -> Held:
+        """At the centre: all it holds or once held; elsewhere nothing."""
+        if self._tables is None:
+            self._remember()
+        return self._ever or Held()
 
     @property
     def catalog_region(self) -> str:
         return "RegionOne" if self.deployment.is_central else self.region_name
 
     def changed(self) -> None:
+        """To be called after every change that an inspection could see."""
         self.version += 1
+        self._remember()
+
+    def _remember(self) -> None:
+        if self._ever is not None:
+            self._ever.add(self.tables)
 
     def redeploy(self) -> None:
         """As on the first day."""
         self._tables = None
         self.hidden = frozenset()
         self.service_logins = {}
+        self.own_records = frozenset()
+        self.own_grants = frozenset()
         self.changed()
 
     def named(self, type_: str, name: str) -> Row | None:
@@ -110,7 +157,7 @@ class Cloud:
         token = unseal(text, self.tables.keys)
         if token is None or token.expires_at <= time.time():
             return Refused(401, "Could not recognize Fernet token")
-        if any(event["revocation_event"]["audit_id"] == token.audit_id for event in self.tables.events):
+        if any(_revokes(event["revocation_event"], token) for event in self.tables.events):
             return Refused(401, "Failed to validate token")
         user = self.tables.users.get(token.user_id)
         if user is None:
@@ -148,6 +195,14 @@ class Cloud:
         return text
 
 
+def _revokes(event: Row, token: Token) -> bool:
+    """Does it name this token, its user or its project, and no other? Counts to the second, as Keystone does."""
+    named = {"audit_id": token.audit_id, "user_id": token.user_id, "project_id": token.project_id}
+    if any(event[column] not in (None, named.get(column)) for column in _TOLD_APART_BY):
+        return False
+    return token.issued_at <= datetime.fromisoformat(event["issued_before"]).replace(tzinfo=UTC).timestamp()
+
+
 def id_of(type_: str, row: Row) -> str:
     id_: str = row[SINGULAR[type_]]["id"]
     return id_
@@ -161,3 +216,17 @@ def name_of(type_: str, row: Row) -> str:
 def domain_of(type_: str, row: Row) -> str | None:
     domain_id: str | None = row[SINGULAR[type_]]["domain_id"]
     return domain_id
+
+
+def key_of(type_: str, row: Row) -> Key:
+    """What makes records of two clouds the same thing."""
+    return name_of(type_, row), domain_of(type_, row)
+
+
+def assignments_by_name(tables: Tables) -> set[NamedGrant]:
+    """Who may do what where, in names: what must survive the moving of ids (K8). Ids without a record stay ids."""
+    names = {id_: name_of(type_, row) for type_ in SINGULAR for id_, row in tables.of(type_).items()}
+    return {
+        (kind, names.get(actor, actor), names.get(target, target), names.get(role, role))
+        for kind, actor, target, role in tables.assignments
+    }

@@ -97,15 +97,19 @@ class FakeCloud:
 
     def state(self, region_name: str) -> dict[str, Any]:
         """How a subcloud stands: aligned, keys_match, untouched, assignments_kept, good (all four), problems,
-        requests and carried_out (counters by "VERB service subject"), recent (the newest requests), violations
-        (kind -> count), described. For "central" without the comparison. Raises ValueError for an unknown name."""
+        audited (equal to the centre in all an audit promises, and the site's own things as they were), differences
+        (what keeps it from that, each in words), requests and carried_out (counters by "VERB service subject"), recent
+        (the newest requests), violations (kind -> count), described. For "central" without the comparison.
+
+        Assignments are `kept` when all of the first day are there and no others, but for what the site itself or the
+        centre gave and took since. Raises ValueError for an unknown name."""
         found: dict[str, Any] = self._call("GET", f"state/{region_name}")
         return found
 
     def report(self) -> dict[str, Any]:
-        """The sum: subclouds, aligned, keys_match, untouched, assignments_kept, good (numbers of subclouds), problems
-        (of the first few), violations (kind -> count), violation_count, described, requests, request_count, created,
-        deleted, cpu_seconds, peak_memory_bytes."""
+        """The sum: subclouds, aligned, keys_match, untouched, assignments_kept, good, audited (numbers of subclouds),
+        problems and differences (of the first few each), violations (kind -> count), violation_count, described,
+        requests, request_count, created, deleted, cpu_seconds, peak_memory_bytes."""
         found: dict[str, Any] = self._call("GET", "report")
         return found
 

@@ -102,22 +102,27 @@ def _state(world: World, site: Site) -> dict[str, Any]:
         "assignments_kept": standing.assignments_kept,
         "good": standing.is_good,
         "problems": list(standing.problems),
+        "audited": standing.audited,
+        "differences": list(standing.differences),
     }
 
 
 async def _report(world: World) -> dict[str, Any]:
     sums: Counter[str] = Counter()
     problems: dict[str, list[str]] = {}
+    differences: dict[str, list[str]] = {}
     requests: Counter[str] = Counter(world.central_site.ledger.requests)
     carried_out: Counter[str] = Counter()
     for number, site in enumerate(world.sites.values(), start=1):
         if number % _BREATHER == 0:
             await asyncio.sleep(0)
         standing = site.standing()
-        for name in ("aligned", "keys_match", "untouched", "assignments_kept", "is_good"):
+        for name in ("aligned", "keys_match", "untouched", "assignments_kept", "is_good", "audited"):
             sums[name] += getattr(standing, name)
         if standing.problems and len(problems) < _NAMED_PROBLEMS:
             problems[site.cloud.region_name] = list(standing.problems)
+        if standing.differences and len(differences) < _NAMED_PROBLEMS:
+            differences[site.cloud.region_name] = list(standing.differences)
         requests.update(site.ledger.requests)
         carried_out.update(site.ledger.carried_out)
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -130,6 +135,8 @@ async def _report(world: World) -> dict[str, Any]:
         "assignments_kept": sums["assignments_kept"],
         "good": sums["is_good"],
         "problems": problems,
+        "audited": sums["audited"],
+        "differences": differences,
         "violations": violations,
         "violation_count": sum(violations.values()),
         "described": world.watchman.descriptions(),

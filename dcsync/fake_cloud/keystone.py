@@ -21,6 +21,7 @@ from dcsync.fake_cloud.wire import Request, Response, json_response
 
 LOCKOUT_ATTEMPTS = 5
 LOCKOUT_SECONDS = 1800
+PASSWORDS_KEPT = 5
 _NEVER_LOCKED = "1002"
 _SERVICES = (("identity", "keystone", "/v3"), ("dcorch-dbsync", "dcdbsync", "/v1.0"), ("platform", "sysinv", "/v1"))
 
@@ -231,9 +232,14 @@ def _log_out(cloud: Cloud, request: Request) -> Response:
     if isinstance(token, Response):
         return token
     for column in ("audit_id", "audit_chain_id"):
-        cloud.tables.events.append(revocation_event(cloud, **{column: token.audit_id}))
+        revoke_tokens_of(cloud, **{column: token.audit_id})
     cloud.changed()
     return Response(204)
+
+
+def revoke_tokens_of(cloud: Cloud, **columns: Any) -> None:
+    """Leaves an event that ends every token issued so far, in this second too, which names this user or project."""
+    cloud.tables.events.append(revocation_event(cloud, **columns))
 
 
 def revocation_event(cloud: Cloud, **columns: Any) -> Row:
@@ -271,7 +277,8 @@ def _read(cloud: Cloud, request: Request, parts: list[str]) -> Response:
             domains = [row["project"] for row in cloud.tables.projects.values() if row["project"]["is_domain"]]
             return json_response(200, {"domains": [row for row in domains if row["id"] == "default"]})
         case ["role_assignments"]:
-            return json_response(200, {"role_assignments": _assignments(cloud, request.query)})
+            links = {"next": None, "self": f"{_base(cloud)}/role_assignments", "previous": None}
+            return json_response(200, {"role_assignments": _assignments(cloud, request.query), "links": links})
         case ["services"]:
             rows = [
                 {"id": f"service-{name}", "type": type_, "name": name, "enabled": True} for type_, name, _ in _SERVICES
@@ -310,12 +317,16 @@ def _shown(type_: str, row: Row) -> Row:
     return merged
 
 
+def _base(cloud: Cloud) -> str:
+    return f"http://{cloud.management_ip}:{cloud.port}/v3"
+
+
 def _assignments(cloud: Cloud, query: dict[str, str]) -> list[Row]:
     wanted = (query.get("user.id"), query.get("group.id"), query.get("scope.project.id"), query.get("role.id"))
     user, group, project, role = wanted
-    base = f"http://{cloud.management_ip}:{cloud.port}/v3"
+    base = _base(cloud)
     found = []
-    for kind, actor_id, target_id, role_id in sorted(cloud.tables.assignments):
+    for kind, actor_id, target_id, role_id in () if "assignments" in cloud.hidden else sorted(cloud.tables.assignments):
         if (user and (kind, actor_id) != ("user", user)) or (group and (kind, actor_id) != ("group", group)):
             continue
         if (project and target_id != project) or (role and role_id != role):
@@ -333,10 +344,12 @@ def _assignment(cloud: Cloud, assignment: Assignment, link: str, *, named: bool)
         ("project", "projects", target_id),
         ("role", "roles", role_id),
     ):
-        part = {"id": id_}
+        part: Row = {"id": id_}
         row = cloud.tables.of(type_).get(id_)
         if named and row is not None:
             part["name"] = name_of(type_, row)
+            if key != "role":
+                part["domain"] = {"id": "default", "name": "Default"}
         if key == "project":
             shown["scope"] = {"project": part}
         else:
@@ -386,28 +399,48 @@ def _membership(cloud: Cloud, verb: str, group_id: str, user_id: str) -> Respons
     if group is None or user_id not in cloud.tables.users:
         return _not_found("Could not find group or user.")
     members = set(group["local_user_ids"])
+    if verb == "DELETE" and user_id not in members:
+        return _not_found("Could not find user in group.")
     members = members | {user_id} if verb == "PUT" else members - {user_id}
     cloud.tables.groups[group_id] = group | {"local_user_ids": sorted(members)}
+    if verb == "DELETE":
+        revoke_tokens_of(cloud, user_id=user_id)
     cloud.changed()
     return Response(204)
 
 
 def _delete(cloud: Cloud, type_: str, id_: str) -> Response:
-    """Removes the record with what hangs on it, as Keystone's own cascades do."""
+    """Removes the record with what hangs on it, as Keystone's own cascades do; a project only when none is below it."""
+    projects = (row["project"] for row in cloud.tables.projects.values()) if type_ == "projects" else ()
+    if any(id_ in (project["parent_id"], project["domain_id"]) for project in projects):
+        return _error(403, f"Cannot delete the project {id_} since it is not a leaf in the hierarchy.", "Forbidden")
     delete_record(cloud, type_, id_)
     return Response(204)
 
 
 def delete_record(cloud: Cloud, type_: str, id_: str) -> None:
-    """Removes a record, its assignments, memberships and implications. Raises KeyError when it is not there."""
+    """Removes a record with its assignments, memberships and implications, and revokes the tokens that need it.
+
+    Of a group those of its members, if it had roles. Raises KeyError when the record is not there.
+    """
     tables = cloud.tables
-    del tables.of(type_)[id_]
+    row = tables.of(type_).pop(id_)
+    has_roles = any(actor == id_ for _, actor, _, _ in tables.assignments)
     tables.assignments = {grant for grant in tables.assignments if id_ not in grant[1:]}
     tables.implied = {pair for pair in tables.implied if id_ not in pair}
     if type_ == "users":
         for group_id, group in tables.groups.items():
             rest = [member for member in group["local_user_ids"] if member != id_]
             tables.groups[group_id] = group | {"local_user_ids": rest}
+        revoke_tokens_of(cloud, user_id=id_)
+    if type_ == "groups" and has_roles:
+        for member in row["local_user_ids"]:
+            revoke_tokens_of(cloud, user_id=member)
+    if type_ == "projects":
+        for user_id, user in tables.users.items():
+            if user["user"]["default_project_id"] == id_:
+                tables.users[user_id] = user | {"user": user["user"] | {"default_project_id": None}}
+        revoke_tokens_of(cloud, project_id=id_)
     cloud.changed()
 
 
@@ -419,7 +452,9 @@ def _patch(cloud: Cloud, request: Request, type_: str, id_: str) -> Response:
     table = cloud.tables.of(type_)
     row: Row = copy.deepcopy(table[id_])
     inner = row[SINGULAR[type_]]
-    if "password" in changes:
+    if type_ == "users" and (changes.get("enabled") is False or "password" in changes):
+        revoke_tokens_of(cloud, user_id=id_)
+    if type_ == "users" and "password" in changes:
         add_password(cloud, row, str(changes.pop("password")))
     if "name" in changes:
         row["local_user" if type_ == "users" else SINGULAR[type_]]["name"] = changes.pop("name")
@@ -433,7 +468,17 @@ def _patch(cloud: Cloud, request: Request, type_: str, id_: str) -> Response:
 
 
 def add_password(cloud: Cloud, user: Row, password: str) -> None:
-    """Makes this the user's current password; the former ones stay as history."""
+    """Makes this the user's current password; the former ones expire and stay as history, the newest few of them."""
+    now = datetime.now(UTC)
     hashed = hash_password(password, salt=secrets.token_hex(8))
-    row = password_row(cloud.tables.next_row(), user["local_user"]["id"], hashed, datetime.now(UTC))
-    user["password"] = [*user["password"], row]
+    row = password_row(cloud.tables.next_row(), user["local_user"]["id"], hashed, now)
+    oldest_first = sorted(user["password"], key=lambda entry: int(entry["created_at_int"]))
+    former = [_expired(entry, now) for entry in oldest_first[-(PASSWORDS_KEPT - 1) :]]
+    user["password"] = [*former, row]
+
+
+def _expired(password: Row, now: datetime) -> Row:
+    if password["expires_at_int"] is not None and password["expires_at_int"] <= microseconds(now):
+        return password
+    ends = now.replace(microsecond=0)
+    return password | {"expires_at": ends.strftime("%Y-%m-%d %H:%M:%S"), "expires_at_int": microseconds(ends)}

@@ -20,8 +20,16 @@ from dcsync.fake_cloud.cloud import Cloud
 from dcsync.fake_cloud.connection import Connection
 from dcsync.fake_cloud.deployment import Deployment
 from dcsync.fake_cloud.faults import Fault, Faults
-from dcsync.fake_cloud.inspection import Standing, ids_aligned, inspect, is_site_only
-from dcsync.fake_cloud.watchman import KEYS_RESET, SITE_RECORD_WRITTEN, Ledger, Watchman
+from dcsync.fake_cloud.inspection import (
+    TYPES,
+    Standing,
+    ids_aligned,
+    inspect,
+    is_site_only,
+    may_be_deleted,
+    may_be_revoked,
+)
+from dcsync.fake_cloud.watchman import KEYS_RESET, SITE_RECORD_WRITTEN, WRONGLY_DELETED, Ledger, Watchman
 from dcsync.fake_cloud.wire import Request, Response, json_response
 
 CENTRAL_IP = "127.0.10.1"
@@ -116,6 +124,7 @@ class Site:
     def _watched(self, request: Request, *, collides: bool) -> Response:
         """The cloud's own answer, and what the watchman makes of it."""
         site_only = self._writes_site_only(request)
+        wrongly = self._deletes_wrongly(request)
         keys_before = self.cloud.tables.keys if request.service == "sysinv" else {}
         response = self._own_answer(request, collides=collides)
         if self.is_central:
@@ -123,6 +132,9 @@ class Site:
         if site_only and response.status == 200:
             what = f"PUT {request.subject}: filtered, or not known at the centre"
             self.world.watchman.saw(self.cloud.region_name, SITE_RECORD_WRITTEN, request.request_id, what)
+        if wrongly and response.status == 204:
+            what = f"DELETE {request.subject}: not, or still, the centre's"
+            self.world.watchman.saw(self.cloud.region_name, WRONGLY_DELETED, request.request_id, what)
         if request.service == "sysinv" and response.status in (200, 201, 202):
             self._watch_keys(request, keys_before)
         return response
@@ -143,6 +155,18 @@ class Site:
         if type_ not in ("users", "projects", "roles"):
             return False
         return is_site_only(self.cloud, self.world.central, type_, id_.rstrip("/"))
+
+    def _deletes_wrongly(self, request: Request) -> bool:
+        """Would a run take away a record or grant that did not come from the centre, or that the centre still has?"""
+        if request.verb != "DELETE" or request.service != "keystone" or request.request_id is None or self.is_central:
+            return False
+        match request.path.rstrip("/").split("/")[2:]:
+            case ["projects", project_id, ("users" | "groups") as actors, actor_id, "roles", role_id]:
+                grant = (actors.removesuffix("s"), actor_id, project_id, role_id)
+                return not may_be_revoked(self.world.central, grant)
+            case [type_, id_] if type_ in TYPES:
+                return not may_be_deleted(self.cloud, self.world.central, type_, id_)
+        return False
 
     def _watch_keys(self, request: Request, keys_before: dict[int, str]) -> None:
         watchman, region_name, request_id = self.world.watchman, self.cloud.region_name, request.request_id
@@ -188,6 +212,8 @@ class Site:
         if request.service == "dbsync" and request.verb == "PUT":
             seen = Request("GET", request.path, "", request.headers, b"")
             return dbsync.answer(self.cloud, seen)
+        if request.verb == "PATCH":
+            return json_response(200, {})
         return Response(201, request.body) if request.verb == "POST" else Response(204)
 
     def _partial(self, request: Request) -> Response:

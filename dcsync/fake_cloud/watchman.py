@@ -19,6 +19,7 @@ OVERLAPPING_RUNS = "overlapping-runs"
 WRITE_AFTER_COMPLETION = "write-after-completion"
 KEYS_RESET = "keys-reset"
 SITE_RECORD_WRITTEN = "site-record-written"
+WRONGLY_DELETED = "wrongly-deleted"
 
 _REMEMBERED_RUNS = 16
 _REMEMBERED_REQUESTS = 20

@@ -86,6 +86,45 @@ def test_a_write_to_a_record_that_is_the_sites_own_is_counted(
     assert f"user {name}: changed" in state["problems"]
 
 
+@pytest.mark.parametrize(
+    ("type_", "name"), [("users", "sub-only"), ("users", "vim"), ("groups", "ops"), ("projects", "site-lab")]
+)
+def test_deleting_what_is_not_or_is_still_the_centres_is_counted(
+    fake: FakeCloud, run: Run, region: str, type_: str, name: str
+) -> None:
+    id_ = id_of(type_, run.site.records(type_)[name])
+    assert run.site.ask("DELETE", f"/v3/{type_}/{id_}").status == 204
+    assert fake.state(region)["violations"] == {"wrongly-deleted": 1}
+    assert run.site.ask("DELETE", f"/v3/{type_}/{id_}").status == 404
+    assert fake.state(region)["violations"] == {"wrongly-deleted": 1}
+
+
+def test_deleting_and_revoking_what_the_centre_gave_and_took_back_is_no_violation() -> None:
+    with FakeCloud.start(subclouds=1) as cloud:
+        run = Run.at(cloud, "subcloud1")
+        run.whole()
+        user_id, reader, admin = (
+            id_of(type_, run.site.records(type_)[name])
+            for type_, name in (("users", "operator1"), ("roles", "reader"), ("projects", "admin"))
+        )
+        path = f"/v3/projects/{admin}/users/{user_id}/roles/{reader}"
+        again = Run.at(cloud, "subcloud1")
+        assert again.site.ask("DELETE", path).status == 204
+        assert cloud.state("subcloud1")["violations"] == {"wrongly-deleted": 1}
+        assert again.site.ask("PUT", path).status == 204
+        cloud.change_central("revoke", user="operator1", project="admin", role="reader")
+        assert "assignment user operator1 admin reader: still there" in cloud.state("subcloud1")["differences"]
+        assert again.site.ask("DELETE", path).status == 204
+        cloud.change_central("remove", type="users", name="operator1")
+        assert again.site.ask("DELETE", f"/v3/users/{user_id}").status == 204
+        state = cloud.state("subcloud1")
+        assert state["violations"] == {"wrongly-deleted": 1}
+        assert (state["untouched"], state["assignments_kept"], state["audited"]) == (True, True, False)
+        assert cloud.report()["differences"] == {"subcloud1": state["differences"]}
+        run.close()
+        again.close()
+
+
 def test_requests_are_counted_and_remembered_with_their_run(fake: FakeCloud, run: Run, region: str) -> None:
     run.site.ask("GET", "/v1.0/identity/users/0123")
     state = fake.state(region)
@@ -126,6 +165,7 @@ def test_changes_of_the_centre_show_at_every_subcloud() -> None:
         assert (report["aligned"], report["keys_match"], report["untouched"], report["good"]) == (0, 0, 2, 0)
         central = Client(cloud.central_ip, cloud.port)
         assert central.log_in("barbican", "New-pw-1!").status == 201
+        assert central.log_in().status == 201
         assert [row["id"] for row in central.fernet_keys()] == [0, 3, 4]
         cloud.change_central("hide", list="users")
         cloud.change_central("hide", list="keys")
