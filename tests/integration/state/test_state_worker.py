@@ -1,0 +1,86 @@
+"""A real state worker: reports through a real broker into real rows, and what a kill -9 or an outage costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from celery import Celery
+from sqlalchemy import text
+
+from dcsync.adapters.reporter import CeleryReports, Observer
+from dcsync.messages import Report
+from dcsync.settings import load
+from dcsync.tasks.app import make_app
+from tests.integration.state.conftest import Rows
+from tests.processes import Processes, Running, wait_until
+from tests.reports import IN_SYNC, ONLINE, PLATFORM
+
+StartWorker = Callable[[], Running]
+
+
+@pytest.fixture
+def app(server_urls: dict[str, str]) -> Iterator[Celery]:
+    with make_app(load(server_urls)) as app:
+        yield app
+
+
+@pytest.fixture
+def start_worker(processes: Processes, server_urls: dict[str, str]) -> StartWorker:
+    arguments = ("-Q", "state", "-P", "threads", "-c", "2", "--without-mingle", "--without-gossip")
+    return lambda: processes.celery("worker", *arguments, environ=server_urls, ready="ready.")
+
+
+def test_reports_become_rows(rows: Rows, app: Celery, start_worker: StartWorker) -> None:
+    rows.add(3)
+    start_worker()
+    observer = Observer()
+    CeleryReports(app).send(
+        [report for region in ("subcloud1", "subcloud2", "nowhere") for report in _seen(observer, region)]
+    )
+    wait_until(lambda: rows.status(PLATFORM, "subcloud2") is IN_SYNC, seconds=20, what="the report is written down")
+    assert rows.subcloud("subcloud1").availability_status is ONLINE
+    assert [region for region, _ in rows.rejected()] == ["nowhere", "nowhere"]
+
+
+def _seen(observer: Observer, region: str) -> list[Report]:
+    return [observer.availability(region, ONLINE), observer.endpoint(region, PLATFORM, IN_SYNC)]
+
+
+def test_a_worker_killed_in_mid_batch_loses_nothing(
+    rows: Rows, app: Celery, start_worker: StartWorker, redis_client: redis.Redis
+) -> None:
+    rows.add()
+    worker = start_worker()
+    with rows.engine.begin() as holder:
+        holder.execute(text("SELECT 1 FROM subcloud FOR UPDATE"))
+        CeleryReports(app).send([Observer().availability("subcloud1", ONLINE)])
+        wait_until(lambda: _waits_for_a_lock(rows), seconds=20, what="the worker is in mid-batch")
+        worker.kill()
+    assert rows.subcloud().availability_status is not ONLINE
+    # What the broker does once its visibility timeout is over: the test moves the time.
+    for delivery in redis_client.zrange("unacked_index", 0, -1):
+        redis_client.zadd("unacked_index", {delivery: 1})
+    start_worker()
+    wait_until(lambda: rows.subcloud().availability_status is ONLINE, seconds=40, what="the message came again")
+
+
+def _waits_for_a_lock(rows: Rows) -> bool:
+    with rows.engine.connect() as connection:
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool(connection.scalar(text(waiting)))
+
+
+def test_a_message_waits_while_the_schema_is_not_there_yet(rows: Rows, app: Celery, start_worker: StartWorker) -> None:
+    rows.add()
+    with rows.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE report_memory RENAME TO elsewhere"))
+    worker = start_worker()
+    CeleryReports(app).send([Observer().availability("subcloud1", ONLINE)])
+    worker.wait_for("not applied yet", seconds=20)
+    with rows.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE elsewhere RENAME TO report_memory"))
+    wait_until(lambda: rows.subcloud().availability_status is ONLINE, seconds=20, what="the message was kept")
