@@ -55,6 +55,7 @@ FAST = {
 """Everything happens soon. What a test is about, it sets itself."""
 
 SYNC_QUEUES = "control,sync,audit"
+LAST_LINES = 25
 
 
 class System:
@@ -127,7 +128,12 @@ class System:
 
     def output(self) -> str:
         """What all processes have printed so far."""
-        return "\n".join(f"--- {running.name}\n{running.output()}" for running in self.running)
+        return "\n".join(running.output() for running in self.running)
+
+    def last_lines(self) -> str:
+        """What each process printed last, for a person who reads why a test failed."""
+        last = {f"{running.name} (pid {running.pid})": running.output().splitlines() for running in self.running}
+        return "\n".join(f"--- {name}\n" + "\n".join(lines[-LAST_LINES:]) for name, lines in last.items())
 
     def celery_app(self) -> Celery:
         """An app of this system, for messages no command sends. To be closed."""
@@ -194,8 +200,8 @@ class System:
         return [attempt.ending for attempt in self.attempts(name)]
 
     def until(self, question: Callable[[], object], what: str, *, seconds: float = SECONDS) -> None:
-        """Until it is true; AssertionError with everything the processes printed otherwise."""
-        wait_until(question, seconds=seconds, what=lambda: f"{what}\n{self.output()}")
+        """Until it is true; AssertionError with what the processes printed last otherwise."""
+        wait_until(question, seconds=seconds, what=lambda: f"{what}\n{self.last_lines()}")
 
     def until_state(self, state: InitialSyncState, *names: str, seconds: float = SECONDS) -> None:
         def reached() -> bool:
