@@ -6,7 +6,8 @@ In CI the clouds must come up; elsewhere, where Keystone cannot be installed, th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import pytest
 
@@ -20,8 +21,12 @@ def real_cloud() -> Iterator[RealClouds]:
     try:
         ensure()
     except EnvironmentUnavailableError as exc:
-        if os.environ.get("CI", "").lower() in {"1", "true"}:
-            raise
-        pytest.skip(f"no real Keystone here: {exc}")
+        skip_or_fail(exc, environ=os.environ)
     with RealClouds() as clouds:
         yield clouds
+
+
+def skip_or_fail(unavailable: EnvironmentUnavailableError, *, environ: Mapping[str, str]) -> NoReturn:
+    if environ.get("CI", "").lower() in {"1", "true"}:
+        raise unavailable
+    pytest.skip(f"no real Keystone here: {unavailable}")
