@@ -31,7 +31,16 @@ from dcsync.adapters.keystone import Credentials
 from dcsync.errors import CloudError, Reason
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.deployment import ALIGNED
-from dcsync.identity import Record, ResourceType, fingerprint, record_from_body
+from dcsync.identity import (
+    ActorType,
+    Assignment,
+    Record,
+    ResourceType,
+    RevocationEvent,
+    fingerprint,
+    record_from_body,
+    revocation_event,
+)
 from dcsync.subcloud import Subcloud
 from tests.builders import a_subcloud
 from tests.real_cloud.clouds import RealClouds
@@ -40,7 +49,7 @@ BACKENDS = (
     "fake_backend",
     pytest.param("real_backend", marks=[pytest.mark.keystone, pytest.mark.xdist_group("keystone")]),
 )
-UNTOUCHED_SUBCLOUDS = 10
+UNTOUCHED_SUBCLOUDS = 25
 """How many a backend must be able to hand out."""
 
 USERS, GROUPS, PROJECTS, ROLES = ResourceType
@@ -364,3 +373,220 @@ async def test_a_member_of_a_group_gets_a_new_id_only_while_the_group_is_empty(c
 
 def with_members(group: Record, members: list[str]) -> Record:
     return dataclasses.replace(group, body={**group.body, "local_user_ids": members})
+
+
+# --- what an audit asks for besides
+
+
+def a_role(name: str) -> Record:
+    row = {"id": uuid.uuid4().hex, "name": name, "extra": "{}", "domain_id": "<<null>>", "description": None}
+    return record_from_body(ROLES, {"role": row})
+
+
+def a_project(name: str, *, parent_id: str = "default") -> Record:
+    row = {
+        "id": uuid.uuid4().hex, "name": name, "extra": "{}", "description": "", "enabled": True, "domain_id": "default",
+        "parent_id": parent_id, "is_domain": False,
+    }  # fmt: skip
+    return record_from_body(PROJECTS, {"project": row})
+
+
+def a_group(name: str, *members: str) -> Record:
+    row = {"id": uuid.uuid4().hex, "domain_id": "default", "name": name, "description": "", "extra": "{}"}
+    return record_from_body(GROUPS, {"group": row, "local_user_ids": list(members)})
+
+
+def ended_users(events: frozenset[RevocationEvent]) -> set[str | None]:
+    return {event.body["user_id"] for event in events} - {None}
+
+
+async def ids(session: HttpSubcloudSession, type_: ResourceType) -> set[str]:
+    return {record.id for record in await session.identity.list(type_)}
+
+
+async def test_audits_get_the_centres_grants_and_events_besides_what_initial_syncs_get(backend: Backend) -> None:
+    clouds = clouds_of(backend)
+    plain = await clouds.central_data()
+    data = await clouds.central_audit_data()
+    assert (data.identity_fingerprint, data.keys) == (plain.identity_fingerprint, plain.keys)
+    of = {type_: {record.name: record.id for record in data.records.of(type_)} for type_ in ResourceType}
+    actors = {ActorType.USER: of[USERS], ActorType.GROUP: of[GROUPS]}
+    assert {grant.actor_type for grant in data.assignments} == set(ActorType)
+    for grant in data.assignments:
+        assert grant.project_id in of[PROJECTS].values(), "grants on the system or a domain are not there"
+        assert grant.actor_id in actors[grant.actor_type].values()
+        assert grant.role_id in of[ROLES].values()
+    user, project, role = of[USERS]["dcmanager"], of[PROJECTS]["services"], of[ROLES]["admin"]
+    assert Assignment(project, ActorType.USER, user, role) in data.assignments
+    assert await clouds.central_data() is data, "what is fetched for audits serves initial syncs as well"
+
+
+async def test_a_created_user_logs_in_with_the_central_password_once_it_has_a_role(
+    clouds: HttpClouds, site: Site
+) -> None:
+    """recorded/10: 1."""
+    wanted = await central(clouds, USERS, "central-only")
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        stored = await session.identity.create(wanted)
+        assert (stored.id, stored.key, hashes(stored)) == (wanted.id, wanted.key, hashes(wanted))
+        assert (await held(session, USERS, "central-only")).body == stored.body
+        assert site.login("central-only", site.central_password("central-only"))[0] == 401
+        services, reader = await held(session, PROJECTS, "services"), await held(session, ROLES, "reader")
+        await session.keystone.grant(Assignment(services.id, ActorType.USER, stored.id, reader.id))
+        assert site.login("central-only", site.central_password("central-only"))[0] == 201
+
+
+async def test_records_of_every_other_type_are_created_under_their_own_id(clouds: HttpClouds, site: Site) -> None:
+    """recorded/10: 3-5."""
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        member = await held(session, USERS, "vim")
+        project = a_project("lab-1")
+        for record in (
+            a_role("auditor"),
+            a_group("watch", member.id),
+            project,
+            a_project("lab-2", parent_id=project.id),
+        ):
+            assert (await session.identity.create(record)).body == record.body
+            assert (await held(session, record.type, record.name)).body == record.body
+
+
+async def test_creating_what_is_there_is_a_server_error_and_changes_nothing(clouds: HttpClouds, site: Site) -> None:
+    """recorded/10: 2."""
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        for type_, name in ((USERS, "vim"), (PROJECTS, "services"), (ROLES, "reader"), (GROUPS, "ops")):
+            before = await session.identity.list(type_)
+            with pytest.raises(CloudError) as caught:
+                await session.identity.create(named(before, name))
+            assert caught.value.reason is Reason.SERVER_ERROR
+            assert {record.id for record in before} == await ids(session, type_)
+
+
+async def test_a_grant_and_its_revocation_may_be_repeated_for_users_and_groups(clouds: HttpClouds, site: Site) -> None:
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        services, reader = await held(session, PROJECTS, "services"), await held(session, ROLES, "reader")
+        before = await session.keystone.assignments()
+        assert {grant.actor_type for grant in before} == set(ActorType)
+        for type_, name, kind in ((USERS, "vim", ActorType.USER), (GROUPS, "ops", ActorType.GROUP)):
+            grant = Assignment(services.id, kind, (await held(session, type_, name)).id, reader.id)
+            assert grant not in before
+            for _ in range(2):
+                await session.keystone.grant(grant)
+                assert await session.keystone.assignments() == before | {grant}
+            for _ in range(2):
+                await session.keystone.revoke(grant)
+                assert await session.keystone.assignments() == before
+
+
+async def test_a_grant_to_or_of_what_is_not_there_is_refused(clouds: HttpClouds, site: Site) -> None:
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        user = (await held(session, USERS, "vim")).id
+        project, role = (await held(session, PROJECTS, "services")).id, (await held(session, ROLES, "reader")).id
+        ghost = "d" * 32
+        for ids_ in ((ghost, user, role), (project, ghost, role), (project, user, ghost)):
+            with pytest.raises(CloudError) as caught:
+                await session.keystone.grant(Assignment(ids_[0], ActorType.USER, ids_[1], ids_[2]))
+            assert caught.value.reason is Reason.REFUSED
+            await session.keystone.revoke(Assignment(ids_[0], ActorType.USER, ids_[1], ids_[2]))
+
+
+async def test_a_deleted_user_takes_grants_and_memberships_along_and_its_tokens_end(
+    clouds: HttpClouds, site: Site
+) -> None:
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        user = await held(session, USERS, "operator1")
+        assert any(grant.actor_id == user.id for grant in await session.keystone.assignments())
+        for _ in range(2):
+            await session.keystone.delete(USERS, user.id)
+            assert user.id not in await ids(session, USERS)
+        assert not any(grant.actor_id == user.id for grant in await session.keystone.assignments())
+        assert user.id not in (await held(session, GROUPS, "ops")).member_ids
+        assert ended_users(await session.identity.revocation_events()) == {user.id}
+
+
+async def test_groups_projects_and_roles_are_deleted_with_their_grants(clouds: HttpClouds, site: Site) -> None:
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        user = await held(session, USERS, "vim")
+        before = await session.keystone.assignments()
+        group = await session.identity.create(a_group("watch", user.id))
+        project = await session.identity.create(a_project("lab-1"))
+        role = await session.identity.create(a_role("auditor"))
+        await session.keystone.grant(Assignment(project.id, ActorType.GROUP, group.id, role.id))
+        await session.keystone.grant(Assignment(project.id, ActorType.USER, user.id, role.id))
+        for record in (group, project, role):
+            await session.keystone.delete(record.type, record.id)
+            assert record.id not in await ids(session, record.type)
+            await session.keystone.delete(record.type, record.id)
+        assert await session.keystone.assignments() == before
+        assert user.id in await ids(session, USERS)
+        assert user.id in ended_users(await session.identity.revocation_events())
+
+
+async def test_a_project_goes_only_after_those_below_it(clouds: HttpClouds, site: Site) -> None:
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        above = await session.identity.create(a_project("lab-1"))
+        below = await session.identity.create(a_project("lab-2", parent_id=above.id))
+        with pytest.raises(CloudError) as caught:
+            await session.keystone.delete(PROJECTS, above.id)
+        assert caught.value.reason is Reason.REFUSED
+        await session.keystone.delete(PROJECTS, below.id)
+        await session.keystone.delete(PROJECTS, above.id)
+        assert not {above.id, below.id} & await ids(session, PROJECTS)
+
+
+async def test_a_password_that_was_set_opens_the_former_one_stays_as_history(clouds: HttpClouds, site: Site) -> None:
+    """K7 the other way round: what a PATCH makes of the rows, before a PUT writes the central hashes over them."""
+    fresh = "Fresh-barbican-pw-9!"
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        before = await held(session, USERS, "barbican")
+        await session.keystone.set_password(before.id, fresh)
+        after = await held(session, USERS, "barbican")
+        assert set(hashes(before)) < set(hashes(after))
+        assert len(hashes(after)) == len(hashes(before)) + 1
+        assert before.id in ended_users(await session.identity.revocation_events())
+        assert site.login("barbican", fresh)[0] == 201
+        assert site.login("barbican", site.own_password("barbican"))[0] == 401
+        with pytest.raises(CloudError) as caught:
+            await session.keystone.set_password("d" * 32, fresh)
+        assert caught.value.reason is Reason.REFUSED
+        assert fresh not in str(caught.value)
+
+
+async def test_a_token_ended_at_the_centre_ends_on_the_site_with_the_event_that_names_it(
+    backend: Backend, site: Site
+) -> None:
+    """K10; recorded/10: 6-12."""
+    auth_url = backend.environment()["DCSYNC_CENTRAL_AUTH_URL"]
+    _, token = login_at(auth_url, "dcmanager", site.central_password("dcmanager"))
+    earlier = (await clouds_of(backend).central_audit_data()).revocation_events
+    assert ask("DELETE", f"{auth_url}/auth/tokens", {"X-Auth-Token": token, "X-Subject-Token": token})[0] == 204
+    clouds = clouds_of(backend)
+    data = await clouds.central_audit_data()
+    events = sorted(data.revocation_events - earlier, key=lambda event: event.body["audit_id"] is None)
+    assert [(event.body["audit_id"] is None, event.body["audit_chain_id"] is None) for event in events] == [
+        (False, True), (True, False),
+    ]  # fmt: skip
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.fernet_repo.replace(data.keys)
+        await session.login()
+        await site.says(200, token)
+        for event in reversed(events):
+            assert event not in await session.identity.revocation_events()
+            await session.identity.create_revocation_event(event)
+            assert event in await session.identity.revocation_events()
+        await site.says(401, token)
+
+
+async def test_an_event_may_be_sent_again(clouds: HttpClouds, site: Site) -> None:
+    """An answer may be lost: the second one is stored beside the first and means the same."""
+    event = revocation_event(
+        {
+            "domain_id": None, "project_id": None, "user_id": "d" * 32, "role_id": None, "trust_id": None,
+            "consumer_id": None, "access_token_id": None, "issued_before": "2026-01-31 08:15:00", "expires_at": None,
+            "revoked_at": "2026-01-31 08:15:00", "audit_id": None, "audit_chain_id": None,
+        }
+    )  # fmt: skip
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        for _ in range(2):
+            await session.identity.create_revocation_event(event)
+            assert await session.identity.revocation_events() == {event}

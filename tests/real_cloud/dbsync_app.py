@@ -1,11 +1,12 @@
-"""A dcdbsync-compatible `/v1.0/identity/{users,groups,projects,roles}[/id]`, as WSGI, without revocation events.
+"""A dcdbsync-compatible `/v1.0/identity/{users,groups,projects,roles}[/id]` and `token-revocation-events`, as WSGI.
 
-Status codes and wording: spec/http-contracts.md section 3.2 and contracts/recorded/04. Who the caller is comes from the
-token middleware's headers.
+Status codes and wording: spec/http-contracts.md section 3.2 and contracts/recorded/04 and 10. Who the caller is comes
+from the token middleware's headers.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tests.real_cloud.identity_tables import IdentityTables, NotStoredError
 
 KINDS = ("users", "groups", "projects", "roles")
+EVENTS = "token-revocation-events"
 
 
 class RefusedError(Exception):
@@ -47,6 +49,9 @@ class DbsyncApp:
         if request.path_info == "/":
             return _root(request)
         _require_token(request)
+        event = _event_target(request.path_info)
+        if event is not None:
+            return self._answer_events(request, *event)
         kind, id_ = _target(request.path_info)
         if request.method == "GET":
             return _json(self._read(kind, id_))
@@ -56,6 +61,52 @@ class DbsyncApp:
         if request.method == "POST":
             return self._create(request, kind, body)
         return self._update(request, kind, id_, body)
+
+    def _answer_events(self, request: webob.Request, by: str, key: str) -> webob.Response:
+        if not by:
+            if request.method == "GET":
+                return _json(self._tables.events())
+            if request.method == "POST":
+                return self._create_event(request, _body(request))
+            raise RefusedError(404)
+        wanted = {"audit_id": key} if by == "audits" else _user_and_time(key)
+        if request.method == "GET":
+            return _json(self._event(by, wanted))
+        if request.method != "DELETE":
+            raise RefusedError(404)
+        if by == "users":
+            self._event(by, wanted)
+        if not _is_admin(request):
+            raise RefusedError(500, "Unable to delete token revocation event")
+        self._tables.delete_events(**wanted)
+        return webob.Response(status=204)
+
+    def _event(self, by: str, wanted: dict[str, str]) -> Any:
+        """Raises RefusedError where there is none."""
+        try:
+            found = self._tables.events(**wanted)
+        except SQLAlchemyError as exc:
+            raise RefusedError(500, "Unable to read token revocation event") from exc
+        if not found:
+            about = f"with id {wanted['audit_id']}" if by == "audits" else " and ".join(map(" ".join, wanted.items()))
+            raise RefusedError(404, f"Token revocation event {about} doesn't exist.")
+        return found[0]
+
+    def _create_event(self, request: webob.Request, body: Any) -> webob.Response:
+        """Answers what is found by audit id or user, so an event that names neither gets an empty object."""
+        row = body["revocation_event"]
+        if not _is_admin(request):
+            raise RefusedError(500, "Unable to create token revocation event")
+        try:
+            self._tables.create_event(body)
+        except SQLAlchemyError as exc:
+            raise RefusedError(500, "Unable to create token revocation event") from exc
+        if row.get("audit_id"):
+            return _json(self._event("audits", {"audit_id": row["audit_id"]}), status=201)
+        if row.get("user_id"):
+            wanted = {"user_id": row["user_id"], "issued_before": row["issued_before"]}
+            return _json(self._event("users", wanted), status=201)
+        return _json({}, status=201)
 
     def _read(self, kind: str, id_: str) -> Any:
         if not id_:
@@ -110,6 +161,29 @@ def _target(path: str) -> tuple[str, str]:
     if parts[:2] != ["v1.0", "identity"] or len(parts) not in {3, 4} or parts[2] not in KINDS:
         raise RefusedError(404)
     return parts[2], parts[3] if len(parts) == 4 else ""
+
+
+def _event_target(path: str) -> tuple[str, str] | None:
+    """("users" or "audits", key), both empty for the list; None for other paths. Raises RefusedError."""
+    parts = path.strip("/").split("/")
+    if parts[:3] != ["v1.0", "identity", EVENTS]:
+        return None
+    if len(parts) == 3:
+        return "", ""
+    if len(parts) != 5 or parts[3] not in {"users", "audits"}:
+        raise RefusedError(404)
+    return parts[3], parts[4]
+
+
+def _user_and_time(key: str) -> dict[str, str]:
+    """What `{b64}` says: `<user_id>_<issued_before>`."""
+    try:
+        user_id, separator, issued_before = base64.urlsafe_b64decode(key).decode().rpartition("_")
+    except ValueError as exc:
+        raise RefusedError(404, "Invalid event ID format") from exc
+    if not separator:
+        raise RefusedError(404, "Invalid event ID format")
+    return {"user_id": user_id, "issued_before": issued_before}
 
 
 def _body(request: webob.Request) -> Any:

@@ -19,7 +19,7 @@ Body = Mapping[str, Any]
 
 TABLES = (
     "user", "local_user", "password", "user_option", "group", "user_group_membership", "project", "role",
-    "implied_role", "role_option", "assignment", "system_assignment",
+    "implied_role", "role_option", "assignment", "system_assignment", "revocation_event",
 )  # fmt: skip
 NO_PARENT = "<<keystone.domain.root>>"
 
@@ -29,7 +29,7 @@ class NotStoredError(Exception):
 
 
 class IdentityTables:
-    """`list_all`, `get`, `create` and `update` of the kinds users, groups, projects and roles."""
+    """`list_all`, `get`, `create` and `update` of users, groups, projects and roles; and revocation events."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -74,6 +74,29 @@ class IdentityTables:
         with self._engine.begin() as connection:
             self._writers[kind](connection, old_id, body)
             return self._stored(connection, kind, _id_in(kind, body))
+
+    # --- revocation events
+
+    def events(self, **columns: str) -> list[Body]:
+        """Those with these values, all without any; raises SQLAlchemyError for a text that is no time."""
+        with self._engine.connect() as connection:
+            event = self._table["revocation_event"]
+            query = sa.select(event).where(*self._alike(columns)).order_by(event.c.id)
+            return [{"revocation_event": row} for row in self._rows(connection, query)]
+
+    def create_event(self, body: Body) -> None:
+        with self._engine.begin() as connection:
+            self._insert(connection, "revocation_event", [_without_id(body["revocation_event"])])
+
+    def delete_events(self, **columns: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(self._table["revocation_event"]).where(*self._alike(columns)))
+
+    def _alike(self, columns: Mapping[str, str]) -> list[sa.ColumnElement[bool]]:
+        event = self._table["revocation_event"]
+        return [event.c[name] == value for name, value in columns.items()]
+
+    # --- records
 
     def _stored(self, connection: Connection, kind: str, id_: str) -> Body:
         found = self._readers[kind](connection, id_)
