@@ -164,7 +164,7 @@ class StateReporter:
         *,
         window_seconds: float = 0.05,
         message_reports: int = MESSAGE_REPORTS,
-        max_pending: int = 50_000,
+        max_pending: int = 100_000,
         attempts: int = 5,
         hold_off_seconds: float = 1.0,
     ) -> None:
