@@ -68,7 +68,7 @@ class LoopThread:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed (it is optional), else asyncio's own."""
+    """uvloop's where it is installed, else asyncio's own."""
     try:
         import uvloop
     except ImportError:
