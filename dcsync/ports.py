@@ -473,8 +473,11 @@ class StateChanges:
 class StateTransaction(Protocol):
     """One transaction over the rows of some subclouds."""
 
-    def lock(self, region_names: Collection[str]) -> list[StateRow]:
-        """These subclouds, locked in the order of their ids; unknown ones are left out."""
+    def lock(
+        self, region_names: Collection[str], *, endpoint_types: Collection[EndpointType] | None = None
+    ) -> list[StateRow]:
+        """These subclouds, locked in the order of their ids; unknown ones are left out. Of their endpoints, those of
+        these types (None: all) are read."""
 
     def write(self, changes: StateChanges, *, now: datetime) -> None:
         """Raises BadReport when PostgreSQL refuses a value; then nothing of this transaction may be committed."""

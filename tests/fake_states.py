@@ -34,8 +34,16 @@ class FakeStateStore:
     def region_names(self, *, after: str, limit: int) -> list[str]:
         return sorted(name for name in self.rows if name > after)[:limit]
 
-    def lock(self, region_names: Collection[str]) -> list[StateRow]:
-        return sorted((self.rows[name] for name in region_names if name in self.rows), key=lambda row: row.subcloud_id)
+    def lock(
+        self, region_names: Collection[str], *, endpoint_types: Collection[EndpointType] | None = None
+    ) -> list[StateRow]:
+        found = sorted((self.rows[name] for name in region_names if name in self.rows), key=lambda row: row.subcloud_id)
+        if endpoint_types is None:
+            return found
+        return [
+            replace(row, endpoints={t: shown for t, shown in row.endpoints.items() if t in endpoint_types})
+            for row in found
+        ]
 
     def write(self, changes: StateChanges, *, now: datetime) -> None:
         for columns in changes.columns:

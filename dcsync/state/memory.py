@@ -59,6 +59,7 @@ def write_changes(changes: StateChanges, row: StateRow, facts: Facts) -> None:
         written[type_] = endpoint
     changes.removed_endpoints += [(row.subcloud_id, type_) for type_ in row.endpoints if type_ not in facts.endpoints]
     memory = _memory(facts, _facts_of_rows(_row_after(row, columns, written)))
+    _keep_unread(memory, row)
     if memory and memory != row.memory:
         changes.memories.append((row.subcloud_id, memory))
 
@@ -129,6 +130,13 @@ def _memory(facts: Facts, rows: Facts) -> dict[str, Any]:
     if facts.type_marks:
         memory["types"] = {str(type_): [present, *_json(mark)] for type_, (mark, present) in facts.type_marks.items()}
     return memory
+
+
+def _keep_unread(memory: dict[str, Any], row: StateRow) -> None:
+    """What is remembered of endpoints that were not read this time stays remembered."""
+    unread = {name: fact for name, fact in row.memory.get("endpoints", {}).items() if name not in row.endpoints}
+    if unread:
+        memory["endpoints"] = unread | memory.get("endpoints", {})
 
 
 def _is_outlived(fact: EndpointFact, offline_mark: Mark | None) -> bool:

@@ -179,6 +179,21 @@ def fleet_audit(report: EndpointReport) -> EndpointType | None:
 # --- reports -----------------------------------------------------------------------------------------------------
 
 
+def touched(report: Report) -> frozenset[EndpointType] | None:
+    """The endpoint types that `apply` must find among the facts to judge this report; None: all of them."""
+    match report:
+        case AvailabilityReport():
+            return None if report.availability_status is not None and not report.state_only else frozenset()
+        case EndpointReport():
+            return frozenset({report.endpoint_type}) if report.endpoint_type is not None else None
+        case BulkReport():
+            if report.availability is not None and touched(report.availability) is None:
+                return None
+            return frozenset(each.endpoint_type for each in report.endpoints if each.endpoint_type is not None)
+        case EndpointTypesReport():
+            return None
+
+
 def apply(facts: Facts, report: Report, *, now: datetime) -> Outcome:
     """What this report makes of the facts. Raises BadReport where it cannot be meant for this subcloud."""
     if report.mark.observed_at - now > MAX_CLOCK_LEAD:

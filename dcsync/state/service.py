@@ -121,7 +121,8 @@ class StateService:
     def _apply_in_one_transaction(self, batch: Mapping[str, Sequence[Report]]) -> Tally:
         tally, changes, now = Tally(), StateChanges(), self.now()
         with self.store.transaction() as transaction:
-            rows = transaction.lock(batch.keys())
+            touched = _touched(report for reports in batch.values() for report in reports)
+            rows = transaction.lock(batch.keys(), endpoint_types=touched)
             for row in rows:
                 self._change_one(row, batch[row.region_name], changes, tally, now=now)
             for region_name in batch.keys() - {row.region_name for row in rows}:
@@ -164,6 +165,17 @@ class StateService:
         """So that nobody waits for beat; where it cannot be sent, beat's next sweep finds the rows."""
         with suppress(BrokerUnreachable):
             self.messenger.send_sweep()
+
+
+def _touched(reports: Iterable[Report]) -> frozenset[EndpointType] | None:
+    """The endpoint types these reports can change; None where it may be any."""
+    types: set[EndpointType] = set()
+    for report in reports:
+        touched = rules.touched(report)
+        if touched is None:
+            return None
+        types |= touched
+    return frozenset(types)
 
 
 def _matters(row: StateRow, event: Event) -> bool:

@@ -88,7 +88,10 @@ class SqlStateTransaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def lock(self, region_names: Collection[str]) -> list[StateRow]:
+    def lock(
+        self, region_names: Collection[str], *, endpoint_types: Collection[EndpointType] | None = None
+    ) -> list[StateRow]:
+        wanted = sorted(EndpointType if endpoint_types is None else endpoint_types)
         with _cursor(self._connection) as cursor:
             cursor.execute(_LOCK, (sorted(region_names),))
             rows = cursor.fetchall()
@@ -96,7 +99,7 @@ class SqlStateTransaction:
             # Only now, with the rows locked: what hangs on them would otherwise be read as it was before the wait.
             cursor.execute(_MEMORIES, (ids,))
             memories = dict(cursor.fetchall())
-            cursor.execute(_ENDPOINTS, (ids,))
+            cursor.execute(_ENDPOINTS, (ids, [type_.value for type_ in wanted]))
             endpoints: dict[int, dict[EndpointType, EndpointRow]] = {id_: {} for id_ in ids}
             for id_, type_, status, alarmable, observed_at, sequence in cursor.fetchall():
                 endpoints[id_][_ENDPOINT[type_]] = EndpointRow(_SYNC[status], alarmable, _mark(observed_at, sequence))
@@ -130,7 +133,7 @@ FROM subcloud WHERE region_name = ANY(%s) ORDER BY id FOR NO KEY UPDATE
 _MEMORIES = "SELECT subcloud_id, memory FROM report_memory WHERE subcloud_id = ANY(%s)"
 _ENDPOINTS = """
 SELECT subcloud_id, endpoint_type, sync_status, alarmable, observed_at, sequence
-FROM endpoint_status WHERE subcloud_id = ANY(%s)
+FROM endpoint_status WHERE subcloud_id = ANY(%s) AND endpoint_type = ANY(%s)
 """
 
 
