@@ -39,6 +39,8 @@ class SqlRunStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        # For what is one statement: it is its own transaction, and BEGIN and COMMIT would be two more round trips.
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     # --- the sweep ---
 
@@ -55,7 +57,7 @@ class SqlRunStore:
             .where(subcloud.c.id.in_(due.scalar_subquery()))
             .values(_moved(Event.RETRY_DUE, now=now, requested_at=now, dispatched_at=None, retry_at=None))
         )
-        with self._engine.begin() as connection:
+        with self._single.connect() as connection:
             return connection.execute(update).rowcount
 
     @database_errors()
@@ -63,7 +65,7 @@ class SqlRunStore:
         query = sa.select(subcloud.c.region_name, subcloud.c.run_id, subcloud.c.claimed_at).where(
             subcloud.c.initial_sync_state == InitialSyncState.IN_PROGRESS, subcloud.c.claimed_at < moment
         )
-        with self._engine.connect() as connection:
+        with self._single.connect() as connection:
             return [(row.region_name, row.run_id, row.claimed_at) for row in connection.execute(query)]
 
     @database_errors()
@@ -108,7 +110,7 @@ class SqlRunStore:
         query = sa.select(
             subcloud.c.region_name, subcloud.c.generation, subcloud.c.attempt, subcloud.c.dispatched_at
         ).where(subcloud.c.initial_sync_state == InitialSyncState.REQUESTED, subcloud.c.dispatched_at.is_not(None))
-        with self._engine.connect() as connection:
+        with self._single.connect() as connection:
             return [(_hint(row), row.dispatched_at) for row in connection.execute(query)]
 
     @database_errors()
@@ -118,7 +120,7 @@ class SqlRunStore:
             .select_from(subcloud)
             .where(subcloud.c.initial_sync_state == InitialSyncState.IN_PROGRESS)
         )
-        with self._engine.connect() as connection:
+        with self._single.connect() as connection:
             return int(connection.execute(query).scalar_one())
 
     @database_errors()
@@ -147,7 +149,7 @@ class SqlRunStore:
                 subcloud.c.id,
             )
         )
-        with self._engine.begin() as connection:
+        with self._single.connect() as connection:
             rows = connection.execute(update).all()
         return [_hint(row) for row in sorted(rows, key=lambda row: (row.requested_at, row.id))]
 
@@ -161,7 +163,7 @@ class SqlRunStore:
             )
             .values(dispatched_at=None)
         )
-        with self._engine.begin() as connection:
+        with self._single.connect() as connection:
             connection.execute(update)
 
     # --- one run ---
@@ -223,7 +225,7 @@ class SqlRunStore:
             .join(subcloud, subcloud.c.id == sync_attempt.c.subcloud_id)
             .where(sync_attempt.c.run_id.in_(run_ids))
         )
-        with self._engine.connect() as connection:
+        with self._single.connect() as connection:
             rows = {row.run_id: row for row in connection.execute(query)}
         return {run_id: _standing(run_id, rows.get(run_id)) for run_id in run_ids}
 
@@ -242,17 +244,17 @@ class SqlRunStore:
             .where(sync_step.c.run_id == run.run_id, sync_step.c.step == step)
             .values(ended_at=now, outcome=outcome, detail=detail)
         )
-        with self._engine.begin() as connection:
+        with self._single.connect() as connection:
             connection.execute(update)
 
     @database_errors()
     def record_identity(self, run: Run, *, fingerprint: str) -> bool:
-        with self._engine.begin() as connection:
+        with self._single.connect() as connection:
             return _update_own(connection, run, subsequent_sync=True, identity_fingerprint=fingerprint)
 
     @database_errors()
     def remember_groups(self, run: Run, groups: Mapping[str, tuple[str, ...]]) -> bool:
-        with self._engine.begin() as connection:
+        with self._single.connect() as connection:
             return _update_own(connection, run, groups_to_refill={group: list(ids) for group, ids in groups.items()})
 
     @database_errors()
@@ -312,7 +314,7 @@ class SqlRunStore:
 
     @database_errors()
     def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
-        with self._engine.begin() as connection:
+        with self._single.connect() as connection:
             _end_attempts(connection, [run.run_id], ending, detail, now)
 
     @database_errors()
@@ -328,7 +330,7 @@ class SqlRunStore:
             .limit(limit)
         )
         delete = sa.delete(sync_attempt).where(sync_attempt.c.run_id.in_(old.scalar_subquery()))
-        with self._engine.begin() as connection:
+        with self._single.connect() as connection:
             return connection.execute(delete).rowcount
 
 
