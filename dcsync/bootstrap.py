@@ -26,13 +26,18 @@ from dcsync.adapters.locks import RedisLocks
 from dcsync.adapters.loop import LoopThread
 from dcsync.adapters.messenger import CeleryMessenger
 from dcsync.adapters.ownership import BatchedOwnership
-from dcsync.adapters.reporter import CeleryReports
+from dcsync.adapters.prober import HttpProber
+from dcsync.adapters.reporter import CeleryReports, Observer, StateReporter
 from dcsync.adapters.store.alarms import SqlAlarmStore
 from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
+from dcsync.adapters.store.probes import SqlProbeStore
 from dcsync.adapters.store.runs import SqlRunStore
 from dcsync.adapters.store.states import SqlStateStore
 from dcsync.adapters.ticks import SweepTicks
 from dcsync.adapters.tls import Trust
+from dcsync.audit import rotate_keys
+from dcsync.audit.availability import AvailabilityProbe, AvailabilitySweep
 from dcsync.errors import MisconfiguredError
 from dcsync.initial_sync import engine as initial_sync
 from dcsync.initial_sync.sweep import Sweep, SweepLimits
@@ -57,6 +62,10 @@ class SyncServices:
     sweep: Sweep
     ticks: SweepTicks
     initial_sync: initial_sync.InitialSync
+    availability_sweep: AvailabilitySweep | None
+    """None: DCSYNC_PROBE_INTERVAL is 0."""
+    availability_probe: AvailabilityProbe
+    key_rotation: rotate_keys.KeyRotation
 
 
 @dataclass(frozen=True)
@@ -131,11 +140,7 @@ def clouds(settings: Settings) -> HttpClouds:
             dbsync=settings.central_dbsync_url,
             sysinv=settings.central_sysinv_url,
         ),
-        subcloud_templates=ServiceUrls(
-            auth=settings.subcloud_auth_url,
-            dbsync=settings.subcloud_dbsync_url,
-            sysinv=settings.subcloud_sysinv_url,
-        ),
+        subcloud_templates=_subcloud_templates(settings),
         allowed_networks=settings.allowed_networks,
         ca_file=settings.ca_file,
         limits=http.Limits(
@@ -150,7 +155,9 @@ def clouds(settings: Settings) -> HttpClouds:
 
 def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker: str) -> SyncServices:
     """For a worker that consumes `control`, `sync` and `audit`. `worker` is its name, for the history."""
-    run_store = SqlRunStore(engine(settings, application_name=f"dcsync {worker}", pool_size=20))
+    rows = engine(settings, application_name=f"dcsync {worker}", pool_size=20)
+    run_store = SqlRunStore(rows)
+    probe_store = SqlProbeStore(rows)
     client = redis_connection(settings)
     locks = RedisLocks(client, ttl_seconds=settings.lock_ttl)
     loop = LoopThread()
@@ -189,6 +196,66 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             log_fault=_log_fault,
             worker=worker,
         ),
+        availability_sweep=AvailabilitySweep(
+            store=probe_store,
+            messenger=messenger(settings, app),
+            interval=timedelta(seconds=settings.probe_interval),
+        )
+        if settings.probe_interval
+        else None,
+        availability_probe=AvailabilityProbe(
+            store=probe_store,
+            prober=prober(settings),
+            loop=loop,
+            mark=Observer().mark,
+            report=StateReporter(reports(app)).report,
+        ),
+        key_rotation=key_rotation(settings, app, rows=rows, loop=loop),
+    )
+
+
+def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread) -> rotate_keys.KeyRotation:
+    """Rotates the centre's keys when it is due, and hands them out."""
+    command = settings.key_rotate_command
+    timeout = settings.key_rotate_timeout
+    return rotate_keys.KeyRotation(
+        store=SqlKeyRotationStore(rows),
+        centre=clouds(settings),
+        command=central_rotation.rotate_command(command, deadline_seconds=timeout) if command else None,
+        new_key=central_rotation.new_key,
+        loop=loop,
+        wake=messenger(settings, app).send_audit_sweep,
+        limits=rotate_keys.Limits(
+            interval=timedelta(seconds=settings.key_rotation_interval),
+            window=timedelta(seconds=settings.key_rotation_window),
+            max_share_behind=settings.key_max_behind,
+            token_lifetime=timedelta(seconds=settings.token_lifetime),
+            max_active_keys=settings.max_active_keys,
+            max_in_flight=settings.key_max_in_flight,
+            hold_off=timedelta(seconds=settings.hold_off_max),
+            claim_lifetime=timedelta(seconds=2 * (timeout + 4 * settings.request_timeout)),
+            settle=timedelta(seconds=settings.central_max_age),
+        ),
+        now=utc_now,
+        new_run_id=_new_run_id,
+    )
+
+
+def prober(settings: Settings) -> HttpProber:
+    """The way to see whether subclouds are there."""
+    return HttpProber(
+        subcloud_templates=_subcloud_templates(settings),
+        allowed_networks=settings.allowed_networks,
+        trust=Trust(settings.ca_file),
+        timeout_seconds=settings.probe_timeout,
+    )
+
+
+def _subcloud_templates(settings: Settings) -> ServiceUrls:
+    return ServiceUrls(
+        auth=settings.subcloud_auth_url,
+        dbsync=settings.subcloud_dbsync_url,
+        sysinv=settings.subcloud_sysinv_url,
     )
 
 

@@ -32,7 +32,10 @@ class TaskName(StrEnum):
     INITIAL_SYNC = "dcsync.sync.initial_sync"
     AUDIT_SWEEP = "dcsync.control.audit_sweep"
     WATCH_CENTRAL = "dcsync.control.watch_central"
+    ROTATE_KEYS = "dcsync.control.rotate_keys"
     AUDIT = "dcsync.audit.audit_subcloud"
+    AVAILABILITY_SWEEP = "dcsync.audit.availability_sweep"
+    PROBE = "dcsync.audit.probe_availability"
     STATE_UPDATES = "dcsync.state.apply_updates"
     DELIVER_ALARMS = "dcsync.control.deliver_alarms"
     RECONCILE_ALARMS = "dcsync.control.reconcile_alarms"
@@ -44,7 +47,10 @@ QUEUE_OF = {
     TaskName.INITIAL_SYNC: Queue.SYNC,
     TaskName.AUDIT_SWEEP: Queue.CONTROL,
     TaskName.WATCH_CENTRAL: Queue.CONTROL,
+    TaskName.ROTATE_KEYS: Queue.CONTROL,
     TaskName.AUDIT: Queue.AUDIT,
+    TaskName.AVAILABILITY_SWEEP: Queue.AUDIT,
+    TaskName.PROBE: Queue.AUDIT,
     TaskName.STATE_UPDATES: Queue.STATE,
     TaskName.DELIVER_ALARMS: Queue.CONTROL,
     TaskName.RECONCILE_ALARMS: Queue.CONTROL,

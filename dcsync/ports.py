@@ -6,10 +6,11 @@ calls and raise `DatabaseUnreachable` or `BrokerUnreachable`. Where an answer ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
 from dcsync.errors import Reason
@@ -62,9 +63,18 @@ class Inventory(Protocol):
         """Remove the row with all that hangs on it, also in the middle of a run; raises UnknownSubcloud."""
 
     def set_management(
-        self, names: Sequence[str] | None, state: ManagementState, *, now: datetime, by: str
+        self,
+        names: Sequence[str] | None,
+        state: ManagementState,
+        *,
+        now: datetime,
+        by: str,
+        online_only: bool = False,
     ) -> list[Transition]:
-        """Manage or unmanage these (None: all) with the initial-sync transition that follows, in one transaction."""
+        """Manage or unmanage these (None: all) with the initial-sync transition that follows, in one transaction.
+
+        With `online_only` raises RefusedByGuard (nothing stored) when one that would change is offline.
+        """
 
     def request(self, names: Sequence[str] | None, *, now: datetime, by: str) -> list[Transition]:
         """Ask for an initial sync from the start; raises RefusedByGuard (nothing stored) unless all named are managed
@@ -553,6 +563,44 @@ class AlarmSink(Protocol):
 
     def tell(self, notices: Sequence[AlarmNotice]) -> None:
         """Raises TemporaryError when they were not, or perhaps not, taken."""
+
+
+# --- probes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTarget:
+    """Where to look, and what its row said when the look began; `probes` numbers this probe among the subcloud's."""
+
+    region_name: str
+    management_ip: str
+    availability_status: AvailabilityStatus
+    fail_count: int
+    probes: int
+
+
+class ProbeStore(Protocol):
+    """When each subcloud is probed, managed or not."""
+
+    def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
+        """Region names of those due for a probe, who then are due again after about `interval`, a little spread."""
+
+    def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
+        """Those of them that exist."""
+
+
+class Prober(Protocol):
+    """Looks whether subclouds are there."""
+
+    async def probe(self, targets: Sequence[ProbeTarget], *, tell: Callable[[ProbeTarget, str | None], None]) -> None:
+        """Probe all of them, many at once; `tell` hears of each as soon as it is known: None is good, else why not."""
+
+
+class ProbeMessenger(Protocol):
+    """Asks for probes."""
+
+    def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
+        """One message for each list of region names; raises BrokerUnreachable."""
 
 
 # --- locks and messages ------------------------------------------------------------------------------------------

@@ -71,6 +71,19 @@ class Settings(BaseSettings):
     central_max_age: float = _knob(5, "how old central records and keys may be when a run uses them", ge=0, le=300)
     audit_interval: float = _knob(1200, "between two audits of one subcloud, give or take a tenth", ge=1, le=604800)
     central_watch_interval: float = _knob(10, "between two looks whether the centre changed", ge=0.5, le=3600)
+    probe_interval: float = _knob(30, "between two probes of a subcloud, give or take a tenth; 0: none", ge=0, le=3600)
+    probe_timeout: float = _knob(5, "all of one probe; at most the interval", gt=0, le=60)
+    key_rotation_interval: float = _knob(
+        604800, "between two rotations of the centre's fernet keys (168 h); 0: only when asked for", ge=0, le=31536000
+    )
+    key_rotation_window: float = _knob(
+        3600, "after a rotation differing keys are planned, and raise no alarm, for so long", gt=0, le=604800
+    )
+    key_rotate_command: str | None = _knob(
+        None, "makes the centre rotate, run without a shell; default: a rotated set is written to its fernet_repo"
+    )
+    key_rotate_timeout: float = _knob(60, "all of that command", gt=0, le=600)
+    token_lifetime: float = _knob(3600, "life of the centre's tokens: rotations keep so far apart", ge=0, le=604800)
     stop_grace: float = _knob(20, "a stopping worker lets its runs end this long, then gives them back", ge=0, le=600)
 
     # Amounts.
@@ -138,6 +151,8 @@ class Settings(BaseSettings):
     def _in_order(self) -> Self:
         if not self.connect_timeout <= self.request_timeout <= self.run_deadline:
             raise ValueError("DCSYNC_CONNECT_TIMEOUT <= DCSYNC_REQUEST_TIMEOUT <= DCSYNC_RUN_DEADLINE must hold")
+        if 0 < self.probe_interval < self.probe_timeout:
+            raise ValueError("DCSYNC_PROBE_TIMEOUT must not exceed DCSYNC_PROBE_INTERVAL")
         if self.hold_off > self.hold_off_max:
             raise ValueError("DCSYNC_HOLD_OFF must not exceed DCSYNC_HOLD_OFF_MAX")
         return self

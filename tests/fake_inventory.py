@@ -73,8 +73,18 @@ class FakeInventory:
         return gone
 
     def set_management(
-        self, names: Sequence[str] | None, state: ManagementState, *, now: datetime, by: str
+        self,
+        names: Sequence[str] | None,
+        state: ManagementState,
+        *,
+        now: datetime,
+        by: str,
+        online_only: bool = False,
     ) -> list[Transition]:
+        changing = [known for known in self._chosen(names) if known.management_state is not state]
+        offline = [known.name for known in changing if known.availability_status is AvailabilityStatus.OFFLINE]
+        if online_only and offline:
+            raise RefusedByGuard(f"offline: {', '.join(offline)}; nothing was changed")
         transitions = []
         for known in self._chosen(names):
             old = Pair(known.management_state, known.availability_status)

@@ -120,8 +120,11 @@ class Http:
 
 
 @asynccontextmanager
-async def open_http(*, limits: Limits, trust: Trust, request_id: str) -> AsyncIterator[Http]:
-    """Connections whose every request carries `request_id`; leaving closes their sockets."""
+async def open_http(*, limits: Limits, trust: Trust, request_id: str, reuse: bool = True) -> AsyncIterator[Http]:
+    """Connections whose every request carries `request_id`; leaving closes their sockets.
+
+    For one cloud; `reuse` False is for one request to each of many: any number at once, each closed when answered.
+    """
     timeout = aiohttp.ClientTimeout(
         total=limits.request_timeout, sock_connect=limits.connect_timeout, sock_read=limits.read_timeout
     )
@@ -133,7 +136,7 @@ async def open_http(*, limits: Limits, trust: Trust, request_id: str) -> AsyncIt
         "X-Openstack-Request-Id": request_id,
     }
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=CONNECTIONS_PER_CLOUD),
+        connector=aiohttp.TCPConnector(limit=CONNECTIONS_PER_CLOUD if reuse else 0, force_close=not reuse),
         timeout=timeout,
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -16,7 +16,7 @@ from kombu.exceptions import BatchPublishError, KombuError, OperationalError
 
 from dcsync.adapters.redis_client import translated_errors
 from dcsync.errors import BrokerUnreachable
-from dcsync.messages import QUEUE_OF, AuditHint, Queue, SyncHint, TaskName
+from dcsync.messages import PAYLOAD_VERSION, QUEUE_OF, AuditHint, Queue, SyncHint, TaskName
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,6 +59,24 @@ class CeleryMessenger:
     @_bounded
     def send_audit_sweep(self) -> None:
         self._send(TaskName.AUDIT_SWEEP, {"hinted": True}, expires=self._sweep_expires)
+
+    @_bounded
+    def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
+        """Expired when the next round is due, which asks for the same."""
+        with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
+            for chunk in chunks:
+                payload = {"version": PAYLOAD_VERSION, "region_names": list(chunk)}
+                self._send(
+                    TaskName.PROBE,
+                    payload,
+                    producer=producer,
+                    expires=expires_seconds,
+                    kwargsrepr=f"{{{len(chunk)} subclouds}}",
+                )
+
+    @_bounded
+    def send_key_rotation(self) -> None:
+        self._send(TaskName.ROTATE_KEYS, {}, expires=self._sweep_expires)
 
     def _send_batch(self, name: TaskName, hints: Sequence[SyncHint] | Sequence[AuditHint]) -> None:
         with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):

@@ -143,6 +143,17 @@ report_memory = Table(
     postgresql_with={"fillfactor": "50"},
 )
 
+subcloud_probe = Table(
+    "subcloud_probe",
+    metadata,
+    # Apart from the subcloud's row, which others lock, and unlogged: emptied by a crash, all are simply due at once.
+    Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), primary_key=True),
+    _moment("next_probe_at", nullable=False),
+    Column("probes", BigInteger, nullable=False),
+    prefixes=["UNLOGGED"],
+    postgresql_with={"fillfactor": "50"},
+)
+
 alarm = Table(
     "alarm",
     metadata,

@@ -153,7 +153,7 @@ def outlook(subcloud: Subcloud, *, now: datetime) -> str:
     if subcloud.management_state is ManagementState.UNMANAGED:
         return f"unmanaged: dcsync subcloud manage {subcloud.name} starts it"
     if subcloud.availability_status is AvailabilityStatus.OFFLINE:
-        return "offline: starts when it is reported online"
+        return "offline: starts when it comes online"
     match subcloud.initial_sync_state:
         case InitialSyncState.REQUESTED:
             return f"waits for a worker, asked for {ago(subcloud.requested_at, now=now)}"

@@ -39,6 +39,10 @@ from dcsync.subcloud import (
     new_subcloud,
 )
 
+WHEN_OFFLINE = (
+    "wait until they answer (dcsync wait --for online NAME), or manage them all the same with --force; "
+    "then they are synced when they come online"
+)
 LINES_AT_MOST = 20
 """Subclouds told one by one; more are counted."""
 
@@ -127,11 +131,21 @@ def delete(operator: Operator, name: str, *, yes: bool) -> None:
 
 @subcloud.command()
 @names_or_all
+@click.option("--force", is_flag=True, help="Also those that are offline: they are synced when they come online.")
 @yes_option
 @pass_operator
-def manage(operator: Operator, names: Sequence[str], *, everything: bool, yes: bool) -> None:
-    """Look after these subclouds: whichever is online, or comes online, is synced."""
-    _set_management(operator, selected(names, everything=everything), ManagementState.MANAGED, yes=yes)
+def manage(operator: Operator, names: Sequence[str], *, everything: bool, force: bool, yes: bool) -> None:
+    """Look after these subclouds: whichever is online, or comes online, is synced.
+
+    All of them or none: when one of them, or with --all any subcloud that is still unmanaged, is offline, it is named,
+    nothing is changed, and the exit code is 5.
+
+    \b
+    Example:
+      dcsync wait --for online edge-1 --timeout 60 && dcsync subcloud manage edge-1
+    """
+    chosen = selected(names, everything=everything)
+    _set_management(operator, chosen, ManagementState.MANAGED, yes=yes, online_only=not force)
 
 
 @subcloud.command()
@@ -143,10 +157,17 @@ def unmanage(operator: Operator, names: Sequence[str], *, everything: bool, yes:
     _set_management(operator, selected(names, everything=everything), ManagementState.UNMANAGED, yes=yes)
 
 
-def _set_management(operator: Operator, names: list[str] | None, state: ManagementState, *, yes: bool) -> None:
+def _set_management(
+    operator: Operator, names: list[str] | None, state: ManagementState, *, yes: bool, online_only: bool = False
+) -> None:
     operator.requires("database_url", "redis_url")
     ask_about_all(operator, names, "Manage" if state is ManagementState.MANAGED else "Unmanage", yes=yes)
-    transitions = operator.inventory.set_management(names, state, now=operator.now(), by=operator.name)
+    try:
+        transitions = operator.inventory.set_management(
+            names, state, now=operator.now(), by=operator.name, online_only=online_only
+        )
+    except RefusedByGuard as exc:
+        raise RefusedByGuard(f"{exc}: {WHEN_OFFLINE}") from exc
     if len(transitions) > LINES_AT_MOST:
         say(_managed_in_short(transitions, state))
     for transition in transitions if len(transitions) <= LINES_AT_MOST else ():
@@ -165,7 +186,7 @@ def _managed(transition: Transition, state: ManagementState) -> str:
         return told
     if transition.event is Event.BECAME_ELIGIBLE:
         return f"{told}; initial sync requested"
-    return f"{told}; it is offline, its initial sync starts when it is reported online"
+    return f"{told}; it is offline, its initial sync starts when it comes online"
 
 
 def _managed_in_short(transitions: Sequence[Transition], state: ManagementState) -> str:

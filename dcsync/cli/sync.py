@@ -60,20 +60,21 @@ def sync(
 @click.command(short_help="Wait until subclouds are there.")
 @click.option("--for", "goal", type=click.Choice(list(waiting.GOALS)), required=True, help="What to wait for.")
 @click.argument("names", nargs=-1, type=SubcloudName())
-@click.option("--all", "everything", is_flag=True, help="Every managed subcloud; so does giving no name.")
+@click.option("--all", "everything", is_flag=True, help="Every managed one (for online: every one); so does no name.")
 @_timeout_option
 @pass_operator
 def wait(operator: Operator, goal: str, names: Sequence[str], *, everything: bool, timeout: float | None) -> int:
-    """Wait until subclouds are completed, or in-sync (platform and identity); exit 1 when the time is up.
+    """Wait until subclouds are completed, in-sync (platform and identity) or online; exit 1 when the time is up.
 
     \b
     Example:
       dcsync wait --for in-sync --all --timeout 600
     """
     chosen = selected(names, everything=everything or not names)
-    look = _all_managed(operator.inventory) if chosen is None else lambda: operator.inventory.find(chosen)
+    everybody = operator.inventory.all if goal == waiting.ONLINE.reached else _all_managed(operator.inventory)
+    look = everybody if chosen is None else lambda: operator.inventory.find(chosen)
     if not look():
-        note("no subcloud is managed: there is nothing to wait for")
+        note("no subcloud is managed, or there is none: there is nothing to wait for")
         return 1
     return waiting.wait(operator, look, waiting.GOALS[goal], timeout=timeout)
 

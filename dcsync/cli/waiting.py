@@ -39,11 +39,14 @@ class Goal:
 
 COMPLETED = Goal(InitialSyncState.COMPLETED, lambda known: known.initial_sync_state, WORST_FIRST)
 IN_SYNC = Goal(SyncStatus.IN_SYNC, least_in_sync, LEAST_FIRST)
-GOALS = {str(goal.reached): goal for goal in (COMPLETED, IN_SYNC)}
 
 
 def availability(status: AvailabilityStatus) -> Goal:
     return Goal(status, lambda known: known.availability_status, tuple(AvailabilityStatus), lambda known, now: "")
+
+
+ONLINE = availability(AvailabilityStatus.ONLINE)
+GOALS = {str(goal.reached): goal for goal in (COMPLETED, IN_SYNC, ONLINE)}
 
 
 def endpoint(type_: EndpointType, status: SyncStatus, *, why: Callable[[Subcloud], str]) -> Goal:

@@ -79,6 +79,8 @@ def _sweep_when_late(process: WorkerProcess) -> None:
             if (since is None or since > interval * LATE_AFTER_INTERVALS) and services.ticks.take():
                 log.warning("the sweep is late, sweeping here", seconds_since_sweep=since)
                 sweep_now(services)
+                if services.availability_sweep is not None:
+                    services.availability_sweep.run(now=utc_now())
         except TemporaryError as exc:
             log.warning("late sweep not possible", error=str(exc))
 

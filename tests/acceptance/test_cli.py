@@ -53,7 +53,8 @@ def test_a_subcloud_from_added_to_deleted(cli: Cli) -> None:
         "--software-version",
         "24.09",
     )
-    assert "now managed" in cli("subcloud", "manage", "edge-1").stdout
+    assert "--force" in refused(cli("subcloud", "manage", "edge-1", expect=5))
+    assert "now managed" in cli("subcloud", "manage", "edge-1", "--force").stdout
     assert "managed already" in cli("subcloud", "manage", "edge-1").stdout
     (listed,) = json.loads(cli("subcloud", "list", "-o", "json").stdout)
     assert listed["sync_status"] == dict.fromkeys(
@@ -107,7 +108,7 @@ def test_a_file_is_imported_whole_or_not_at_all(cli: Cli, tmp_path: Path) -> Non
     assert stored(cli) == []
     file.write_text(json.dumps([{"name": f"edge-{n:04}", "management_ip": "10.0.0.1"} for n in range(5000)]))
     assert cli("subcloud", "import", str(file)).stdout == "5000 subclouds added, unmanaged\n"
-    assert "5000 subclouds now managed" in cli("subcloud", "manage", "--all").stdout
+    assert "5000 subclouds now managed" in cli("subcloud", "manage", "--all", "--force").stdout
     assert "entry 1: name edge-0000 exists already" in refused(cli("subcloud", "import", str(file), expect=1))
     assert len(stored(cli)) == 5000
 
@@ -150,7 +151,7 @@ def test_rows_can_be_read_and_changed_while_the_broker_is_away(cli: Cli, own_red
     cli("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5")
     away = {"DCSYNC_REDIS_URL": own_redis.url}
     own_redis.stop()
-    cli("subcloud", "manage", "edge-1", **away)
+    cli("subcloud", "manage", "edge-1", "--force", **away)
     cli("subcloud", "show", "edge-1", **away)
     refused(cli("state", "availability", "online", "edge-1", expect=4, **away))
 
@@ -159,7 +160,7 @@ def test_a_report_is_written_down_by_a_state_worker(
     cli: Cli, processes: Processes, server_urls: dict[str, str]
 ) -> None:
     cli("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5", "--region-name", "r1")
-    cli("subcloud", "manage", "edge-1")
+    cli("subcloud", "manage", "edge-1", "--force")
     processes.celery("worker", "-Q", "state", "-P", "threads", "-c", "1", environ=server_urls, ready="ready.")
     assert cli("state", "availability", "online", "edge-1").stdout.startswith("1 subcloud online after")
     (known,) = json.loads(cli("subcloud", "list", "-o", "json").stdout)

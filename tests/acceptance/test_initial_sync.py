@@ -30,11 +30,12 @@ def test_a_subcloud_goes_from_added_to_completed(system: System) -> None:
     system.cli("subcloud", "add", name, "--management-ip", system.address(name), "--software-version", "24.09")
     added = system.json("subcloud", "show", name)
     assert (added["management_state"], added["availability_status"]) == ("unmanaged", "offline")
-    system.manage(name)
-    assert system.json("subcloud", "show", name)["initial_sync_state"] == "none"
+    system.cli("subcloud", "manage", name, expect=5)
+    assert system.json("subcloud", "show", name)["management_state"] == "unmanaged"
     assert system.requests(name) == {}
 
     system.cli("state", "availability", "online", name)
+    system.manage(name)
     assert "completed" in system.cli("wait", "--for", "completed", name, "--timeout", "60")
 
     (listed,) = [known for known in system.json("subcloud", "list") if known["name"] == name]

@@ -58,6 +58,7 @@ def synced(real_cloud: RealClouds, tmp_path_factory: pytest.TempPathFactory) -> 
             "DCSYNC_DATABASE_URL": postgres.url,
             "DCSYNC_REDIS_URL": redis.url,
             "DCSYNC_SWEEP_INTERVAL": "1",
+            "DCSYNC_PROBE_INTERVAL": "5",
         }
         processes.cli("db", "upgrade", environ=environ, expect=0)
         running = start_dcsync(processes, environ, folder)
@@ -97,13 +98,13 @@ def start_dcsync(processes: Processes, environ: dict[str, str], folder: Path) ->
 
 
 def manage(processes: Processes, environ: dict[str, str], clouds: RealClouds) -> None:
-    """Add, manage, and report as online, as operator and auditor do."""
+    """Add them, and manage them once the probe has seen them."""
     for cloud in clouds.subclouds:
         where = ("--management-ip", cloud.address, "--region-name", cloud.region_name)
         processes.cli("subcloud", "add", cloud.name, *where, environ=environ, expect=0)
     names = [cloud.name for cloud in clouds.subclouds]
+    processes.cli("wait", "--for", "online", *names, "--timeout", "60", environ=environ, seconds=90, expect=0)
     processes.cli("subcloud", "manage", *names, environ=environ, expect=0)
-    processes.cli("state", "availability", "online", *names, environ=environ, expect=0)
 
 
 def listed(processes: Processes, environ: dict[str, str]) -> dict[str, dict[str, Any]]:

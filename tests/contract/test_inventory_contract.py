@@ -310,6 +310,23 @@ def test_nothing_is_managed_when_one_name_is_unknown(inventory: Inventory) -> No
     assert one(inventory, "a").management_state is UNMANAGED
 
 
+@pytest.mark.parametrize("names", [["a", "b"], None])
+def test_nothing_is_managed_when_only_online_ones_may_be_and_one_is_not(world: World, names: list[str] | None) -> None:
+    add(world.inventory, "a", "b")
+    world.put("a", availability_status=ONLINE)
+    with pytest.raises(RefusedByGuard, match=r"offline: b\b"):
+        world.inventory.set_management(names, MANAGED, now=LATER, by="eve", online_only=True)
+    assert one(world.inventory, "a").management_state is UNMANAGED
+
+
+def test_offline_ones_that_are_managed_already_are_no_obstacle(world: World) -> None:
+    add(world.inventory, "a", "b")
+    world.put("a", availability_status=ONLINE)
+    world.put("b", management_state=MANAGED)
+    transitions = world.inventory.set_management(None, MANAGED, now=LATER, by="eve", online_only=True)
+    assert [told.event for told in transitions] == [Event.BECAME_ELIGIBLE, None]
+
+
 def test_a_name_given_twice_is_one_subcloud(inventory: Inventory) -> None:
     add(inventory, "a")
     assert len(inventory.set_management(["a", "a"], MANAGED, now=LATER, by="eve")) == 1

@@ -113,10 +113,18 @@ class SqlInventory:
 
     @database_errors()
     def set_management(
-        self, names: Sequence[str] | None, state: ManagementState, *, now: datetime, by: str
+        self,
+        names: Sequence[str] | None,
+        state: ManagementState,
+        *,
+        now: datetime,
+        by: str,
+        online_only: bool = False,
     ) -> list[Transition]:
         with self._engine.begin() as connection:
             rows = _lock(connection, names)
+            if online_only:
+                _refuse_offline([row for row in rows if row.pair.management_state is not state])
             changes = {row.id: pair_change(old=row.pair, new=Pair(state, row.pair.availability_status)) for row in rows}
             changed = [id_ for id_, change in changes.items() if change is not None]
             connection.execute(update(subcloud).where(_with_id(changed)).values(management_state=state, updated_at=now))
@@ -334,6 +342,13 @@ def _refuse_ineligible(rows: Sequence[_Locked]) -> None:
         raise RefusedByGuard(
             f"only managed and online subclouds can be synced: {_few(sorted(refused))}; nothing was requested"
         )
+
+
+def _refuse_offline(rows: Sequence[_Locked]) -> None:
+    """Raises RefusedByGuard unless all of them are online. Source: spec/state-service.md section 8.1 step 1."""
+    offline = sorted(row.name for row in rows if row.pair.availability_status is AvailabilityStatus.OFFLINE)
+    if offline:
+        raise RefusedByGuard(f"offline: {_few(offline)}; nothing was changed")
 
 
 def _hindrance(pair: Pair) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -249,17 +250,36 @@ def test_a_usage_error_is_json_wherever_json_was_asked_for(dcsync: Shell) -> Non
 def test_managing_wakes_the_workers_when_something_is_due(dcsync: Shell) -> None:
     add(dcsync, "a", "b")
     dcsync.inventory.put("a", availability_status=AvailabilityStatus.ONLINE)
-    assert dcsync("subcloud", "manage", "a", "b").out.splitlines() == [
+    assert dcsync("subcloud", "manage", "--force", "a", "b").out.splitlines() == [
         "a is now managed; initial sync requested",
-        "b is now managed; it is offline, its initial sync starts when it is reported online",
+        "b is now managed; it is offline, its initial sync starts when it comes online",
     ]
     assert dcsync.operator.queue.sweeps == 1
     assert dcsync.inventory.history("a")[0].requested_by == "eve"
 
 
+@pytest.mark.parametrize("which", [("a", "b"), ("--all",)])
+def test_an_offline_subcloud_is_not_managed_and_neither_are_the_others(dcsync: Shell, which: tuple[str, ...]) -> None:
+    add(dcsync, "a", "b")
+    dcsync.inventory.put("a", availability_status=AvailabilityStatus.ONLINE)
+    told = dcsync("subcloud", "manage", *which)
+    assert (told.code, told.out) == (5, "")
+    assert re.fullmatch("dcsync: offline: b; nothing was changed: .* --force; .*\n", told.err)
+    assert {known.management_state for known in dcsync.inventory.all()} == {ManagementState.UNMANAGED}
+    assert dcsync.operator.queue.sweeps == 0
+
+
+def test_offline_subclouds_that_are_managed_already_keep_nobody_from_being_managed(dcsync: Shell) -> None:
+    add(dcsync, "a", "b")
+    dcsync("subcloud", "manage", "--force", "b")
+    dcsync.inventory.put("a", availability_status=AvailabilityStatus.ONLINE)
+    assert dcsync("subcloud", "manage", "--all").code == 0
+    assert dcsync.inventory.find(["a"])[0].management_state is ManagementState.MANAGED
+
+
 def test_managing_again_says_that_nothing_changed(dcsync: Shell) -> None:
     add(dcsync, "a")
-    dcsync("subcloud", "manage", "a")
+    dcsync("subcloud", "manage", "a", "--force")
     told = dcsync("subcloud", "manage", "a")
     assert (told.code, told.out) == (0, "a was managed already\n")
     assert dcsync.operator.queue.sweeps == 0
@@ -279,8 +299,8 @@ def test_a_large_fleet_is_told_in_counts(dcsync: Shell) -> None:
     add(dcsync, *(f"edge-{number}" for number in range(30)))
     for number in range(10):
         dcsync.inventory.put(f"edge-{number}", availability_status=AvailabilityStatus.ONLINE)
-    dcsync("subcloud", "manage", "edge-29")
-    assert dcsync("subcloud", "manage", "--all").out == (
+    dcsync("subcloud", "manage", "edge-29", "--force")
+    assert dcsync("subcloud", "manage", "--all", "--force").out == (
         "29 subclouds now managed, 1 managed already, 10 initial syncs requested, 19 wait to come online\n"
     )
 
@@ -294,7 +314,7 @@ def test_names_and_all_exclude_each_other(dcsync: Shell, command: tuple[str, ...
 
 def test_unmanaging_says_so(dcsync: Shell) -> None:
     add(dcsync, "a")
-    dcsync("subcloud", "manage", "a")
+    dcsync("subcloud", "manage", "a", "--force")
     assert dcsync("subcloud", "unmanage", "a").out == "a is now unmanaged\n"
 
 

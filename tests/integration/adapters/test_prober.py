@@ -1,0 +1,117 @@
+"""Probing sites over real HTTP: what counts as good, and what one probe may cost."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable
+
+import pytest
+
+from dcsync.adapters.endpoints import ServiceUrls
+from dcsync.adapters.prober import HttpProber
+from dcsync.adapters.tls import Trust
+from dcsync.fake_cloud.control import FakeCloud
+from dcsync.fake_cloud.faults import Fault
+from dcsync.ports import ProbeTarget
+from dcsync.subcloud import AvailabilityStatus
+from tests.integration.adapters.scripted_site import ADDRESS, Behaviour, Site, answer, sends
+
+Probe = Callable[..., HttpProber]
+TIMEOUT = 0.5
+
+
+@pytest.fixture
+def make_prober(site: Site) -> Probe:
+    def make(**changes: object) -> HttpProber:
+        values: dict[str, object] = {
+            "subcloud_templates": site.urls(),
+            "allowed_networks": [ipaddress.ip_network("127.0.0.0/8")],
+            "trust": Trust(None),
+            "timeout_seconds": TIMEOUT,
+        }
+        return HttpProber(**(values | changes))  # type: ignore[arg-type]
+
+    return make
+
+
+def a_target(address: str = ADDRESS, region_name: str = "r1") -> ProbeTarget:
+    return ProbeTarget(region_name, address, AvailabilityStatus.OFFLINE, 0, 1)
+
+
+async def probed(prober: HttpProber, *targets: ProbeTarget) -> dict[str, str | None]:
+    """In the order in which they were told."""
+    told: dict[str, str | None] = {}
+    await prober.probe(targets, tell=lambda target, problem: told.update({target.region_name: problem}))
+    return told
+
+
+VERSION = {"version": {"id": "v3.14", "status": "stable"}}
+
+
+async def test_keystones_version_document_is_good_and_is_asked_for_without_a_secret(
+    site: Site, make_prober: Probe
+) -> None:
+    site.behaviours["GET "] = sends(answer(200, VERSION))
+    assert await probed(make_prober(), a_target()) == {"r1": None}
+    (request,) = site.requests
+    assert (request.method, request.body, "x-auth-token" in {name.lower() for name in request.headers}) == (
+        "GET", b"", False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "problem"),
+    [
+        (sends(answer(503)), "503"),
+        (sends(answer(302, Location="http://127.0.0.1/v3")), "302"),
+        (sends(answer(200, b"<html>log in to the hotel's network</html>")), "JSON"),
+        (sends(answer(200, {"version": {"id": "v2.0"}})), "version document"),
+        (sends(answer(200, [])), "version document"),
+        (sends(answer(200, b" " * 100_000)), "bytes"),
+        (sends(b"", then="close"), "answer"),
+        (sends(b"", then="hang"), "s"),
+        (sends(b"nonsense\r\n\r\n", then="close"), "HTTP"),
+    ],
+)
+async def test_anything_else_is_bad_and_says_why(
+    site: Site, make_prober: Probe, behaviour: Behaviour, problem: str
+) -> None:
+    site.behaviours["GET "] = behaviour
+    began = time.monotonic()
+    (told,) = (await probed(make_prober(), a_target())).values()
+    assert told is not None
+    assert problem in told
+    assert time.monotonic() - began < TIMEOUT + 5
+
+
+async def test_an_address_we_must_not_go_to_is_bad_and_not_gone_to(site: Site, make_prober: Probe) -> None:
+    networks = [ipaddress.ip_network("10.0.0.0/8")]
+    (told,) = (await probed(make_prober(allowed_networks=networks), a_target())).values()
+    assert told is not None
+    assert "allowed networks" in told
+    assert site.requests == []
+
+
+@pytest.mark.parametrize("at_once", [3, 1000])
+async def test_a_dead_site_delays_nobody_else(at_once: int) -> None:
+    with FakeCloud.start(subclouds=20) as cloud:
+        for name in ("subcloud1", "subcloud2"):
+            cloud.set_fault(name, Fault("hang"))
+        places = cloud.subclouds()
+        prober = HttpProber(
+            subcloud_templates=ServiceUrls(auth=f"http://{{ip}}:{cloud.port}/v3", dbsync="", sysinv=""),
+            allowed_networks=[ipaddress.ip_network("127.0.0.0/8")],
+            trust=Trust(None),
+            timeout_seconds=3,
+            at_once=at_once,
+        )
+        began, at = time.monotonic(), {}
+
+        def tell(target: ProbeTarget, problem: str | None) -> None:
+            at[target.region_name] = (problem is None, time.monotonic() - began)
+
+        await prober.probe([a_target(place["management_ip"], place["region_name"]) for place in places], tell=tell)
+        assert sorted(name for name, (good, _) in at.items() if not good) == ["subcloud1", "subcloud2"]
+        assert max(seconds for good, seconds in at.values() if good) < 2.9
+        assert max(seconds for _, seconds in at.values()) < 6

@@ -1,0 +1,79 @@
+"""Who is due for a probe, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.adapters.store.probes import SPREAD, SqlProbeStore
+from dcsync.subcloud import AvailabilityStatus, NewSubcloud
+from tests.builders import NOON
+
+INTERVAL = timedelta(seconds=30)
+EARLIEST, LATEST = (INTERVAL * (1 - SPREAD / 2), INTERVAL * (1 + SPREAD / 2))
+
+
+def add(engine: Engine, *names: str) -> None:
+    new = [NewSubcloud(name=name, region_name=f"{name}-region", management_ip="10.0.0.1") for name in names]
+    SqlInventory(engine).add(new, now=NOON)
+
+
+@pytest.fixture
+def store(engine: Engine) -> SqlProbeStore:
+    return SqlProbeStore(engine)
+
+
+def test_a_new_subcloud_is_due_at_once_and_then_after_about_an_interval(engine: Engine, store: SqlProbeStore) -> None:
+    add(engine, "a", "b")
+    assert sorted(store.take_due(now=NOON, interval=INTERVAL)) == ["a-region", "b-region"]
+    assert store.take_due(now=NOON, interval=INTERVAL) == []
+    assert store.take_due(now=NOON + EARLIEST - timedelta(milliseconds=1), interval=INTERVAL) == []
+    assert len(store.take_due(now=NOON + LATEST, interval=INTERVAL)) == 2
+
+
+def test_probes_do_not_line_up(engine: Engine, store: SqlProbeStore) -> None:
+    add(engine, *(f"s{number}" for number in range(50)))
+    store.take_due(now=NOON, interval=INTERVAL)
+    with engine.connect() as rows:
+        times = set(rows.scalars(text("SELECT next_probe_at FROM subcloud_probe")))
+    assert len(times) > 25
+    assert NOON + EARLIEST <= min(times) <= max(times) <= NOON + LATEST
+
+
+def test_two_sweeps_at_once_take_each_subcloud_once(engine: Engine, store: SqlProbeStore) -> None:
+    add(engine, *(f"s{number}" for number in range(300)))
+    for at in (NOON, NOON + LATEST):  # once where rows are made, once where they are there
+        together = threading.Barrier(4)
+
+        def take(at=at, together=together) -> list[str]:  # type: ignore[no-untyped-def]
+            together.wait()
+            return store.take_due(now=at, interval=INTERVAL)
+
+        with ThreadPoolExecutor(4) as pool:
+            taken = [name for each in [pool.submit(take) for _ in range(4)] for name in each.result()]
+        assert len(taken) == len(set(taken)) == 300
+
+
+def test_a_target_says_what_its_row_says(engine: Engine, store: SqlProbeStore) -> None:
+    add(engine, "a")
+    with engine.begin() as rows:
+        rows.execute(text("UPDATE subcloud SET availability_status = 'online', audit_fail_count = 1"))
+    (before,) = store.targets(["a-region", "gone"])
+    assert (before.region_name, before.management_ip) == ("a-region", "10.0.0.1")
+    assert (before.availability_status, before.fail_count) == (AvailabilityStatus.ONLINE, 1)
+    store.take_due(now=NOON, interval=INTERVAL)
+    (after,) = store.targets(["a-region"])
+    assert after.probes == before.probes + 1
+
+
+def test_a_deleted_subcloud_is_never_due(engine: Engine, store: SqlProbeStore) -> None:
+    add(engine, "a")
+    store.take_due(now=NOON, interval=INTERVAL)
+    SqlInventory(engine).delete("a")
+    assert store.take_due(now=NOON + LATEST, interval=INTERVAL) == []
+    assert store.targets(["a-region"]) == []
