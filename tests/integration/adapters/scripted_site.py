@@ -34,6 +34,15 @@ LISTS = {
     "projects": [{"project": {"id": "p1", "name": "services", "domain_id": "default"}}],
     "roles": [{"role": {"id": "r1", "name": "admin", "domain_id": "<<null>>"}}],
 }
+GRANT = {"scope": {"project": {"id": "p1"}}, "user": {"id": "u1"}, "role": {"id": "r1"}, "links": {}}
+EVENT = {
+    "revocation_event": {
+        "id": 3, "domain_id": None, "project_id": None, "user_id": "u1", "role_id": None, "trust_id": None,
+        "consumer_id": None, "access_token_id": None, "issued_before": "2026-01-31 08:15:00", "expires_at": None,
+        "revoked_at": "2026-01-31 08:15:00", "audit_id": None, "audit_chain_id": None,
+    }
+}  # fmt: skip
+SEGMENTS = (*LISTS, "tokens", "fernet_repo", "role_assignments", "token-revocation-events")
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,12 @@ class Site:
     token_life: timedelta | None = timedelta(hours=1)
     clock_ahead: timedelta = timedelta(0)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
-    """By "METHOD segment", the segment being tokens, users, groups, projects, roles or fernet_repo."""
+    """By "METHOD segment", the segment being tokens, users, groups, projects, roles, fernet_repo, role_assignments or
+    token-revocation-events: the first of these in the path."""
     valid_token: Callable[[str], bool] = field(default=lambda _: True)
     lists: dict[str, list[Any]] = field(default_factory=lambda: {kind: list(found) for kind, found in LISTS.items()})
+    grants: list[Any] = field(default_factory=lambda: [GRANT])
+    events: list[Any] = field(default_factory=lambda: [EVENT])
     keys: list[dict[str, Any]] = field(default_factory=lambda: [{"id": i, "key": k} for i, k in KEYS.items()])
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -118,7 +130,7 @@ class Site:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         request = Request(method, path, headers, body)
         self.requests.append(request)
-        segment = next((s for s in path.split("/") if s in (*LISTS, "tokens", "fernet_repo")), "")
+        segment = next((s for s in path.split("/") if s in SEGMENTS), "")
         behave = self.behaviours.get(f"{method} {segment}")
         if behave is not None:
             await behave(request, writer)
@@ -133,6 +145,10 @@ class Site:
             return answer(401, f"<html>not this one: {request.headers['x-auth-token']}</html>")
         if segment == "fernet_repo":
             return answer(200, {"keys": self.keys}) if request.method == "GET" else answer(201)
+        if request.method == "GET" and segment == "role_assignments":
+            return answer(200, {"role_assignments": self.grants, "links": {"next": None}})
+        if request.method == "GET" and segment == "token-revocation-events":
+            return answer(200, self.events)
         return answer(200, self.lists[segment] if request.method == "GET" else request.json)
 
     def login(self) -> bytes:
