@@ -1,6 +1,7 @@
 # make demo    the whole system on this machine, with a fake central cloud and 20 fake subclouds
 # make test    every check and every test but the slow ones of `make faults`
-# Both install what they need into .venv, once. PYTHON=... chooses the Python, SUBCLOUDS=... the size of the demo.
+# make bench-state   how much the state service carries
+# All install what they need into .venv, once. PYTHON=... chooses the Python, SUBCLOUDS=... the size of the demo.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-in-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: venv demo test lint faults clean
+.PHONY: venv demo test lint faults bench-state clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -41,6 +42,9 @@ test: lint
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest -n 1 -m faults tests/faults
+
+bench-state: $(STAMP)
+	@$(BIN)/python -m bench.state
 
 clean:
 	rm -rf $(VENV) .keystone-venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

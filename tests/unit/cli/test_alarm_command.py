@@ -1,0 +1,58 @@
+"""`dcsync alarm list`: what an operator, and a program, reads of alarms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from dcsync.ports import AlarmNotice
+from tests.builders import NOON
+from tests.unit.cli.conftest import Shell
+
+ACTIVE = AlarmNotice(
+    alarm_id="280.001",
+    entity="subcloud=edge-1",
+    severity="critical",
+    reason_text="edge-1 is offline",
+    raised_at=NOON - timedelta(minutes=5),
+    cleared_at=None,
+)
+CLEARED = replace(ACTIVE, entity="subcloud=edge-2", reason_text="edge-2 is offline", cleared_at=NOON)
+
+
+class Alarms:
+    """The part of `ports.AlarmStore` that commands read."""
+
+    def __init__(self, *alarms: AlarmNotice) -> None:
+        self._alarms = alarms
+
+    def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
+        return [alarm for alarm in self._alarms if history or alarm.cleared_at is None][:limit]
+
+
+def test_active_alarms_are_a_table_with_reason_and_age(dcsync: Shell) -> None:
+    dcsync.operator.alarm_store = Alarms(ACTIVE, CLEARED)  # type: ignore[assignment]
+    told = dcsync("alarm", "list")
+    assert told.code == 0
+    assert [word in told.out for word in ("280.001", "critical", "edge-1 is offline", "5 min ago")] == [True] * 4
+    assert "edge-2" not in told.out
+
+
+def test_history_shows_when_an_alarm_was_cleared(dcsync: Shell) -> None:
+    dcsync.operator.alarm_store = Alarms(ACTIVE, CLEARED)  # type: ignore[assignment]
+    told = dcsync("alarm", "list", "--history")
+    lines = {line.split("subcloud=")[1].split()[0]: line for line in told.out.splitlines() if "subcloud=" in line}
+    assert lines["edge-1"].rstrip().endswith("active")
+    assert lines["edge-2"].rstrip().endswith("2026-01-31T12:00:00.000Z")
+
+
+def test_programs_get_json(dcsync: Shell) -> None:
+    dcsync.operator.alarm_store = Alarms(ACTIVE)  # type: ignore[assignment]
+    (alarm,) = dcsync("alarm", "list", "-o", "json").json
+    assert (alarm["entity"], alarm["cleared_at"]) == ("subcloud=edge-1", None)
+
+
+def test_no_alarm_is_said_on_the_side_so_that_pipes_stay_empty(dcsync: Shell) -> None:
+    dcsync.operator.alarm_store = Alarms()  # type: ignore[assignment]
+    told = dcsync("alarm", "list")
+    assert (told.code, told.out, told.err.strip()) == (0, "", "no alarm is active")
