@@ -30,13 +30,11 @@ from dcsync.adapters.prober import HttpProber
 from dcsync.adapters.reporter import CeleryReports, Observer, StateReporter
 from dcsync.adapters.store.alarms import SqlAlarmStore
 from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.store.probes import SqlProbeStore
 from dcsync.adapters.store.runs import SqlRunStore
 from dcsync.adapters.store.states import SqlStateStore
 from dcsync.adapters.ticks import SweepTicks
 from dcsync.adapters.tls import Trust
-from dcsync.audit import rotate_keys
 from dcsync.audit.availability import AvailabilityProbe, AvailabilitySweep
 from dcsync.errors import MisconfiguredError
 from dcsync.initial_sync import engine as initial_sync
@@ -65,7 +63,6 @@ class SyncServices:
     availability_sweep: AvailabilitySweep | None
     """None: DCSYNC_PROBE_INTERVAL is 0."""
     availability_probe: AvailabilityProbe
-    key_rotation: rotate_keys.KeyRotation
 
 
 @dataclass(frozen=True)
@@ -210,34 +207,6 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             mark=Observer().mark,
             report=StateReporter(reports(app)).report,
         ),
-        key_rotation=key_rotation(settings, app, rows=rows, loop=loop),
-    )
-
-
-def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread) -> rotate_keys.KeyRotation:
-    """Rotates the centre's keys when it is due, and hands them out."""
-    command = settings.key_rotate_command
-    timeout = settings.key_rotate_timeout
-    return rotate_keys.KeyRotation(
-        store=SqlKeyRotationStore(rows),
-        centre=clouds(settings),
-        command=central_rotation.rotate_command(command, deadline_seconds=timeout) if command else None,
-        new_key=central_rotation.new_key,
-        loop=loop,
-        wake=messenger(settings, app).send_audit_sweep,
-        limits=rotate_keys.Limits(
-            interval=timedelta(seconds=settings.key_rotation_interval),
-            window=timedelta(seconds=settings.key_rotation_window),
-            max_share_behind=settings.key_max_behind,
-            token_lifetime=timedelta(seconds=settings.token_lifetime),
-            max_active_keys=settings.max_active_keys,
-            max_in_flight=settings.key_max_in_flight,
-            hold_off=timedelta(seconds=settings.hold_off_max),
-            claim_lifetime=timedelta(seconds=2 * (timeout + 4 * settings.request_timeout)),
-            settle=timedelta(seconds=settings.central_max_age),
-        ),
-        now=utc_now,
-        new_run_id=_new_run_id,
     )
 
 

@@ -31,7 +31,6 @@ def make_app(settings: Settings | None = None) -> Celery:
             "dcsync.tasks.availability",
             "dcsync.tasks.control",
             "dcsync.tasks.initial_sync",
-            "dcsync.tasks.key_rotation",
             "dcsync.tasks.lifecycle",
             "dcsync.tasks.state",
             "dcsync.tasks.alarms",
