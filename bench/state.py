@@ -271,7 +271,8 @@ class Bench:
     def _last_commit(self) -> float:
         with self._rows.cursor() as cursor:
             cursor.execute("SELECT extract(epoch FROM max(pg_xact_commit_timestamp(xmin))) FROM endpoint_status")
-            return float(cursor.fetchone()[0])
+            ((moment,),) = cursor.fetchall()
+            return float(moment)
 
     def _spent(self, workers: list[psutil.Process]) -> Spent:
         statements = self._ask(
