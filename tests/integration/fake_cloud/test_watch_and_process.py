@@ -110,6 +110,7 @@ def test_deleting_and_revoking_what_the_centre_gave_and_took_back_is_no_violatio
         path = f"/v3/projects/{admin}/users/{user_id}/roles/{reader}"
         again = Run.at(cloud, "subcloud1")
         assert again.site.ask("DELETE", path).status == 204
+        assert again.site.ask("DELETE", path).status == 404
         assert cloud.state("subcloud1")["violations"] == {"wrongly-deleted": 1}
         assert again.site.ask("PUT", path).status == 204
         cloud.change_central("revoke", user="operator1", project="admin", role="reader")

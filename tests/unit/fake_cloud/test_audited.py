@@ -179,6 +179,35 @@ def test_a_grant_the_site_made_is_its_own_and_any_other_that_nobody_gave_is_not(
     assert inspect(audited, centre).differences == ("assignment changed: user vim site-lab admin",)
 
 
+def test_a_grant_the_site_makes_after_the_centre_took_it_back_is_the_sites(audited: Cloud, centre: Cloud) -> None:
+    grant = {"user": "vim", "project": "central-lab", "role": "member"}
+    changes.apply(centre, "grant", grant)
+    changes.apply(centre, "revoke", grant)
+    changes.apply(audited, "grant", grant)
+    assert inspect(audited, centre).audited
+
+
+def test_a_grant_the_site_made_goes_with_the_central_user_it_was_made_to(audited: Cloud, centre: Cloud) -> None:
+    changes.apply(audited, "grant", {"user": "operator1", "project": "site-lab", "role": "member"})
+    changes.apply(centre, "remove", {"type": "users", "name": "operator1"})
+    audit_by_hand(audited, centre)
+    standing = inspect(audited, centre)
+    assert (standing.audited, standing.assignments_kept) == (True, True)
+
+
+def test_a_record_of_the_site_becomes_the_centres_with_the_name_and_may_go_with_it(
+    audited: Cloud, centre: Cloud
+) -> None:
+    for cloud in (audited, centre):
+        changes.apply(cloud, "add-user", {"user": "mine", "password": "Mine-pw-1!"})
+    assert "user mine: id differs" in inspect(audited, centre).differences
+    audit_by_hand(audited, centre)
+    changes.apply(centre, "remove", {"type": "users", "name": "mine"})
+    assert "user mine: still there" in inspect(audited, centre).differences
+    audit_by_hand(audited, centre)
+    assert inspect(audited, centre).audited
+
+
 def test_what_an_audit_adds_does_not_count_as_a_changed_assignment(audited: Cloud, centre: Cloud) -> None:
     changes.apply(centre, "grant", {"user": "vim", "project": "central-lab", "role": "member"})
     audit_by_hand(audited, centre)
