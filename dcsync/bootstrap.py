@@ -15,7 +15,7 @@ import structlog
 from celery import Celery
 from sqlalchemy import Engine
 
-from dcsync.adapters import http, redis_client
+from dcsync.adapters import central_rotation, http, redis_client
 from dcsync.adapters.alarm_sinks import LogSink, WebhookSink
 from dcsync.adapters.clock import utc_now
 from dcsync.adapters.clouds import HttpClouds
@@ -29,20 +29,27 @@ from dcsync.adapters.ownership import BatchedOwnership
 from dcsync.adapters.prober import HttpProber
 from dcsync.adapters.reporter import CeleryReports, Observer, StateReporter
 from dcsync.adapters.store.alarms import SqlAlarmStore
+from dcsync.adapters.store.audits import SqlAuditStore
 from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.store.probes import SqlProbeStore
 from dcsync.adapters.store.runs import SqlRunStore
 from dcsync.adapters.store.states import SqlStateStore
 from dcsync.adapters.ticks import SweepTicks
 from dcsync.adapters.tls import Trust
+from dcsync.audit import engine as audit
+from dcsync.audit import rotate_keys
 from dcsync.audit.availability import AvailabilityProbe, AvailabilitySweep
+from dcsync.audit.sweep import AuditSweep, AuditSweepLimits
+from dcsync.audit.watch import CentralWatch
 from dcsync.errors import MisconfiguredError
 from dcsync.initial_sync import engine as initial_sync
 from dcsync.initial_sync.sweep import Sweep, SweepLimits
-from dcsync.ports import AlarmSink, Progress, Run
+from dcsync.ports import AlarmSink, AuditReports, Owner, Progress
 from dcsync.settings import Settings
 from dcsync.state.alarms import AlarmFeed
 from dcsync.state.service import StateService
+from dcsync.subcloud import EndpointType, SyncStatus
 
 HINT_PATIENCE_SECONDS = 5.0
 """How long a hint may be between broker and claim before the sweep looks whether it still waits."""
@@ -63,6 +70,11 @@ class SyncServices:
     availability_sweep: AvailabilitySweep | None
     """None: DCSYNC_PROBE_INTERVAL is 0."""
     availability_probe: AvailabilityProbe
+    key_rotation: rotate_keys.KeyRotation
+    audit: audit.Audit
+    audit_sweep: AuditSweep
+    central_watch: CentralWatch
+    reporter: StateReporter
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class OperatorServices:
     """What the command line does its work with."""
 
     inventory: SqlInventory
+    audits: SqlAuditStore
     messenger: CeleryMessenger
     reports: CeleryReports
 
@@ -111,8 +124,10 @@ def messenger(settings: Settings, app: Celery) -> CeleryMessenger:
 
 def operator_services(settings: Settings, app: Celery) -> OperatorServices:
     """For the command line: rows, and a way to wake the workers."""
+    rows = engine(settings, application_name="dcsync cli", pool_size=2)
     return OperatorServices(
-        inventory=SqlInventory(engine(settings, application_name="dcsync cli", pool_size=2)),
+        inventory=SqlInventory(rows),
+        audits=SqlAuditStore(rows),
         messenger=messenger(settings, app),
         reports=reports(app),
     )
@@ -154,7 +169,10 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
     """For a worker that consumes `control`, `sync` and `audit`. `worker` is its name, for the history."""
     rows = engine(settings, application_name=f"dcsync {worker}", pool_size=20)
     run_store = SqlRunStore(rows)
+    audit_store = SqlAuditStore(rows)
     probe_store = SqlProbeStore(rows)
+    reporter = StateReporter(reports(app))
+    reach = clouds(settings)
     client = redis_connection(settings)
     locks = RedisLocks(client, ttl_seconds=settings.lock_ttl)
     loop = LoopThread()
@@ -178,7 +196,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             store=run_store,
             locks=locks,
             ownership=BatchedOwnership(run_store, locks),
-            clouds=clouds(settings),
+            clouds=reach,
             loop=loop,
             progress=progress,
             limits=initial_sync.Limits(
@@ -205,8 +223,92 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             prober=prober(settings),
             loop=loop,
             mark=Observer().mark,
-            report=StateReporter(reports(app)).report,
+            report=reporter.report,
         ),
+        key_rotation=key_rotation(settings, app, rows=rows, loop=loop),
+        audit=audit_engine(settings, store=audit_store, locks=locks, reach=reach, loop=loop, reporter=reporter),
+        audit_sweep=AuditSweep(
+            store=audit_store,
+            locks=locks,
+            messenger=messenger(settings, app),
+            limits=AuditSweepLimits(
+                max_in_flight=settings.max_in_flight,
+                lock_ttl=timedelta(seconds=settings.lock_ttl),
+                patience=timedelta(seconds=HINT_PATIENCE_SECONDS),
+                quarantine=timedelta(seconds=settings.hold_off_max),
+            ),
+        ),
+        central_watch=CentralWatch(store=audit_store, clouds=reach, loop=loop),
+        reporter=reporter,
+    )
+
+
+def audit_engine(
+    settings: Settings,
+    *,
+    store: SqlAuditStore,
+    locks: RedisLocks,
+    reach: HttpClouds,
+    loop: LoopThread,
+    reporter: StateReporter,
+) -> audit.Audit:
+    """Carries out audits; `Audit.preview` alone also serves whoever only wants to see."""
+    return audit.Audit(
+        store=store,
+        locks=locks,
+        ownership=BatchedOwnership(store, locks),
+        clouds=reach,
+        loop=loop,
+        reports=_audit_reports(reporter),
+        limits=audit.Limits(
+            run_deadline=settings.run_deadline,
+            users_at_once=settings.users_at_once,
+            max_deletes=settings.max_deletes,
+            interval=timedelta(seconds=settings.audit_interval),
+            hold_off=timedelta(seconds=settings.hold_off),
+            hold_off_max=timedelta(seconds=settings.hold_off_max),
+        ),
+        now=utc_now,
+        new_run_id=_new_run_id,
+        jitter=random.random,
+        log_fault=_log_fault,
+        admin_password=settings.admin_password.get_secret_value() if settings.admin_password else None,
+    )
+
+
+def _audit_reports(reporter: StateReporter) -> AuditReports:
+    observer = Observer()
+
+    def report(region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool) -> None:
+        reporter.report(observer.endpoint(region_name, endpoint_type, status, alarmable=alarmable))
+
+    return report
+
+
+def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread) -> rotate_keys.KeyRotation:
+    """Rotates the centre's keys when it is due, and hands them out."""
+    command = settings.key_rotate_command
+    timeout = settings.key_rotate_timeout
+    return rotate_keys.KeyRotation(
+        store=SqlKeyRotationStore(rows),
+        centre=clouds(settings),
+        command=central_rotation.rotate_command(command, deadline_seconds=timeout) if command else None,
+        new_key=central_rotation.new_key,
+        loop=loop,
+        wake=messenger(settings, app).send_audit_sweep,
+        limits=rotate_keys.Limits(
+            interval=timedelta(seconds=settings.key_rotation_interval),
+            window=timedelta(seconds=settings.key_rotation_window),
+            max_share_behind=settings.key_max_behind,
+            token_lifetime=timedelta(seconds=settings.token_lifetime),
+            max_active_keys=settings.max_active_keys,
+            max_in_flight=settings.key_max_in_flight,
+            hold_off=timedelta(seconds=settings.hold_off_max),
+            claim_lifetime=timedelta(seconds=2 * (timeout + 4 * settings.request_timeout)),
+            settle=timedelta(seconds=settings.central_max_age),
+        ),
+        now=utc_now,
+        new_run_id=_new_run_id,
     )
 
 
@@ -259,5 +361,5 @@ def _new_run_id() -> str:
     return str(uuid.uuid4())
 
 
-def _log_fault(run: Run, error: BaseException) -> None:
+def _log_fault(run: Owner, error: BaseException) -> None:
     log.error("internal fault in a run", region_name=run.subcloud.region_name, run_id=run.run_id, exc_info=error)

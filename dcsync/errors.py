@@ -6,6 +6,7 @@
         BrokerUnreachable        Redis does not answer
         DatabaseUnreachable      PostgreSQL does not answer
         WorkerStopping           this worker stops, and what it was doing is given back
+        KeyRotationFailed        the centre's keys were not rotated, or nobody can tell whether they were
         LocalProcessFailed       a process of `dcsync up` did not start or did not stop
       PermanentError             another try gives the same answer; a person must look
         UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  BadReport  RefusedByGuard
@@ -142,6 +143,10 @@ class DatabaseUnreachable(TemporaryError):
 
 class WorkerStopping(TemporaryError):
     """This worker stops; what was running was cancelled and has ended."""
+
+
+class KeyRotationFailed(TemporaryError):
+    """The centre's keys were not rotated, or it cannot be told whether they were; no key is in the message."""
 
 
 class LocalProcessFailed(TemporaryError):

@@ -135,6 +135,11 @@ def fingerprint(records: Records) -> str:
     return digest.hexdigest()
 
 
+def record_digest(record: Record) -> str:
+    """A digest of one record as `fingerprint` sees it."""
+    return hashlib.sha256(json.dumps(_stable(record.body), sort_keys=True).encode()).hexdigest()
+
+
 def _stable(body: Mapping[str, Any]) -> dict[str, Any]:
     stable: dict[str, Any] = {}
     for part, value in body.items():
@@ -172,6 +177,32 @@ class FernetKeys:
             if not _is_fernet_key(key):
                 found.append(f"key {key_id} is not 32 bytes of url-safe base64")
         return found
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """What rows may know of a set of keys: fingerprints only, of the whole and of each key."""
+
+    fingerprint: str
+    """As `FernetKeys.fingerprint`."""
+    keys: tuple[tuple[int, str], ...]
+    """(id, fingerprint of the key), ascending: the staged key (id 0) first, the primary last."""
+
+    @property
+    def primary(self) -> str:
+        """Of the key that tokens are issued with now."""
+        return self.keys[-1][1] if self.keys else ""
+
+    @property
+    def staged(self) -> str:
+        """Of the key that is primary after the next rotation; empty when there is none."""
+        return dict(self.keys).get(0, "")
+
+
+def key_set(keys: FernetKeys) -> KeySet:
+    """The keys cannot be got back from it."""
+    ids = sorted(keys.keys)
+    return KeySet(keys.fingerprint(), tuple((id_, hashlib.sha256(keys.keys[id_].encode()).hexdigest()) for id_ in ids))
 
 
 def fernet_keys(pairs: Iterable[tuple[int, str]]) -> FernetKeys:

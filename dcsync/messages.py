@@ -32,6 +32,7 @@ class TaskName(StrEnum):
     INITIAL_SYNC = "dcsync.sync.initial_sync"
     AUDIT_SWEEP = "dcsync.control.audit_sweep"
     WATCH_CENTRAL = "dcsync.control.watch_central"
+    ROTATE_KEYS = "dcsync.control.rotate_keys"
     AUDIT = "dcsync.audit.audit_subcloud"
     AVAILABILITY_SWEEP = "dcsync.audit.availability_sweep"
     PROBE = "dcsync.audit.probe_availability"
@@ -46,6 +47,7 @@ QUEUE_OF = {
     TaskName.INITIAL_SYNC: Queue.SYNC,
     TaskName.AUDIT_SWEEP: Queue.CONTROL,
     TaskName.WATCH_CENTRAL: Queue.CONTROL,
+    TaskName.ROTATE_KEYS: Queue.CONTROL,
     TaskName.AUDIT: Queue.AUDIT,
     TaskName.AVAILABILITY_SWEEP: Queue.AUDIT,
     TaskName.PROBE: Queue.AUDIT,

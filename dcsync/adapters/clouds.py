@@ -153,6 +153,27 @@ class HttpClouds:
             )
         return replace(_checked(lists, keys), assignments=grants, revocation_events=events)
 
+    async def central_keys(self) -> FernetKeys:
+        """What the centre's repository holds now, past every cache; raises CloudError with a central-* reason."""
+        try:
+            async with self._centre() as centre:
+                return await centre.fernet_repo.read()
+        except CloudError as exc:
+            raise of_the_centre(exc) from exc
+
+    async def replace_central_keys(self, keys: FernetKeys) -> None:
+        """Write the whole set to the centre's repository; raises CloudError with a central-* reason.
+
+        The login held so far is dropped: its token counts only as long as the key it was made with is kept.
+        """
+        try:
+            async with self._centre() as centre:
+                await centre.fernet_repo.put(keys)
+        except CloudError as exc:
+            raise of_the_centre(exc) from exc
+        finally:
+            self._central_token = None
+
     @asynccontextmanager
     async def _centre(self) -> AsyncIterator[_Centre]:
         """The centre's services, under the login held from earlier if it still counts."""

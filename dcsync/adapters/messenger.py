@@ -74,6 +74,10 @@ class CeleryMessenger:
                     kwargsrepr=f"{{{len(chunk)} subclouds}}",
                 )
 
+    @_bounded
+    def send_key_rotation(self) -> None:
+        self._send(TaskName.ROTATE_KEYS, {}, expires=self._sweep_expires)
+
     def _send_batch(self, name: TaskName, hints: Sequence[SyncHint] | Sequence[AuditHint]) -> None:
         with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
             for hint in hints:

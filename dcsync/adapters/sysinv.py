@@ -35,10 +35,17 @@ class SysinvFernetRepo:
 
         Raises ValueError for an empty set, before anything is sent: an empty POST makes the site invent keys.
         """
-        if not keys.keys:
-            raise ValueError("an empty set of keys is never sent")
-        rows = [{"id": key_id, "key": keys.keys[key_id]} for key_id in sorted(keys.keys)]
-        await self._session.request("POST", self._url, expected=(201, 200, 202), body=rows)
+        await self._session.request("POST", self._url, expected=(201, 200, 202), body=_rows(keys))
+
+    async def put(self, keys: FernetKeys) -> None:
+        """As replace, with the verb for a repository in use. Raises CloudError; ValueError for an empty set."""
+        await self._session.request("PUT", self._url, expected=(202, 200, 201), body=_rows(keys))
+
+
+def _rows(keys: FernetKeys) -> list[dict[str, object]]:
+    if not keys.keys:
+        raise ValueError("an empty set of keys is never sent")
+    return [{"id": key_id, "key": keys.keys[key_id]} for key_id in sorted(keys.keys)]
 
 
 def _is_key_row(row: Any) -> bool:

@@ -241,7 +241,9 @@ subcloud_sync = Table(
     _moment("repaired_at"),
     # For the next run only: deletions without limit; repair of these resource types alone.
     Column("deletes_allowed", Boolean, nullable=False, server_default=false()),
-    Column("resource_types", JSONB),
+    Column("resource_types", JSONB(none_as_null=True)),
+    # Of the keys the subcloud was last seen to hold, in its row of platform.
+    Column("keys_fingerprint", Text),
     UniqueConstraint("subcloud_id", "endpoint_type"),
     Index("ix_subcloud_sync_due_at", "due_at"),
     Index("ix_subcloud_sync_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
@@ -280,6 +282,15 @@ key_rotation = Table(
     _moment("window_until"),
     Column("state", Text, nullable=False, server_default="idle"),
     Column("detail", Text, nullable=False, server_default=""),
+    # What an operator asked for, until it is done or refused.
+    _moment("requested_at"),
+    Column("requested_by", Text, nullable=False, server_default=""),
+    Column("forced", Boolean, nullable=False, server_default=false()),
+    Column("max_in_flight", Integer),
+    # Whoever rotates, and the fingerprints it found before: they tell whether a rotation that was cut short was done.
+    Column("run_id", Text),
+    _moment("claimed_at"),
+    Column("before", JSONB(none_as_null=True)),
     CheckConstraint("id = 1", name="single_row"),
 )
 

@@ -23,11 +23,10 @@ Source: keystone.common.fernet_utils (rotate_keys), spec/generic-sync-and-audit.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dcsync.identity import FernetKeys
+from dcsync.identity import FernetKeys, KeySet
+from dcsync.ports import Spread
 
 STAGED = 0
 """The id of the key that becomes primary next."""
@@ -52,54 +51,10 @@ def rotated(current: FernetKeys, *, staged: str, max_active_keys: int) -> Fernet
     return FernetKeys({STAGED: staged, **{key_id: keys[key_id] for key_id in kept}})
 
 
-def key_fingerprint(key: str) -> str:
-    """Of one key; the key cannot be got back from it."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class KeySet:
-    """What rows know of a set of keys: fingerprints only."""
-
-    fingerprint: str
-    """Of the whole set, as `FernetKeys.fingerprint`."""
-    keys: tuple[tuple[int, str], ...]
-    """(id, fingerprint of the key), ascending."""
-
-    @property
-    def primary(self) -> str:
-        """Of the key that tokens are issued with now."""
-        return self.keys[-1][1] if self.keys else ""
-
-    @property
-    def staged(self) -> str:
-        """Of the key that is primary after the next rotation."""
-        return dict(self.keys).get(STAGED, "")
-
-
-def key_set(keys: FernetKeys) -> KeySet:
-    return KeySet(
-        fingerprint=keys.fingerprint(),
-        keys=tuple((key_id, key_fingerprint(keys.keys[key_id])) for key_id in sorted(keys.keys)),
-    )
-
-
 def is_rotation_of(*, before: KeySet, now: KeySet) -> bool:
-    """Whether `now` came from `before` by one rotation, whoever did it: its primary is what was staged."""
-    return now.fingerprint != before.fingerprint and bool(before.staged) and now.primary == before.staged
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far the current set has got, in numbers of sites that are managed, online and completed."""
-
-    sites: int
-    behind: int
-    """Not seen to hold the centre's current set."""
-
-    @property
-    def share_behind(self) -> float:
-        return self.behind / self.sites if self.sites else 0.0
+    """Whether `now` came from `before` by one whole rotation, whoever did it: its primary is what was staged, and
+    another key is staged now."""
+    return bool(before.staged) and now.primary == before.staged and now.staged not in ("", before.staged)
 
 
 def refusal(

@@ -28,9 +28,11 @@ def make_app(settings: Settings | None = None) -> Celery:
         task_cls="dcsync.tasks.base:DcsyncTask",
         include=[
             "dcsync.tasks.alive",
+            "dcsync.tasks.audit",
             "dcsync.tasks.availability",
             "dcsync.tasks.control",
             "dcsync.tasks.initial_sync",
+            "dcsync.tasks.key_rotation",
             "dcsync.tasks.lifecycle",
             "dcsync.tasks.state",
             "dcsync.tasks.alarms",

@@ -13,14 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dcsync.audit.key_rotation import (
     FEWEST_KEYS,
     STAGED,
-    Spread,
     is_rotation_of,
-    key_set,
     next_due,
     refusal,
     rotated,
 )
-from dcsync.identity import FernetKeys
+from dcsync.identity import FernetKeys, key_set
+from dcsync.ports import Spread
 from tests.builders import NOON
 
 HOUR, WEEK = timedelta(hours=1), timedelta(hours=168)

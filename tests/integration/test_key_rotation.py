@@ -1,0 +1,397 @@
+"""Rotations on real rows: exactly one of many, decided by fingerprint after a crash, handed out in waves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import Engine, insert, select, update
+
+from dcsync.adapters.central_rotation import new_key
+from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
+from dcsync.adapters.tables import central_state, key_rotation, subcloud, subcloud_sync
+from dcsync.audit.key_rotation import is_rotation_of, rotated
+from dcsync.audit.rotate_keys import KeyRotation, Limits, Result
+from dcsync.errors import CloudError, KeyRotationFailed, Reason
+from dcsync.identity import FernetKeys, key_set
+from dcsync.ports import RotationState
+from dcsync.subcloud import EndpointType, InitialSyncState, NewSubcloud
+from tests.builders import NOON, some_keys
+from tests.requested_rows import requested_rows
+
+T = TypeVar("T")
+SECOND, HOUR, WEEK = timedelta(seconds=1), timedelta(hours=1), timedelta(hours=168)
+
+
+class Centre:
+    """A fernet repository in memory; `failing` plays an answer that gets lost, before or after the write."""
+
+    def __init__(self) -> None:
+        self.keys = some_keys(ids=(0, 1, 2))
+        self.rotations = 0
+        self.failing: str | None = None
+
+    async def central_keys(self) -> FernetKeys:
+        await asyncio.sleep(0)
+        return self.keys
+
+    async def replace_central_keys(self, keys: FernetKeys) -> None:
+        if self.failing == "before":
+            raise CloudError(Reason.CENTRAL_UNREACHABLE, "refused")
+        self.keys = keys
+        self.rotations += 1
+        if self.failing == "after":
+            raise CloudError(Reason.CENTRAL_UNREACHABLE, "the answer was lost")
+
+    def rotate_by_itself(self) -> None:
+        """What a command does."""
+        self.keys = rotated(self.keys, staged=new_key(), max_active_keys=3)
+        self.rotations += 1
+
+
+class Loop:
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run(coroutine)
+
+
+class World:
+    """One centre, rows of sites, and any number of processes that look after the rotation."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.store = SqlKeyRotationStore(engine)
+        self.centre = Centre()
+        self.time = NOON
+        self.woken = 0
+        self.runs = 0
+
+    def now(self) -> datetime:
+        return self.time
+
+    def process(self, **changes: Any) -> KeyRotation:
+        values: dict[str, Any] = {
+            "store": self.store, "centre": self.centre, "command": None, "new_key": new_key, "loop": Loop(),
+            "wake": self._wake, "limits": LIMITS, "now": self.now, "new_run_id": self._run_id,
+        }  # fmt: skip
+        return KeyRotation(**(values | changes))
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def _run_id(self) -> str:
+        self.runs += 1
+        return f"run-{self.runs}"
+
+    def add_sites(self, count: int) -> list[str]:
+        """Completed, and seen with the current keys."""
+        names = [f"site{number:03}" for number in range(count)]
+        requested_rows(
+            self.engine, [NewSubcloud(name=name, management_ip="10.0.0.1", region_name=name) for name in names]
+        )
+        with self.engine.begin() as connection:
+            connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
+            connection.execute(
+                insert(central_state).values(
+                    kind="platform", fingerprint=self.centre.keys.fingerprint(), counts={}, changed_at=NOON,
+                    checked_at=NOON,
+                )
+            )  # fmt: skip
+        self.audit(*self.sites())
+        return names
+
+    def sites(self) -> list[int]:
+        with self.engine.connect() as connection:
+            return list(connection.scalars(select(subcloud.c.id).order_by(subcloud.c.id)))
+
+    def asked(self) -> list[int]:
+        """Sites whose platform audit is asked for and not done."""
+        is_asked = subcloud_sync.c.generation > subcloud_sync.c.observed_generation
+        query = select(subcloud_sync.c.subcloud_id).where(is_asked).order_by(subcloud_sync.c.subcloud_id)
+        with self.engine.connect() as connection:
+            return list(connection.scalars(query))
+
+    def audit(self, *ids: int) -> None:
+        """Their audits end: they hold what the centre holds."""
+        self._put(ids, keys_fingerprint=self.centre.keys.fingerprint(), observed_generation=subcloud_sync.c.generation)
+
+    def fail(self, *ids: int) -> None:
+        self._put(ids, audit_status="failed")
+
+    def _put(self, ids: tuple[int, ...], **values: Any) -> None:
+        which = subcloud_sync.c.subcloud_id.in_(ids), subcloud_sync.c.endpoint_type == EndpointType.PLATFORM
+        with self.engine.begin() as connection:
+            connection.execute(update(subcloud_sync).where(*which).values(values))
+
+    def ask(self, *, forced: bool = False, max_in_flight: int | None = None) -> None:
+        self.store.ask(now=self.time, by="eve", forced=forced, max_in_flight=max_in_flight)
+
+    def pass_(self, time: timedelta) -> None:
+        self.time += time
+
+
+LIMITS = Limits(
+    interval=WEEK,
+    window=HOUR,
+    max_share_behind=0.05,
+    token_lifetime=HOUR,
+    max_active_keys=3,
+    max_in_flight=4,
+    hold_off=timedelta(minutes=15),
+    claim_lifetime=timedelta(minutes=5),
+    settle=5 * SECOND,
+)
+
+
+@pytest.fixture
+def world(engine: Engine) -> World:
+    return World(engine)
+
+
+def test_the_due_time_is_a_rows_and_no_restart_moves_it(world: World) -> None:
+    for _ in range(3):
+        assert world.process().look().result is Result.IDLE
+        world.pass_(HOUR)
+    assert world.store.row().next_due_at == NOON + WEEK
+    world.pass_(WEEK - 4 * HOUR)
+    assert world.process().look().result is Result.IDLE
+    world.pass_(HOUR)
+    assert world.process().look().result is Result.ROTATED
+    assert world.store.row().next_due_at == NOON + 2 * WEEK
+
+
+def test_without_an_interval_keys_rotate_only_when_asked(world: World) -> None:
+    process = world.process(limits=Limits(**(vars(LIMITS) | {"interval": timedelta()})))
+    world.pass_(52 * WEEK)
+    assert process.look().result is Result.IDLE
+    world.ask()
+    assert process.look().result is Result.ROTATED
+    assert world.store.row().next_due_at is None
+
+
+def test_many_processes_that_look_at_once_rotate_exactly_once(world: World) -> None:
+    world.ask()
+    before = key_set(world.centre.keys)
+    with ThreadPoolExecutor(8) as threads:
+        outcomes = list(threads.map(lambda _: world.process().look().result, range(24)))
+    assert outcomes.count(Result.ROTATED) == 1
+    assert world.centre.rotations == 1
+    assert is_rotation_of(before=before, now=key_set(world.centre.keys))
+
+
+def test_a_command_rotates_in_place_of_a_write(world: World) -> None:
+    before = key_set(world.centre.keys)
+    world.ask()
+    assert world.process(command=world.centre.rotate_by_itself).look().result is Result.ROTATED
+    assert is_rotation_of(before=before, now=key_set(world.centre.keys))
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+def killed() -> None:
+    raise Killed
+
+
+def test_a_process_killed_after_the_rotation_costs_no_second_one(world: World) -> None:
+    def rotate_and_die() -> None:
+        world.centre.rotate_by_itself()
+        raise Killed
+
+    world.ask()
+    with pytest.raises(Killed):
+        world.process(command=rotate_and_die).look()
+    assert world.process().look().result is Result.IDLE, "the claim is still good"
+    world.pass_(LIMITS.claim_lifetime + SECOND)
+    assert world.process().look().result is Result.ROTATED
+    assert world.centre.rotations == 1
+
+
+def test_a_process_killed_before_the_rotation_leaves_it_to_the_next(world: World) -> None:
+    world.ask()
+    with pytest.raises(Killed):
+        world.process(command=killed).look()
+    world.pass_(LIMITS.claim_lifetime + SECOND)
+    assert world.process(command=world.centre.rotate_by_itself).look().result is Result.ROTATED
+    assert world.centre.rotations == 1
+
+
+def test_an_answer_that_was_lost_is_not_taken_for_a_failure(world: World) -> None:
+    world.centre.failing = "after"
+    world.ask()
+    assert world.process().look().result is Result.ROTATED
+    assert world.centre.rotations == 1
+
+
+def test_a_rotation_that_failed_is_told_and_tried_again_later(world: World) -> None:
+    world.process().look()
+    world.pass_(WEEK)
+    world.centre.failing = "before"
+    assert world.process().look().result is Result.FAILED
+    row = world.store.row()
+    assert (row.state, "central-unreachable" in row.detail) == (RotationState.IDLE, True)
+    world.centre.failing = None
+    assert world.process().look().result is Result.IDLE
+    world.pass_(LIMITS.hold_off)
+    assert world.process().look().result is Result.ROTATED
+
+
+def test_a_command_that_does_nothing_is_not_believed(world: World) -> None:
+    world.ask()
+    outcome = world.process(command=lambda: None).look()
+    assert (outcome.result, world.centre.rotations) == (Result.FAILED, 0)
+    assert "primary" in outcome.detail
+    assert world.store.row().requested_at is None
+
+
+def test_whoever_lost_the_claim_rotates_nothing(world: World) -> None:
+    slow, quick = world.process(), world.process()
+
+    class SlowCentre(Centre):
+        async def central_keys(self) -> FernetKeys:
+            if not world.centre.rotations:
+                world.pass_(LIMITS.claim_lifetime + SECOND)
+                assert await asyncio.to_thread(lambda: quick.look().result) is Result.ROTATED
+            return await world.centre.central_keys()
+
+        async def replace_central_keys(self, keys: FernetKeys) -> None:
+            await world.centre.replace_central_keys(keys)
+
+    world.ask()
+    slow = world.process(centre=SlowCentre())
+    assert slow.look().result is not Result.ROTATED
+    assert world.centre.rotations == 1
+
+
+def test_sites_without_the_staged_key_hold_a_rotation_up_unless_it_is_forced(world: World) -> None:
+    world.add_sites(10)
+    world.centre.rotate_by_itself()
+    world.ask()
+    outcome = world.process().look()
+    assert outcome.result is Result.REFUSED
+    assert "10 of 10" in outcome.detail
+    assert world.process().look().result is Result.IDLE, "a refused request is over"
+    world.ask(forced=True)
+    assert world.process().look().result is Result.ROTATED
+
+
+def test_a_site_that_is_away_holds_nothing_up(world: World) -> None:
+    world.add_sites(10)
+    world.centre.rotate_by_itself()
+    world.audit(*world.sites()[1:])
+    with world.engine.begin() as connection:
+        away = subcloud.c.id == world.sites()[0]
+        connection.execute(update(subcloud).where(away).values(availability_status="offline"))
+    world.ask()
+    assert world.process().look().result is Result.ROTATED
+
+
+def test_two_rotations_within_the_life_of_a_token_are_refused(world: World) -> None:
+    world.ask()
+    world.process().look()
+    world.pass_(HOUR - SECOND)
+    world.ask()
+    assert world.process().look().result is Result.REFUSED
+    assert world.centre.rotations == 1
+
+
+def test_sites_get_the_keys_in_waves_and_the_window_closes_behind_the_last(world: World) -> None:
+    world.add_sites(10)
+    world.ask()
+    process = world.process()
+    assert process.look().result is Result.ROTATED
+    assert world.asked() == [], "no process may still hold keys from before"
+    world.pass_(LIMITS.settle)
+    waves = 0
+    while process.look().result is not Result.DISTRIBUTED:
+        asked = world.asked()
+        assert 1 <= len(asked) <= LIMITS.max_in_flight
+        world.process().look()
+        assert world.asked() == asked, "another beat asks nobody twice"
+        world.audit(*asked[:3])
+        world.pass_(5 * SECOND)
+        waves += 1
+    row = world.store.row()
+    assert (waves, world.woken) == (4, 3)
+    assert row.state is RotationState.IDLE
+    assert row.window_until == world.time
+
+
+def test_the_size_of_the_waves_can_be_asked_for(world: World) -> None:
+    world.add_sites(10)
+    world.ask(max_in_flight=7)
+    world.process().look()
+    world.pass_(LIMITS.settle)
+    assert world.process().look().asked == 7
+
+
+def test_a_site_that_fails_holds_up_no_other(world: World) -> None:
+    world.add_sites(6)
+    world.ask(max_in_flight=2)
+    process = world.process()
+    process.look()
+    world.pass_(LIMITS.settle)
+    process.look()
+    first, second = world.asked()
+    world.fail(first)
+    world.audit(second)
+    world.pass_(5 * SECOND)
+    assert process.look().asked == 2
+    assert len(world.asked()) == 3
+
+
+def test_a_site_that_got_the_keys_otherwise_is_not_asked(world: World) -> None:
+    world.add_sites(3)
+    world.ask()
+    process = world.process()
+    process.look()
+    world.audit(world.sites()[0])
+    world.pass_(LIMITS.settle)
+    process.look()
+    assert world.asked() == world.sites()[1:]
+
+
+def test_a_window_that_is_over_ends_the_distribution_and_names_how_many_are_missing(world: World) -> None:
+    world.add_sites(3)
+    world.ask()
+    process = world.process()
+    process.look()
+    world.audit(*world.sites()[:2])
+    world.pass_(LIMITS.window)
+    outcome = process.look()
+    assert outcome.result is Result.DISTRIBUTED
+    assert "1 of 3 sites lack" in outcome.detail
+
+
+def test_the_watch_finds_nothing_new_in_keys_dcsync_rotated_itself(world: World) -> None:
+    world.add_sites(1)
+    world.ask()
+    world.process().look()
+    with world.engine.connect() as connection:
+        known = connection.scalar(select(central_state.c.fingerprint))
+    assert known == world.centre.keys.fingerprint()
+
+
+def test_no_key_is_in_the_row(world: World) -> None:
+    keys = set(world.centre.keys.keys.values())
+    world.ask()
+    with pytest.raises(Killed):
+        world.process(command=killed).look()
+    with world.engine.connect() as connection:
+        kept = repr(connection.execute(select(key_rotation)).one())
+    assert "before" in repr(key_rotation.c.keys())
+    assert key_set(world.centre.keys).staged in kept
+    assert not any(key in kept for key in keys)
+
+
+def test_a_failing_command_says_how_and_nothing_it_printed(world: World) -> None:
+    def fails() -> None:
+        raise KeyRotationFailed("/usr/bin/rotate ended with exit code 3")
+
+    world.ask()
+    outcome = world.process(command=fails).look()
+    assert outcome.as_dict() == {"result": "failed", "detail": "/usr/bin/rotate ended with exit code 3"}
