@@ -188,7 +188,7 @@ class RunStore(Protocol):
         """
 
     def complete(self, run: Run, *, now: datetime) -> bool:
-        """in-progress -> completed, its audits due at once, and the attempt's end, in one transaction; False when the row
+        """in-progress -> completed, its audits due at once, and the end of the attempt, together; False when the row
         is not its own."""
 
     def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:

@@ -8,21 +8,35 @@ mismatch counts, an empty central list is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from dcsync.alignment import (
     ALIGNED_AT_DEPLOYMENT,
+    GroupPlan,
     Update,
     concerned,
+    is_left_alone,
     password_hashes,
     plan_groups,
     refuse_unusable,
     with_members,
 )
-from dcsync.identity import ActorType, Assignment, Record, Records, ResourceType, RevocationEvent
+from dcsync.identity import (
+    ActorType,
+    Assignment,
+    Placed,
+    Record,
+    Records,
+    ResourceType,
+    RevocationEvent,
+    record_digest,
+)
+
+T = TypeVar("T")
 
 COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
     ResourceType.USERS: {
@@ -38,19 +52,13 @@ COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
 """The columns that decide. `last_active_at` is not among them: it changes with every first login of a day on each side
 (contracts/real-keystone.md K11), upstream's comparison of it makes records differ again minutes after a sync."""
 
+ADMIN = "admin"
 NEVER_DELETED_ROLES = frozenset({"admin"})
 
-
-@dataclass(frozen=True)
-class Placed:
-    """What dcsync put on a subcloud, or found there under the centre's name: ids only. A central deletion deletes
-    exactly these."""
-
-    ids: Mapping[ResourceType, frozenset[str]] = field(default_factory=dict)
-    assignments: frozenset[Assignment] = frozenset()
-
-    def of(self, type_: ResourceType) -> frozenset[str]:
-        return self.ids.get(type_, frozenset())
+ASSIGNMENTS = "project_role_assignments"
+REVOCATION_EVENTS = "revoke_events"
+RESOURCE_TYPES = (*(type_.value for type_ in ResourceType), ASSIGNMENTS, REVOCATION_EVENTS)
+"""What is compared, by the names operators know; a repair may be restricted to some of them."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +77,37 @@ class Difference:
     type: str
     name: str
     fields: tuple[str, ...]
+    wanted: str = field(default="", repr=False)
+    """A digest of what the centre has, so that the same field with a newer value is another difference."""
 
     def __str__(self) -> str:
         return f"{self.type} {self.name}: {', '.join(self.fields)}"
+
+
+def digest(differences: Iterable[Difference]) -> str | None:
+    """What tells one set of differences from another; None for none."""
+    lines = sorted(f"{each} {each.wanted}" for each in differences)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 
 
 @dataclass(frozen=True)
 class Repair:
     """Writes in the order they must be made; each field is finished before the next one begins.
 
-    Updates of `users` may be written side by side, all others one after another.
+    Updates of `users` may be written side by side, all others one after another. A record stands for its creation.
     """
 
-    created_domains: tuple[Record, ...] = ()
+    domains: tuple[Update | Record, ...] = ()
+    cleared: tuple[Record, ...] = ()
+    """To be deleted first, for they hold a name or id that another record takes."""
     emptied_groups: tuple[Update, ...] = ()
     users: tuple[Update, ...] = ()
+    renamed_users: tuple[Update, ...] = ()
+    """Take a name that one of `users`, or an earlier one of these, gives up."""
     created_users: tuple[Record, ...] = ()
     groups: tuple[Update, ...] = ()
     created_groups: tuple[Record, ...] = ()
-    projects: tuple[Update, ...] = ()
-    created_projects: tuple[Record, ...] = ()
+    projects: tuple[Update | Record, ...] = ()
     roles: tuple[Update, ...] = ()
     created_roles: tuple[Record, ...] = ()
     granted: tuple[Assignment, ...] = ()
@@ -96,11 +115,41 @@ class Repair:
     revoked: tuple[Assignment, ...] = ()
     deleted: tuple[Record, ...] = ()
     groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    admin_id: str | None = None
+    """Of user admin, where its password differs: the subcloud keeps that in its keyring as well."""
 
     @property
     def deletions(self) -> int:
         """Records and grants that would go: what a guard counts."""
-        return len(self.deleted) + len(self.revoked)
+        return len(self.cleared) + len(self.deleted) + len(self.revoked)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Every write in its order, as verb, type and name."""
+        puts = (
+            *self.domains, *self.emptied_groups, *self.users, *self.renamed_users, *self.created_users, *self.groups,
+            *self.created_groups, *self.projects, *self.roles, *self.created_roles,
+        )  # fmt: skip
+        shown = [("PUT" if isinstance(each, Update) else "POST", _record(each)) for each in puts]
+        return (
+            *(f"DELETE {record.type} {record.name}" for record in self.cleared),
+            *(f"{verb} {record.type} {record.name}" for verb, record in shown),
+            *(f"PUT {ASSIGNMENTS} {_assignment_name(assignment)}" for assignment in self.granted),
+            *(f"POST {REVOCATION_EVENTS}" for _ in self.created_events),
+            *(f"DELETE {ASSIGNMENTS} {_assignment_name(assignment)}" for assignment in self.revoked),
+            *(f"DELETE {record.type} {record.name}" for record in self.deleted),
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write, be it that nothing differs or that nothing can be done about it."""
+        return not self.writes
+
+    @property
+    def changes_ids(self) -> bool:
+        """Whether tokens name ids that are gone afterwards."""
+        updates = (*self.domains, *self.users, *self.renamed_users, *self.projects, *self.roles)
+        return any(isinstance(each, Update) and each.changes_id for each in updates)
 
 
 @dataclass(frozen=True)
@@ -123,106 +172,255 @@ def audit_identity(
     region_name: str,
     placed: Placed,
     groups_to_refill: Mapping[str, tuple[str, ...]] | None = None,
+    only: Collection[str] | None = None,
 ) -> IdentityAudit:
-    """Compare the subcloud with the centre and plan its repair.
+    """Compare the subcloud with the centre and plan its repair; `only` these of RESOURCE_TYPES are repaired.
 
-    Records are the same thing when name and domain are, or else the id. A column counts only where both sides have
-    it: an older site that omits a field is not out of sync. Raises CloudError: central-empty, subcloud-empty, or
-    ids-not-aligned.
+    Records are the same thing when the id is, or else name and domain. A column counts only where both sides have
+    it: an older site that omits a field is not out of sync. A domain whose id differs is repaired alone, for its
+    users and projects follow it; what else differs shows afterwards. Raises CloudError: central-empty, subcloud-empty,
+    or ids-not-aligned.
     """
     refuse_unusable(central=central.records, subcloud=subcloud.records, region_name=region_name)
-    matches = {type_: _match(central.records, subcloud.records, type_, region_name) for type_ in ResourceType}
-    doomed = {type_: _doomed(matches[type_], subcloud.records, placed, type_, region_name) for type_ in ResourceType}
-    users = tuple(Update(old.id, new) for new, old in matches[ResourceType.USERS].pairs if _differing_fields(new, old))
-    new_ids = {update.old_id: update.record.id for update in users if update.changes_id}
-    gone = {record.id for record in doomed[ResourceType.USERS]}
-    user_ids = {new_ids.get(user.id, user.id) for user in subcloud.records.users} - gone
-    user_ids |= {record.id for record in matches[ResourceType.USERS].missing}
-    group_match = matches[ResourceType.GROUPS]
-    membership = plan_groups(
-        matched={old.id: new for new, old in group_match.pairs},
-        subcloud=subcloud.records,
-        new_ids=new_ids,
-        user_ids=user_ids,
-        remembered=groups_to_refill or {},
-    )
-    filled = _with_other_fields(membership.filled, group_match, user_ids)
-    assignments = _audit_assignments(central, subcloud, matches, placed, region_name)
-    missing_events = tuple(
-        sorted(central.revocation_events - subcloud.revocation_events, key=lambda event: json.dumps(event.body))
-    )
-    repair = Repair(
-        created_domains=tuple(r for r in _by_depth(matches[ResourceType.PROJECTS].missing) if _is_domain(r)),
-        emptied_groups=membership.emptied,
-        users=users,
-        created_users=matches[ResourceType.USERS].missing,
-        groups=filled,
-        created_groups=tuple(_known_members(group, user_ids) for group in group_match.missing),
-        projects=_updates(matches[ResourceType.PROJECTS]),
-        created_projects=tuple(r for r in _by_depth(matches[ResourceType.PROJECTS].missing) if not _is_domain(r)),
-        roles=_updates(matches[ResourceType.ROLES]),
-        created_roles=matches[ResourceType.ROLES].missing,
-        granted=assignments.missing,
-        created_events=missing_events,
-        revoked=assignments.extra,
-        deleted=(
-            *doomed[ResourceType.ROLES],
-            *reversed(_by_depth(doomed[ResourceType.PROJECTS])),
-            *doomed[ResourceType.GROUPS],
-            *doomed[ResourceType.USERS],
-        ),
-        groups_to_refill=membership.to_refill,
-    )
+    every = {type_: _part(central, subcloud, placed, type_, region_name) for type_ in ResourceType}
+    chosen = {type_: part if only is None or type_ in only else part.without_repair() for type_, part in every.items()}
+    members = _members(every, subcloud, groups_to_refill)
+    grants = _grants(central, subcloud, every, placed, region_name)
+    events = _missing_events(central.revocation_events, subcloud.revocation_events)
+    differences = tuple(_differences(every, members.filled, grants, events))
+    if only is not None:
+        members = _members(chosen, subcloud, groups_to_refill)
+        grants = _grants(central, subcloud, chosen, placed, region_name)
+    domains = tuple(each for each in chosen[ResourceType.PROJECTS].in_order if _is_domain(_record(each)))
+    if any(isinstance(each, Update) and each.changes_id for each in domains):
+        return IdentityAudit(differences, Repair(domains=domains), placed)
+    with_grants = only is None or ASSIGNMENTS in only
+    with_events = only is None or REVOCATION_EVENTS in only
     return IdentityAudit(
-        differences=tuple(_differences(matches, doomed, filled, assignments, missing_events)),
-        repair=repair,
+        differences=differences,
+        repair=_repair(chosen, members, grants if with_grants else None, events if with_events else ()),
         placed=Placed(
-            ids={type_: frozenset(new.id for new, _ in matches[type_].pairs) | {r.id for r in matches[type_].missing}
-                 for type_ in ResourceType},
-            assignments=assignments.wanted,
+            ids={type_: chosen[type_].placed_after for type_ in ResourceType},
+            assignments=grants.wanted | (frozenset() if with_grants else frozenset(grants.revocable)),
         ),
-    )  # fmt: skip
+    )
+
+
+def _repair(
+    parts: Mapping[ResourceType, _Part], members: GroupPlan, grants: _Grants | None, events: tuple[RevocationEvent, ...]
+) -> Repair:
+    users, groups, projects, roles = (parts[type_] for type_ in ResourceType)
+    given_up = users.keys_given_up
+    return Repair(
+        domains=tuple(each for each in projects.in_order if _is_domain(_record(each))),
+        cleared=tuple(record for part in parts.values() for record in part.cleared),
+        emptied_groups=members.emptied,
+        users=tuple(update for update in users.updates if update.record.key not in given_up),
+        renamed_users=tuple(update for update in users.updates if update.record.key in given_up),
+        created_users=users.created,
+        groups=_group_writes(groups, members.filled, users.ids_after),
+        created_groups=tuple(_known_members(group, users.ids_after) for group in groups.created),
+        projects=tuple(each for each in projects.in_order if not _is_domain(_record(each))),
+        roles=roles.updates,
+        created_roles=roles.created,
+        granted=grants.grantable if grants else (),
+        created_events=events,
+        revoked=grants.revocable if grants else (),
+        deleted=(*roles.deleted, *reversed(_parents_first(projects.deleted)), *groups.deleted, *users.deleted),
+        groups_to_refill=members.to_refill,
+        admin_id=_admin_with_another_password(users),
+    )
+
+
+def _admin_with_another_password(users: _Part) -> str | None:
+    for new, old in users.pairs if users.is_repaired else ():
+        if new.name == ADMIN and new.id == old.id and password_hashes(new) != password_hashes(old):
+            return new.id
+    return None
+
+
+def _members(
+    parts: Mapping[ResourceType, _Part], subcloud: Cloud, remembered: Mapping[str, tuple[str, ...]] | None
+) -> GroupPlan:
+    users = parts[ResourceType.USERS]
+    return plan_groups(
+        matched={update.old_id: update.record for update in parts[ResourceType.GROUPS].matched},
+        subcloud=subcloud.records,
+        new_ids={update.old_id: update.record.id for update in users.updates if update.changes_id},
+        user_ids=users.ids_after,
+        remembered=remembered or {},
+    )
 
 
 # --- records -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Match:
-    """Of one type: (central, subcloud) records that are the same thing, and central records the subcloud lacks."""
+class _Part:
+    """One type: which records are the same thing on both sides, and what each of the others needs."""
 
     pairs: tuple[tuple[Record, Record], ...]
-    missing: tuple[Record, ...]
+    """(central, subcloud) records that are the same thing, those aside that are `stuck`."""
+    created: tuple[Record, ...]
+    updates: tuple[Update, ...]
+    """Of those pairs that differ, in an order in which no name is taken before it is given up."""
+    stuck: tuple[Record, ...]
+    """Central records whose name or id another record of the subcloud holds: only a person can tell what is right."""
+    cleared: tuple[Record, ...]
+    deleted: tuple[Record, ...]
+    kept: tuple[Record, ...] = ()
+    """Placed and gone centrally, but not to be deleted in this run."""
+    others: tuple[Record, ...] = ()
+    """Records of the subcloud that are nobody's business here."""
+    is_repaired: bool = True
+
+    def without_repair(self) -> _Part:
+        """The same when this type is compared only."""
+        return _Part(
+            pairs=self.pairs,
+            created=(),
+            updates=(),
+            stuck=self.stuck,
+            cleared=(),
+            deleted=(),
+            kept=(*self.cleared, *self.deleted),
+            others=self.others,
+            is_repaired=False,
+        )
+
+    @property
+    def matched(self) -> tuple[Update, ...]:
+        """Every pair as the write it would be; none where nothing is repaired."""
+        return tuple(Update(old.id, new) for new, old in self.pairs) if self.is_repaired else ()
+
+    @property
+    def in_order(self) -> tuple[Update | Record, ...]:
+        """Projects: parents before children, a name given up before it is taken."""
+        taken = {update.old_id: update for update in self.updates}
+        old_keys = {old.key: old.id for _, old in self.pairs if old.id in taken}
+        every: list[Update | Record] = [*self.updates, *self.created]
+        by_new_id = {_record(each).id: each for each in every}
+
+        def needs(each: Update | Record) -> Iterator[Update | Record]:
+            project = _record(each)
+            row = project.body["project"]
+            for other in (row.get("parent_id"), row.get("domain_id")):
+                if other in by_new_id and by_new_id[other] is not each:
+                    yield by_new_id[other]
+            holder = taken.get(old_keys.get(project.key, ""))
+            if holder is not None and holder is not each:
+                yield holder
+
+        return tuple(_in_order(every, needs)[0])
+
+    @property
+    def keys_given_up(self) -> frozenset[tuple[str, str]]:
+        writes = {update.old_id: update.record.key for update in self.updates}
+        return frozenset(old.key for _, old in self.pairs if writes.get(old.id, old.key) != old.key)
+
+    @property
+    def placed_after(self) -> frozenset[str]:
+        """Ids the centre is answerable for once the repair is done."""
+        ids = {new.id if self.is_repaired else old.id for new, old in self.pairs}
+        return frozenset(ids | {record.id for record in (*self.created, *self.kept)})
+
+    @property
+    def ids_after(self) -> frozenset[str]:
+        """Every id the subcloud has once the repair is done."""
+        return self.placed_after | {record.id for record in self.others}
 
 
-def _match(central: Records, subcloud: Records, type_: ResourceType, region_name: str) -> _Match:
-    """By name and domain first; what is left, by id: a record that was renamed centrally."""
-    wanted = concerned(central, type_, region_name=region_name)
-    own = concerned(subcloud, type_, region_name=region_name)
-    pairs = [(new, own[key]) for key, new in wanted.items() if key in own]
-    taken = {old.id for _, old in pairs}
-    by_id = {record.id: record for record in own.values() if record.id not in taken}
-    missing = []
-    for key, new in wanted.items():
-        if key in own:
-            continue
-        if new.id in by_id and by_id[new.id].key not in wanted:
-            pairs.append((new, by_id[new.id]))
+def _part(central: Cloud, subcloud: Cloud, placed: Placed, type_: ResourceType, region_name: str) -> _Part:
+    """By id first, which an initial sync has aligned; what is left, by name and domain: to be adopted."""
+    wanted = list(concerned(central.records, type_, region_name=region_name).values())
+    every = subcloud.records.of(type_)
+    own = {record.id: record for record in every if not is_left_alone(record, region_name=region_name)}
+    pairs = [(new, own.pop(new.id)) for new in wanted if new.id in own]
+    paired = {new.id for new, _ in pairs}
+    by_key = {record.key: record for record in own.values()}
+    created: list[Record] = []
+    for new in (new for new in wanted if new.id not in paired):
+        old = by_key.pop(new.key, None)
+        if old is None:
+            created.append(new)
         else:
-            missing.append(new)
-    return _Match(tuple(pairs), tuple(missing))
+            pairs.append((new, own.pop(old.id)))
+    doomed = {id_: record for id_, record in own.items() if id_ in placed.of(type_) and not _is_vital(record)}
+    matched = {old.id for _, old in pairs}
+    others = [record for record in every if record.id not in matched and record.id not in doomed]
+    return _resolved(pairs, created, list(doomed.values()), others)
 
 
-def _doomed(
-    match: _Match, subcloud: Records, placed: Placed, type_: ResourceType, region_name: str
-) -> tuple[Record, ...]:
-    """Records dcsync placed, that are still there under their id, and that the centre no longer has."""
-    kept = {old.id for _, old in match.pairs} | {new.id for new, _ in match.pairs}
-    return tuple(
-        record
-        for record in concerned(subcloud, type_, region_name=region_name).values()
-        if record.id in placed.of(type_) and record.id not in kept and not _is_vital(record)
+def _resolved(
+    pairs: list[tuple[Record, Record]], created: list[Record], doomed: list[Record], others: list[Record]
+) -> _Part:
+    """Sort out who may take which name and id; what is stuck stays as it is, and may be in the way of others."""
+    ids, keys = {record.id for record in others}, {record.key for record in others}
+
+    def is_free(new: Record) -> bool:
+        return new.id not in ids and new.key not in keys
+
+    stuck = [new for new in (*(new for new, _ in pairs), *created) if not is_free(new)]
+    free = [(new, old) for new, old in pairs if is_free(new)]
+    updates = {old.id: Update(old.id, new) for new, old in free if _differing_fields(new, old)}
+    holders = {old.key: updates[old.id] for _, old in free if old.id in updates}
+
+    def needs(update: Update) -> Iterator[Update]:
+        holder = holders.get(update.record.key)
+        if holder is not None and holder is not update:
+            yield holder
+
+    ordered, circular = _in_order(updates.values(), needs)
+    stuck += [update.record for update in circular]
+    if stuck:
+        lost = {record.id for record in stuck}
+        rest = _resolved(
+            [(new, old) for new, old in pairs if new.id not in lost],
+            [new for new in created if new.id not in lost],
+            doomed,
+            [*others, *(old for new, old in pairs if new.id in lost)],
+        )
+        return replace(rest, stuck=(*stuck, *rest.stuck))
+    taken = {new.key for new, _ in pairs} | {new.key for new in created}
+    return _Part(
+        pairs=tuple(pairs),
+        created=tuple(created),
+        updates=tuple(ordered),
+        stuck=(),
+        cleared=tuple(record for record in doomed if record.key in taken),
+        deleted=tuple(record for record in doomed if record.key not in taken),
+        others=tuple(others),
     )
+
+
+def _in_order(items: Iterable[T], needs: Callable[[T], Iterable[T]]) -> tuple[list[T], list[T]]:
+    """Each after all it needs; and those that need one another in a circle, or something in it."""
+    waiting = list(items)
+    ordered: list[T] = []
+    while waiting:
+        ready = [item for item in waiting if not any(need in waiting for need in needs(item))]
+        if not ready:
+            break
+        ordered += ready
+        waiting = [item for item in waiting if item not in ready]
+    return ordered, waiting
+
+
+def _record(each: Update | Record) -> Record:
+    return each.record if isinstance(each, Update) else each
+
+
+def _parents_first(projects: Iterable[Record]) -> list[Record]:
+    every = list(projects)
+    by_id = {project.id: project for project in every}
+
+    def needs(project: Record) -> Iterator[Record]:
+        parent = by_id.get(project.body["project"].get("parent_id") or "")
+        if parent is not None and parent is not project:
+            yield parent
+
+    ordered, circular = _in_order(every, needs)
+    return ordered + circular
 
 
 def _is_vital(record: Record) -> bool:
@@ -238,33 +436,18 @@ def _is_domain(record: Record) -> bool:
     return record.type is ResourceType.PROJECTS and bool(record.body["project"].get("is_domain"))
 
 
-def _by_depth(projects: Iterable[Record]) -> tuple[Record, ...]:
-    """Parents before children."""
-    waiting = {project.id: project for project in projects}
-    ordered: list[Record] = []
-    while waiting:
-        ready = [p for p in waiting.values() if p.body["project"].get("parent_id") not in waiting]
-        for project in ready or list(waiting.values()):
-            ordered.append(waiting.pop(project.id))
-    return tuple(ordered)
-
-
-def _updates(match: _Match) -> tuple[Update, ...]:
-    return tuple(Update(old.id, new) for new, old in match.pairs if _differing_fields(new, old))
-
-
-def _with_other_fields(filled: tuple[Update, ...], match: _Match, user_ids: set[str]) -> tuple[Update, ...]:
-    """Groups to fill, and those whose members are right but whose description or the like is not."""
-    written = {update.old_id for update in filled}
-    others = tuple(
-        Update(old.id, _known_members(new, user_ids))
-        for new, old in match.pairs
-        if old.id not in written and _differing_fields(new, old)
+def _group_writes(groups: _Part, filled: tuple[Update, ...], user_ids: frozenset[str]) -> tuple[Update, ...]:
+    """Groups whose fields differ, in the order their names allow, then those that only want filling."""
+    contents = {update.old_id: update.record for update in filled}
+    fields = tuple(
+        Update(update.old_id, contents.get(update.old_id) or _known_members(update.record, user_ids))
+        for update in groups.updates
     )
-    return (*filled, *others)
+    written = {update.old_id for update in fields}
+    return (*fields, *(update for update in filled if update.old_id not in written))
 
 
-def _known_members(group: Record, user_ids: set[str]) -> Record:
+def _known_members(group: Record, user_ids: frozenset[str]) -> Record:
     return with_members(group, [member for member in group.member_ids if member in user_ids])
 
 
@@ -277,7 +460,7 @@ def _differing_fields(new: Record, old: Record) -> tuple[str, ...]:
         if _differs(new.body[part], old.body[part], column)
     ]
     if new.type is ResourceType.USERS:
-        if len(password_hashes(new)) != len(password_hashes(old)) or password_hashes(new) != password_hashes(old):
+        if password_hashes(new) != password_hashes(old):
             found.append("password")
         if "user_option" in new.body and "user_option" in old.body and _options(new) != _options(old):
             found.append("user_option")
@@ -292,92 +475,121 @@ def _options(user: Record) -> list[tuple[str, str]]:
     return sorted((str(row.get("option_id")), str(row.get("option_value"))) for row in user.body["user_option"])
 
 
-# --- role assignments --------------------------------------------------------------------------------------------
+# --- role assignments and revocation events ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Assignments:
+class _Grants:
     wanted: frozenset[Assignment]
     missing: tuple[Assignment, ...]
-    extra: tuple[Assignment, ...]
-
-
-def _audit_assignments(
-    central: Cloud,
-    subcloud: Cloud,
-    matches: Mapping[ResourceType, _Match],
-    placed: Placed,
-    region_name: str,
-) -> _Assignments:
-    """Central grants among what both sides know; of the subcloud's other grants, those dcsync placed are extra.
-
-    Grants follow a record's id when it changes, so the subcloud's are read as they will be after the writes.
-    """
-    wanted = frozenset(a for a in central.assignments if _is_concerned(a, central.records, region_name))
-    new_ids = {
-        type_: {old.id: new.id for new, old in matches[type_].pairs if new.id != old.id} for type_ in ResourceType
-    }
-    present = {_renamed(assignment, new_ids) for assignment in subcloud.assignments}
-    extra = (present & placed.assignments) - wanted
-    return _Assignments(wanted, tuple(sorted(wanted - present)), tuple(sorted(extra)))
+    grantable: tuple[Assignment, ...]
+    """Those of the missing ones whose user or group, project and role will all be there."""
+    revocable: tuple[Assignment, ...]
+    """Placed, gone centrally, and not going by themselves with a record that is deleted."""
 
 
 _ACTORS = {ActorType.USER: ResourceType.USERS, ActorType.GROUP: ResourceType.GROUPS}
 
 
-def _is_concerned(assignment: Assignment, records: Records, region_name: str) -> bool:
-    def known(type_: ResourceType, id_: str) -> bool:
-        return any(record.id == id_ for record in concerned(records, type_, region_name=region_name).values())
-
+def _ids_of(assignment: Assignment) -> tuple[tuple[ResourceType, str], ...]:
     return (
-        known(_ACTORS[assignment.actor_type], assignment.actor_id)
-        and known(ResourceType.PROJECTS, assignment.project_id)
-        and known(ResourceType.ROLES, assignment.role_id)
+        (_ACTORS[assignment.actor_type], assignment.actor_id),
+        (ResourceType.PROJECTS, assignment.project_id),
+        (ResourceType.ROLES, assignment.role_id),
     )
 
 
-def _renamed(assignment: Assignment, new_ids: Mapping[ResourceType, Mapping[str, str]]) -> Assignment:
-    actors = new_ids[_ACTORS[assignment.actor_type]]
-    return Assignment(
-        project_id=new_ids[ResourceType.PROJECTS].get(assignment.project_id, assignment.project_id),
-        actor_type=assignment.actor_type,
-        actor_id=actors.get(assignment.actor_id, assignment.actor_id),
-        role_id=new_ids[ResourceType.ROLES].get(assignment.role_id, assignment.role_id),
+def _grants(
+    central: Cloud, subcloud: Cloud, parts: Mapping[ResourceType, _Part], placed: Placed, region_name: str
+) -> _Grants:
+    """Central grants among what both sides know; of the subcloud's other grants, those dcsync placed are extra.
+
+    Grants follow a record's id when it changes, so the subcloud's are read as they will be after the writes.
+    """
+    known = {
+        type_: {record.id for record in concerned(central.records, type_, region_name=region_name).values()}
+        for type_ in ResourceType
+    }
+    wanted = frozenset(a for a in central.assignments if all(id_ in known[type_] for type_, id_ in _ids_of(a)))
+    moved = {
+        (type_, update.old_id): update.record.id
+        for type_, part in parts.items()
+        for update in part.updates
+        if update.changes_id
+    }
+    present = {_moved(assignment, moved) for assignment in subcloud.assignments} if moved else subcloud.assignments
+    after = {type_: part.ids_after for type_, part in parts.items()}
+    missing = sorted(wanted - present)
+    return _Grants(
+        wanted=wanted,
+        missing=tuple(missing),
+        grantable=tuple(a for a in missing if all(id_ in after[type_] for type_, id_ in _ids_of(a))),
+        revocable=tuple(
+            a
+            for a in sorted((present & placed.assignments) - wanted)
+            if all(id_ in after[type_] for type_, id_ in _ids_of(a))
+        ),
     )
 
 
-# --- words for people, and refusals ------------------------------------------------------------------------------
+def _moved(assignment: Assignment, moved: Mapping[tuple[ResourceType, str], str]) -> Assignment:
+    (actor, project, role) = (moved.get(each, each[1]) for each in _ids_of(assignment))
+    return Assignment(project_id=project, actor_type=assignment.actor_type, actor_id=actor, role_id=role)
+
+
+def _missing_events(
+    central: frozenset[RevocationEvent], subcloud: frozenset[RevocationEvent]
+) -> tuple[RevocationEvent, ...]:
+    """Central events the subcloud lacks, by the columns both clouds know; events are never deleted."""
+    if central <= subcloud:
+        return ()
+    common = {column for event in (*central, *subcloud) for column in event.body}
+    for event in (*central, *subcloud):
+        common &= event.body.keys()
+    there = {_shown(event, common) for event in subcloud}
+    missing = [event for event in central if _shown(event, common) not in there]
+    return tuple(sorted(missing, key=lambda event: json.dumps(event.body)))
+
+
+def _shown(event: RevocationEvent, columns: Collection[str]) -> tuple[tuple[str, str | None], ...]:
+    return tuple((column, value) for column, value in event.columns if column in columns)
+
+
+# --- words for people --------------------------------------------------------------------------------------------
 
 
 def _differences(
-    matches: Mapping[ResourceType, _Match],
-    doomed: Mapping[ResourceType, tuple[Record, ...]],
+    parts: Mapping[ResourceType, _Part],
     filled: tuple[Update, ...],
-    assignments: _Assignments,
-    missing_events: tuple[RevocationEvent, ...],
+    grants: _Grants,
+    events: tuple[RevocationEvent, ...],
 ) -> Iterator[Difference]:
-    members = {update.record.id for update in filled}
-    for type_ in ResourceType:
-        for new, old in matches[type_].pairs:
+    for type_, part in parts.items():
+        for new, old in part.pairs:
             fields = _differing_fields(new, old)
-            if type_ is ResourceType.GROUPS and new.id in members and _members_differ(new, old, filled):
+            if type_ is ResourceType.GROUPS and any(
+                u.old_id == old.id and u.record.member_ids != old.member_ids for u in filled
+            ):
                 fields = (*fields, "local_user_ids")
             if fields:
-                yield Difference(type_.value, new.name, fields)
-        for record in matches[type_].missing:
-            yield Difference(type_.value, record.name, ("missing",))
-        for record in doomed[type_]:
+                yield Difference(type_.value, new.name, fields, record_digest(new))
+        for record in part.stuck:
+            yield Difference(type_.value, record.name, ("name or id taken by another record",), record_digest(record))
+        for record in part.created:
+            yield Difference(type_.value, record.name, ("missing",), record_digest(record))
+        for record in (*part.cleared, *part.deleted):
             yield Difference(type_.value, record.name, ("deleted centrally",))
-    for assignment in assignments.missing:
-        yield Difference("project_role_assignments", _assignment_name(assignment), ("missing",))
-    for assignment in assignments.extra:
-        yield Difference("project_role_assignments", _assignment_name(assignment), ("deleted centrally",))
-    if missing_events:
-        yield Difference("revoke_events", f"{len(missing_events)} events", ("missing",))
-
-
-def _members_differ(new: Record, old: Record, filled: tuple[Update, ...]) -> bool:
-    return any(u.old_id == old.id and u.record.member_ids != old.member_ids for u in filled)
+    matched = {old.id for _, old in parts[ResourceType.GROUPS].pairs}
+    for update in filled:
+        if update.old_id not in matched:
+            yield Difference(ResourceType.GROUPS.value, update.record.name, ("local_user_ids",))
+    for assignment in grants.missing:
+        yield Difference(ASSIGNMENTS, _assignment_name(assignment), ("missing",))
+    for assignment in grants.revocable:
+        yield Difference(ASSIGNMENTS, _assignment_name(assignment), ("deleted centrally",))
+    if events:
+        told = hashlib.sha256(repr([event.columns for event in events]).encode()).hexdigest()
+        yield Difference(REVOCATION_EVENTS, f"{len(events)} events", ("missing",), told)
 
 
 def _assignment_name(assignment: Assignment) -> str:

@@ -74,7 +74,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_remote_control": True,
-        "beat_schedule": beat_schedule(sweep_interval=settings.sweep_interval, probe_interval=settings.probe_interval),
+        "beat_schedule": beat_schedule(
+            sweep_interval=settings.sweep_interval,
+            probe_interval=settings.probe_interval,
+            central_watch_interval=settings.central_watch_interval,
+        ),
         "beat_scheduler": "dcsync.tasks.alive:BeatScheduler",
         "beat_max_loop_interval": min(5.0, settings.sweep_interval),
         "timezone": "UTC",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import structlog
 from celery import shared_task
 
+from dcsync.adapters.clock import utc_now
+from dcsync.errors import TemporaryError
 from dcsync.initial_sync.engine import Result
 from dcsync.messages import TaskName
 from dcsync.tasks.base import DcsyncTask
@@ -18,4 +20,14 @@ def initial_sync(self: DcsyncTask, region_name: str, generation: int, **_: objec
     outcome = self.sync.initial_sync.run(region_name=region_name, generation=generation).as_dict()
     tell = log.warning if outcome["result"] == Result.FAILED else log.info
     tell("initial sync", task_id=self.request.id, **outcome)
+    if outcome["result"] == Result.COMPLETED:
+        _audit_at_once(self, region_name)
     return outcome
+
+
+def _audit_at_once(task: DcsyncTask, region_name: str) -> None:
+    """The row says that its audits are due; a hint that cannot be sent is made good by the next sweep."""
+    try:
+        task.sync.audit_sweep.send_now(region_name, now=utc_now())
+    except TemporaryError as exc:
+        log.warning("first audit waits for the next sweep", region_name=region_name, error=str(exc))

@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import structlog
-from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutting_down
+from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
 from dcsync import logs
 from dcsync.adapters.clock import utc_now
@@ -23,6 +23,8 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 LATE_AFTER_INTERVALS = 2.5
 """A sweep is late when none has ended for this many intervals; then workers sweep themselves."""
+
+LAST_REPORTS_SECONDS = 5.0
 
 _stopping = threading.Event()
 _this: list[WorkerProcess] = []
@@ -95,3 +97,12 @@ def _give_back_in_time(**_: Any) -> None:
             timer = threading.Timer(services.settings.stop_grace, services.loop.cancel_all)
             timer.daemon = True
             timer.start()
+
+
+@worker_shutdown.connect
+def _send_last_reports(**_: Any) -> None:
+    """What the last runs found out would otherwise wait for their next ones."""
+    for process in _this:
+        services = process.sync_if_made
+        if services is not None:
+            services.reporter.close(timeout_seconds=LAST_REPORTS_SECONDS)

@@ -266,7 +266,18 @@ class SqlRunStore:
                 subcloud_sync.c.endpoint_type.in_(SYNCED_ENDPOINT_TYPES),
             )
             .values(
-                audit_status="none", sync_status_reported="none", sync_status_report_time=None, last_audit_time=None
+                audit_status="none",
+                sync_status_reported="none",
+                sync_status_report_time=None,
+                last_audit_time=None,
+                run_id=None,
+                claimed_at=None,
+                reason=None,
+                detail="",
+                attempt=0,
+                abandoned=0,
+                difference=None,
+                difference_repairs=0,
             )
         )
         with self._engine.begin() as connection:
@@ -281,6 +292,11 @@ class SqlRunStore:
                 connection, run, Event.SUCCEEDED, now=now, attempt=0, abandoned=0, reason=None, detail="", retry_at=None
             ):
                 return False
+            connection.execute(
+                sa.update(subcloud_sync)
+                .where(subcloud_sync.c.subcloud_id == run.subcloud.id)
+                .values(due_at=now, dispatched_at=None)
+            )
             _end_attempts(connection, [run.run_id], Ending.COMPLETED, "", now)
             return True
 

@@ -1,0 +1,536 @@
+"""One audit of one subcloud: lock, claim what is due, compare, repair, look again, report, settle.
+
+Says in which order things happen and how each ending is recorded. What differs is decided in `identity_audit`, what
+stops a repair in `guards`, what is due in `sweep`. This is the one boundary where whatever happened becomes a
+`Finding` per endpoint type: nothing is raised to the task above but what kills the process.
+Source: spec/generic-sync-and-audit.md sections 7 to 9, without the defects lessons.md names R4 to R13.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from dcsync.audit import guards
+from dcsync.audit.identity_audit import Cloud, Difference, IdentityAudit, audit_identity, digest
+from dcsync.audit.repair import Repairer, read_cloud
+from dcsync.delivery import replace_fernet_keys
+from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Reason, WorkerStopping
+from dcsync.identity import CentralData, FernetKeys, Placed
+from dcsync.lifecycle import Ending, Failure, hold_off
+from dcsync.ports import (
+    AuditPart,
+    AuditReports,
+    AuditRun,
+    AuditStore,
+    Clouds,
+    Finding,
+    Locks,
+    Loop,
+    Ownership,
+    Standing,
+    SubcloudSession,
+)
+from dcsync.subcloud import EndpointType, SyncStatus
+
+PASSES = 3
+"""How often one run plans, writes and looks again: some repairs show what else differs only once they are done."""
+
+KEYS = "fernet_repo"
+FEW = 3
+MOST_NAMED = 20
+
+
+class Result(StrEnum):
+    """What became of a hint."""
+
+    BUSY = "busy"
+    STALE = "stale"
+    DONE = "done"
+    CANCELLED = Ending.CANCELLED.value
+    SUPERSEDED = Ending.SUPERSEDED.value
+    LOCK_LOST = Ending.LOCK_LOST.value
+    GIVEN_BACK = Ending.GIVEN_BACK.value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a hint led to; shown in the log and in Flower."""
+
+    result: Result
+    region_name: str
+    run_id: str | None = None
+    findings: tuple[Finding, ...] = ()
+    detail: str = ""
+    seconds: float | None = None
+
+    @property
+    def is_failure(self) -> bool:
+        return any(finding.failure for finding in self.findings)
+
+    def as_dict(self) -> dict[str, object]:
+        told: dict[str, object] = {"result": self.result.value, "region_name": self.region_name}
+        told |= {str(finding.endpoint_type): _in_words(finding) for finding in self.findings}
+        named = [each for finding in self.findings for each in finding.differences]
+        told |= {"differences": named[:MOST_NAMED]} if named else {}
+        rest = {"run_id": self.run_id, "detail": self.detail, "seconds": self.seconds}
+        return told | {name: value for name, value in rest.items() if value not in (None, "")}
+
+
+def _in_words(finding: Finding) -> str:
+    if finding.failure:
+        return f"{finding.failure.reason.value}: {finding.failure.detail}"
+    return "repaired" if finding.repaired else str(finding.result)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Numbers an audit keeps to; times in seconds where not a timedelta. `max_deletes`: in one run on one subcloud."""
+
+    run_deadline: float
+    users_at_once: int
+    max_deletes: int
+    interval: timedelta
+    hold_off: timedelta
+    hold_off_max: timedelta
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What an audit of one endpoint type would find and do; names and fields only, never a value."""
+
+    endpoint_type: EndpointType
+    differences: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+    deletions: int = 0
+    refused: Failure | None = None
+    """Why a real audit would leave it as it is."""
+
+
+class _Stopped(Exception):
+    """The run no longer owns its subcloud."""
+
+    def __init__(self, standing: Standing) -> None:
+        super().__init__(standing)
+        self.standing = standing
+
+
+class _Refused(Exception):
+    """A guard stops the repair of one endpoint type."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+@dataclass
+class _Progress:
+    """How far one endpoint type has come; a finding is made of it whatever happens next."""
+
+    part: AuditPart
+    found: tuple[str, ...] | None = None
+    """What the first comparison told; None before it was finished."""
+    difference: str | None = None
+    was_tried: bool = False
+    """A repair was begun."""
+    is_partial: bool = False
+    """What was to be repaired is; something else still differs."""
+    failure: Failure | None = None
+    is_done: bool = False
+    keys_fingerprint: str | None = None
+    """Of the keys the subcloud was last seen to hold."""
+
+    def note(self, differences: tuple[str, ...], difference: str | None) -> None:
+        """Of the first comparison."""
+        self.found, self.difference = differences, difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Carries out audits. One object per process, used by many threads at once."""
+
+    store: AuditStore
+    locks: Locks
+    ownership: Ownership
+    clouds: Clouds
+    loop: Loop
+    reports: AuditReports
+    limits: Limits
+    now: Callable[[], datetime]
+    new_run_id: Callable[[], str]
+    jitter: Callable[[], float]
+    log_fault: Callable[[AuditRun, BaseException], None]
+    """Told of an exception no rule foresees, with its traceback; what was not done by then fails: internal-error."""
+    admin_password: str | None = field(default=None, repr=False)
+
+    # --- what is asked from outside ---
+
+    def run(self, *, region_name: str) -> Outcome:
+        """Act on one hint: audit whatever is due. A hint that came twice or late ends as busy or stale."""
+        run_id = self.new_run_id()
+        if not self.locks.acquire(region_name, owner=run_id):
+            return Outcome(Result.BUSY, region_name)
+        try:
+            run = self.store.claim(region_name=region_name, run_id=run_id, now=self.now())
+            return Outcome(Result.STALE, region_name) if run is None else self._carry_out(run)
+        finally:
+            self.locks.release(region_name, owner=run_id)
+
+    def preview(self, name: str, endpoint_types: frozenset[EndpointType]) -> tuple[Preview, ...]:
+        """Compare and write nothing, neither there nor here; needs no lock. Raises UnknownSubcloud or CloudError."""
+        run = self.store.look(name)
+        return self.loop.run(self._preview(run, endpoint_types))
+
+    # --- a run ---
+
+    def _carry_out(self, run: AuditRun) -> Outcome:
+        started = self.now()
+        progress = [_Progress(part) for part in sorted(run.parts, key=_identity_first)]
+        standing = self._attempt(run, progress)
+        ended = self.now()
+        if standing is not None:
+            self.store.release(run, now=ended)
+            return Outcome(_ENDINGS[standing.ending], run.subcloud.region_name, run.run_id, detail=standing.detail)
+        next_due = self._next_due(ended)
+        findings = tuple(self._finding(each, now=ended, next_due=next_due) for each in progress)
+        if self.store.settle(run, findings, now=ended):
+            self._report(run, findings, now=ended)
+        return Outcome(
+            Result.DONE,
+            run.subcloud.region_name,
+            run.run_id,
+            findings,
+            seconds=round((ended - started).total_seconds(), 3),
+        )
+
+    def _attempt(self, run: AuditRun, progress: list[_Progress]) -> Standing | None:
+        """Do what can be done; why the run may not say anything about its subcloud, None when it may."""
+        try:
+            self.loop.run(self._audit(run, progress))
+        except _Stopped as stopped:
+            return stopped.standing
+        except WorkerStopping:
+            return Standing(Ending.GIVEN_BACK, "the worker was stopped")
+        except (BrokerUnreachable, DatabaseUnreachable) as exc:
+            return Standing(Ending.LOCK_LOST, f"ownership could not be checked: {type(exc).__name__}")
+        except CloudError as exc:
+            _fail_rest(progress, Failure(exc.reason, exc.detail, exc.retry_after))
+        except Exception as exc:  # noqa: BLE001 - the boundary: an unforeseen fault must end the audit, not strand its rows
+            self.log_fault(run, exc)
+            _fail_rest(progress, Failure(Reason.INTERNAL_ERROR, type(exc).__name__))
+        return None
+
+    async def _audit(self, run: AuditRun, progress: list[_Progress]) -> None:
+        """Identity before keys, under one lock, one login and one deadline."""
+        try:
+            async with asyncio.timeout(self.limits.run_deadline) as deadline:
+                central = await self.clouds.central_audit_data()
+                async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
+                    for each in progress:
+                        await self._endpoint(run, each, session, central)
+        except TimeoutError as exc:
+            if not deadline.expired():
+                raise
+            raise CloudError(Reason.TIMEOUT, f"the audit took longer than {self.limits.run_deadline:g} s") from exc
+
+    async def _endpoint(
+        self, run: AuditRun, progress: _Progress, session: SubcloudSession, central: CentralData
+    ) -> None:
+        """One endpoint type; its failure leaves the others their chance, unless nobody answers there any more."""
+        work = self._identity if progress.part.endpoint_type is EndpointType.IDENTITY else self._platform
+        try:
+            _believe_the_centre(run, progress.part, central)
+            await work(run, progress, session, central)
+        except _Refused as refused:
+            progress.failure = refused.failure
+        except CloudError as exc:
+            if exc.reason in _NOBODY_THERE:
+                raise
+            progress.failure = Failure(exc.reason, exc.detail, exc.retry_after)
+            if exc.reason is Reason.IDS_NOT_ALIGNED:
+                progress.note((exc.detail,), exc.detail)
+        progress.is_done = True
+
+    async def _identity(
+        self, run: AuditRun, progress: _Progress, session: SubcloudSession, central: CentralData
+    ) -> None:
+        """Plan, write and look again until nothing differs, or nothing changes any more."""
+        placed, groups = run.placed, dict(run.groups_to_refill)
+        before: str | None = None
+        for passes_left in reversed(range(PASSES + 1)):
+            audit = _audit_of(run, progress.part, central, await read_cloud(session), placed, groups)
+            found = digest(audit.differences)
+            if progress.found is None:
+                progress.note(_named(audit.differences), found)
+                self._guard(progress, audit)
+            if audit.is_in_sync:
+                await self._remember(run, old=run.placed, new=audit.placed)
+                await self._remember_groups(run, old=groups, new={})
+                return
+            if audit.repair.is_empty or found == before or not passes_left:
+                break
+            before, placed = found, placed | audit.placed
+            await self._remember(run, old=None, new=placed)
+            refilled = groups | dict(audit.repair.groups_to_refill)
+            await self._remember_groups(run, old=groups, new=refilled)
+            groups = refilled
+            await self._write_identity(run, audit, session, central)
+        progress.is_partial = progress.part.resource_types is not None and audit.repair.is_empty
+        if not progress.is_partial:
+            raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"still differs: {_few(_named(audit.differences))}")
+
+    def _guard(self, progress: _Progress, audit: IdentityAudit) -> None:
+        """Before the first write: raises _Refused where the repair must not begin."""
+        refused = self._refusal(progress.part, audit)
+        if refused is not None:
+            raise _Refused(refused)
+        progress.was_tried = not audit.is_in_sync
+
+    def _refusal(self, part: AuditPart, audit: IdentityAudit) -> Failure | None:
+        named, found = _few(_named(audit.differences)), digest(audit.differences)
+        return guards.not_converging(part=part, difference=found, named=named) or guards.too_many_deletions(
+            deletions=audit.repair.deletions, allowed=self.limits.max_deletes, part=part
+        )
+
+    async def _write_identity(
+        self, run: AuditRun, audit: IdentityAudit, session: SubcloudSession, central: CentralData
+    ) -> None:
+        """Where ids changed, the keys are sent as well: that makes the site drop cached tokens which name old ids."""
+        repairer = Repairer(
+            session=session,
+            may_write=lambda: self._may_write(run),
+            users_at_once=self.limits.users_at_once,
+            admin_password=self.admin_password,
+        )
+        await repairer.carry_out(audit.repair)
+        if audit.repair.changes_ids:
+            await replace_fernet_keys(session=session, keys=central.keys, may_write=lambda: self._may_write(run))
+
+    async def _platform(
+        self, run: AuditRun, progress: _Progress, session: SubcloudSession, central: CentralData
+    ) -> None:
+        """The fernet repository: the whole set, read back under a fresh login."""
+        stored = await session.fernet_repo.read()
+        progress.keys_fingerprint = stored.fingerprint()
+        differences = _key_differences(central.keys, stored)
+        found = digest(differences)
+        progress.note(_named(differences), found)
+        if not differences:
+            return
+        refused = guards.not_converging(part=progress.part, difference=found, named=_few(_named(differences)))
+        if refused is not None:
+            raise _Refused(refused)
+        progress.was_tried = True
+        await replace_fernet_keys(session=session, keys=central.keys, may_write=lambda: self._may_write(run))
+        progress.keys_fingerprint = central.keys.fingerprint()
+
+    async def _preview(self, run: AuditRun, endpoint_types: frozenset[EndpointType]) -> tuple[Preview, ...]:
+        previews = []
+        async with asyncio.timeout(self.limits.run_deadline):
+            central = await self.clouds.central_audit_data()
+            async with self.clouds.subcloud(run.subcloud, request_id=f"req-{self.new_run_id()}") as session:
+                for part in sorted(run.parts, key=_identity_first):
+                    if part.endpoint_type in endpoint_types:
+                        previews.append(await self._preview_of(run, part, session, central))
+        return tuple(previews)
+
+    async def _preview_of(
+        self, run: AuditRun, part: AuditPart, session: SubcloudSession, central: CentralData
+    ) -> Preview:
+        shrunk = _shrunk(run, part, central)
+        if part.endpoint_type is EndpointType.PLATFORM:
+            differences = _key_differences(central.keys, await session.fernet_repo.read())
+            writes = ("POST fernet_repo",) if differences else ()
+            return Preview(part.endpoint_type, _named(differences), writes, refused=shrunk)
+        cloud = await read_cloud(session)
+        audit = _audit_of(run, part, central, cloud, run.placed, run.groups_to_refill)
+        return Preview(
+            part.endpoint_type,
+            _named(audit.differences),
+            audit.repair.writes,
+            audit.repair.deletions,
+            shrunk or self._refusal(part, audit),
+        )
+
+    # --- ownership, and what the rows keep ---
+
+    async def _may_write(self, run: AuditRun) -> None:
+        standing = await self.ownership.standing(run)
+        if standing is not None:
+            raise _Stopped(standing)
+
+    async def _own(self, run: AuditRun, write: Callable[..., bool], *args: object) -> None:
+        """A write to our own rows that is refused when the run lost its subcloud; the reason why ends the run."""
+        if not await asyncio.to_thread(write, *args):
+            standing = await self.ownership.standing(run)
+            raise _Stopped(standing or Standing(Ending.SUPERSEDED, "its rows were no longer its own"))
+
+    async def _remember(self, run: AuditRun, *, old: Placed | None, new: Placed) -> None:
+        """What is on the subcloud from the centre: before the first write all it may become, at the end what it is."""
+        if old != new:
+            await self._own(run, self.store.remember_placed, run, new)
+
+    async def _remember_groups(
+        self, run: AuditRun, *, old: Mapping[str, tuple[str, ...]], new: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        if old != new:
+            await self._own(run, self.store.remember_groups, run, new)
+
+    # --- endings ---
+
+    def _finding(self, progress: _Progress, *, now: datetime, next_due: datetime) -> Finding:
+        part, failure = progress.part, progress.failure
+        is_in_sync = failure is None and not progress.is_partial
+        result = None if progress.found is None else SyncStatus.IN_SYNC if is_in_sync else SyncStatus.OUT_OF_SYNC
+        is_observed = failure is None or failure.reason in _SETTLED
+        return Finding(
+            endpoint_type=part.endpoint_type,
+            generation=part.generation,
+            result=result,
+            reported=_reported(result, failure),
+            is_observed=is_observed,
+            differences=progress.found or (),
+            difference=progress.difference,
+            difference_repairs=_repairs(progress),
+            repaired=is_in_sync and progress.was_tried,
+            failure=failure,
+            due_at=next_due if is_observed else now + self._hold_off(part, failure),
+            keys_fingerprint=progress.keys_fingerprint,
+        )
+
+    def _report(self, run: AuditRun, findings: tuple[Finding, ...], *, now: datetime) -> None:
+        """Every finished comparison is reported, also one that says what is known: so a lost report heals."""
+        for finding in findings:
+            if finding.reported is not None:
+                planned = run.keys_planned_until is not None and now < run.keys_planned_until
+                alarmable = not (planned and finding.endpoint_type is EndpointType.PLATFORM)
+                self.reports(run.subcloud.region_name, finding.endpoint_type, finding.reported, alarmable=alarmable)
+
+    def _next_due(self, now: datetime) -> datetime:
+        """Give or take a tenth, so that subclouds audited together spread; one moment for all that was audited."""
+        return now + self.limits.interval * (0.9 + 0.2 * self.jitter())
+
+    def _hold_off(self, part: AuditPart, failure: Failure | None) -> timedelta:
+        own = hold_off(
+            attempt=max(part.attempt, 1),
+            base=self.limits.hold_off,
+            cap=self.limits.hold_off_max,
+            jitter=self.jitter(),
+        )
+        asked = timedelta(seconds=failure.retry_after or 0) if failure else timedelta()
+        return max(own, min(asked, self.limits.hold_off_max))
+
+
+_ENDINGS = {
+    Ending.CANCELLED: Result.CANCELLED,
+    Ending.SUPERSEDED: Result.SUPERSEDED,
+    Ending.LOCK_LOST: Result.LOCK_LOST,
+    Ending.GIVEN_BACK: Result.GIVEN_BACK,
+}
+
+_NOBODY_THERE = frozenset(
+    {
+        Reason.UNREACHABLE,
+        Reason.TIMEOUT,
+        Reason.TLS_FAILED,
+        Reason.AUTH_FAILED,
+        Reason.ADDRESS_REFUSED,
+        Reason.TOO_MANY_REQUESTS,
+    }
+)
+"""The subcloud as a whole does not take part: nothing is known of it, and nothing else need be tried now."""
+
+_SETTLED = frozenset({Reason.GUARD_REFUSED, Reason.NOT_CONVERGING})
+"""What was asked was done as far as it may be: the next look is at the usual time."""
+
+_SAYS_NOTHING_OF_THE_SITE = frozenset(
+    {
+        Reason.CENTRAL_UNREACHABLE,
+        Reason.CENTRAL_AUTH_FAILED,
+        Reason.CENTRAL_BAD_REPLY,
+        Reason.CENTRAL_EMPTY,
+        Reason.CENTRAL_KEYS_INVALID,
+        Reason.GUARD_REFUSED,
+        Reason.INTERNAL_ERROR,
+    }
+)
+"""Without a comparison, the last report stands."""
+
+
+def _identity_first(part: AuditPart) -> bool:
+    return part.endpoint_type is not EndpointType.IDENTITY
+
+
+def _fail_rest(progress: list[_Progress], failure: Failure) -> None:
+    for each in progress:
+        if not each.is_done:
+            each.failure = failure
+
+
+def _reported(result: SyncStatus | None, failure: Failure | None) -> SyncStatus | None:
+    """What the state service is told: never more than was found out. None: what it was told before stands."""
+    if failure is None or (result is not None and failure.reason not in _NOBODY_THERE):
+        return result
+    return None if failure.reason in _SAYS_NOTHING_OF_THE_SITE else SyncStatus.UNKNOWN
+
+
+def _repairs(progress: _Progress) -> int:
+    """How often what was found has been repaired in a row, this run included; a run nobody answered counts for none."""
+    if not progress.found:
+        return 0
+    part, failure = progress.part, progress.failure
+    earlier = part.difference_repairs if part.difference == progress.difference else 0
+    answered = failure is None or failure.reason not in _NOBODY_THERE
+    return earlier + (progress.was_tried and answered)
+
+
+def _shrunk(run: AuditRun, part: AuditPart, central: CentralData) -> Failure | None:
+    if part.deletes_allowed:
+        return None
+    counts = guards.central_counts(central, part.endpoint_type)
+    return guards.shrunk(before={what: run.central_counts.get(what, 0) for what in counts}, now=counts)
+
+
+def _believe_the_centre(run: AuditRun, part: AuditPart, central: CentralData) -> None:
+    """Raises _Refused where the centre suddenly has much less than it had."""
+    refused = _shrunk(run, part, central)
+    if refused is not None:
+        raise _Refused(refused)
+
+
+def _audit_of(
+    run: AuditRun,
+    part: AuditPart,
+    central: CentralData,
+    subcloud: Cloud,
+    placed: Placed,
+    groups: Mapping[str, tuple[str, ...]],
+) -> IdentityAudit:
+    return audit_identity(
+        central=Cloud(central.records, central.assignments, central.revocation_events),
+        subcloud=subcloud,
+        region_name=run.subcloud.region_name,
+        placed=placed,
+        groups_to_refill=groups,
+        only=part.resource_types,
+    )
+
+
+def _key_differences(central: FernetKeys, stored: FernetKeys) -> tuple[Difference, ...]:
+    """Compared as sets of (id, key); shown are short digests of whole sets."""
+    wanted, found = central.fingerprint(), stored.fingerprint()
+    if wanted == found:
+        return ()
+    return (Difference(KEYS, f"keys {found[:8]} instead of {wanted[:8]}", ("key_list",), wanted),)
+
+
+def _named(differences: tuple[Difference, ...]) -> tuple[str, ...]:
+    return tuple(map(str, differences))
+
+
+def _few(named: tuple[str, ...]) -> str:
+    more = len(named) - FEW
+    return "; ".join(named[:FEW]) + (f" and {more} more" if more > 0 else "")

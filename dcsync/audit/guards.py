@@ -1,0 +1,51 @@
+"""What stops a repair although a difference was found, and a change of the centre although it was seen; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dcsync.errors import Reason
+from dcsync.identity import CentralData, ResourceType
+from dcsync.lifecycle import Failure
+from dcsync.ports import AuditPart
+from dcsync.subcloud import EndpointType
+
+REPAIRS_OF_ONE_DIFFERENCE = 3
+"""After so many in a row the same difference is not repaired again, until it changes or an operator asks."""
+
+SMALL_LIST = 4
+"""A list shorter than this may shrink as it likes: half of it is no more than one or two records."""
+
+
+def central_counts(data: CentralData, kind: EndpointType) -> dict[str, int]:
+    """How long each central list of this kind is, under the names an operator knows."""
+    if kind is EndpointType.PLATFORM:
+        return {"fernet keys": len(data.keys.keys)}
+    counts = {type_.value: len(data.records.of(type_)) for type_ in ResourceType}
+    return counts | {"project_role_assignments": len(data.assignments)}
+
+
+def shrunk(*, before: Mapping[str, int], now: Mapping[str, int]) -> Failure | None:
+    """Why a centre with lists of these lengths is not believed: more than half of one is gone."""
+    gone = [
+        f"{what} went from {count} to {now[what]}"
+        for what, count in sorted(before.items())
+        if count >= SMALL_LIST and now.get(what, count) * 2 < count
+    ]
+    return Failure(Reason.GUARD_REFUSED, f"the central {', '.join(gone)}; nothing was changed") if gone else None
+
+
+def too_many_deletions(*, deletions: int, allowed: int, part: AuditPart) -> Failure | None:
+    """Why a repair that would delete so many records and grants is not begun."""
+    if part.deletes_allowed or deletions <= allowed:
+        return None
+    return Failure(
+        Reason.GUARD_REFUSED, f"{deletions} records and grants would be deleted, {allowed} may be; nothing was changed"
+    )
+
+
+def not_converging(*, part: AuditPart, difference: str | None, named: str) -> Failure | None:
+    """Why a difference that came back after every repair is left as it is."""
+    if difference is None or difference != part.difference or part.difference_repairs < REPAIRS_OF_ONE_DIFFERENCE:
+        return None
+    return Failure(Reason.NOT_CONVERGING, f"still differs after {part.difference_repairs} repairs: {named}")

@@ -1,0 +1,91 @@
+"""Has the centre changed? Compares it with what was last accepted, and raises the generation of what changed.
+
+So a changed password is on its way to every subcloud within one look, long before their audits would be due.
+A centre that cannot be read, is empty or has shrunk beyond belief changes nothing, and what is kept says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dcsync.audit import guards
+from dcsync.errors import CloudError
+from dcsync.identity import CentralData
+from dcsync.ports import AuditStore, CentralState, Clouds, Loop
+from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
+
+EVENTS_APART = timedelta(seconds=60)
+"""Revocation events alone raise the generation no more often: every logout at the centre makes one."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one look at the centre came to, for one endpoint type: rows made due, or why it was refused."""
+
+    kind: EndpointType
+    raised: int = 0
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class CentralWatch:
+    """The periodic look at the centre. Two at once are harmless: one of them is told that it came second."""
+
+    store: AuditStore
+    clouds: Clouds
+    loop: Loop
+
+    def run(self, *, now: datetime) -> list[Sight]:
+        """One look; what is worth telling of it. Raises BrokerUnreachable or DatabaseUnreachable."""
+        try:
+            data = self.loop.run(self.clouds.central_audit_data())
+        except CloudError as exc:
+            why = f"{exc.reason}: {exc.detail}"
+            for kind in SYNCED_ENDPOINT_TYPES:
+                self.store.refuse_central(kind, why=why, now=now)
+            return [Sight(kind, refused=why) for kind in SYNCED_ENDPOINT_TYPES]
+        sights = [self._compare(_state_of(data, kind), now=now) for kind in SYNCED_ENDPOINT_TYPES]
+        return [sight for sight in sights if sight.raised or sight.refused]
+
+    def _compare(self, seen: CentralState, *, now: datetime) -> Sight:
+        old = self.store.central_state(seen.kind)
+        if old is None:
+            return Sight(seen.kind, raised=self.store.accept_central(seen, old=None, now=now) or 0)
+        shrunk = None if old.shrink_allowed else guards.shrunk(before=old.counts, now=seen.counts)
+        if shrunk is not None:
+            self.store.refuse_central(seen.kind, why=shrunk.detail, now=now)
+            return Sight(seen.kind, refused=shrunk.detail)
+        if not _is_news(seen, old, now=now):
+            self.store.refuse_central(seen.kind, why=None, now=now)
+            return Sight(seen.kind)
+        return Sight(seen.kind, raised=self.store.accept_central(seen, old=old, now=now) or 0)
+
+
+def _is_news(seen: CentralState, old: CentralState, *, now: datetime) -> bool:
+    if seen.fingerprint != old.fingerprint:
+        return True
+    if seen.events_fingerprint == old.events_fingerprint:
+        return False
+    return old.changed_at is None or now - old.changed_at >= EVENTS_APART
+
+
+def _state_of(data: CentralData, kind: EndpointType) -> CentralState:
+    counts = guards.central_counts(data, kind)
+    if kind is EndpointType.PLATFORM:
+        return CentralState(kind=kind, fingerprint=data.keys.fingerprint(), events_fingerprint="", counts=counts)
+    grants = _digest([each.project_id, each.actor_type.value, each.actor_id, each.role_id] for each in data.assignments)
+    return CentralState(
+        kind=kind,
+        fingerprint=_digest([[data.identity_fingerprint], [grants]]),
+        events_fingerprint=_digest([list(map(list, event.columns)) for event in data.revocation_events]),
+        counts=counts,
+    )
+
+
+def _digest(rows: Iterable[list[object]]) -> str:
+    lines = sorted(json.dumps(row) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""Tasks of the audits: the sweep and the look at the centre on `control`, the audit of one subcloud on `audit`."""
+
+from __future__ import annotations
+
+import structlog
+from celery import shared_task
+
+from dcsync.adapters.clock import utc_now
+from dcsync.messages import TaskName
+from dcsync.tasks.base import DcsyncTask
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+
+@shared_task(name=TaskName.AUDIT_SWEEP.value, bind=True)
+def audit_sweep(self: DcsyncTask, **_: object) -> dict[str, int]:
+    """Find audits that are due; two sweeps at once share them between them."""
+    report = self.sync.audit_sweep.run(now=utc_now())
+    if not report.is_idle:
+        log.info("audit sweep", **vars(report))
+    return vars(report)
+
+
+@shared_task(name=TaskName.WATCH_CENTRAL.value, bind=True)
+def watch_central(self: DcsyncTask, **_: object) -> dict[str, object]:
+    """Look whether the centre changed; if so, its subclouds' audits are sent out at once."""
+    sights = self.sync.central_watch.run(now=utc_now())
+    for sight in sights:
+        tell = log.warning if sight.refused else log.info
+        tell("the centre changed", kind=sight.kind, rows=sight.raised, refused=sight.refused)
+    if any(sight.raised for sight in sights):
+        self.sync.audit_sweep.run(now=utc_now())
+    return {sight.kind.value: sight.refused or sight.raised for sight in sights}
+
+
+@shared_task(name=TaskName.AUDIT.value, bind=True)
+def audit_subcloud(self: DcsyncTask, region_name: str, **_: object) -> dict[str, object]:
+    """Act on a hint. Acknowledged when it starts: the rows say everything; the sweep takes an abandoned audit back."""
+    outcome = self.sync.audit.run(region_name=region_name)
+    tell = log.warning if outcome.is_failure else log.info
+    tell("audit", task_id=self.request.id, **outcome.as_dict())
+    return outcome.as_dict()
