@@ -110,7 +110,7 @@ def _until_written(operator: Operator, look: Callable[[], Sequence[Subcloud]], g
 def _why_ignored(known: Subcloud) -> str:
     """Source of the rule: spec/state-service.md section 3.3."""
     if known.availability_status is AvailabilityStatus.OFFLINE:
-        return "in-sync is not believed of an offline subcloud"
+        return "an offline subcloud's endpoints stay unknown until it is online"
     if known.management_state is ManagementState.UNMANAGED:
-        return "in-sync is believed of a managed subcloud only, except for dc-cert"
+        return "an unmanaged subcloud's endpoints stay unknown, except for dc-cert"
     return ""

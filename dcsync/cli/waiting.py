@@ -54,7 +54,7 @@ def endpoint(type_: EndpointType, status: SyncStatus, *, why: Callable[[Subcloud
         status,
         lambda known: known.sync_status.get(type_, SyncStatus.UNKNOWN),
         IN_SYNC.order,
-        lambda known, now: why(known) if status is SyncStatus.IN_SYNC else "",
+        lambda known, now: why(known) if status is not SyncStatus.UNKNOWN else "",
     )
 
 
