@@ -190,6 +190,12 @@ def _remove(cloud: Cloud, *, type: str, name: str) -> None:
     cloud.own_grants = frozenset(grant for grant in cloud.own_grants if name not in grant)
 
 
+def _rename(cloud: Cloud, *, type: str, name: str, to: str) -> None:
+    if cloud.named(type, to):
+        raise ValueError(f"{type} {to} is there")
+    _edit(cloud, type, name)["local_user" if type == "users" else SINGULAR[type]]["name"] = to
+
+
 def _move_id(cloud: Cloud, *, type: str, name: str, id: str | None = None) -> None:
     """Gives a record another id, and takes everything that points at it along."""
     old_id, new_id = cloud.id_named(type, name), id or secrets.token_hex(16)
@@ -249,6 +255,6 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "forget-events": _forget_events, "set-password": _set_password, "forget-passwords": _forget_passwords,
     "set-extra": _set_extra, "set-enabled": _set_enabled, "set-option": _set_option, "set-column": _set_column,
     "add-user": _add_user, "add-project": _add_project, "add-role": _add_role, "add-group": _add_group,
-    "set-members": _set_members, "remove": _remove, "move-id": _move_id, "grant": _grant, "revoke": _revoke,
-    "redeploy": Cloud.redeploy,
+    "set-members": _set_members, "remove": _remove, "rename": _rename, "move-id": _move_id, "grant": _grant,
+    "revoke": _revoke, "redeploy": Cloud.redeploy,
 }  # fmt: skip

@@ -101,8 +101,7 @@ def may_be_deleted(cloud: Cloud, central: Cloud, type_: str, id_: str) -> bool:
         return True
     if _is_filtered(cloud, type_, row) or _is_never_deleted(type_, row):
         return False
-    is_gone = id_ in central.ever.ids and id_ not in central.tables.of(type_)
-    return is_gone and key_of(type_, row) not in _by_key(central, type_)
+    return id_ in central.ever.ids and id_ not in central.tables.of(type_)
 
 
 def may_be_revoked(central: Cloud, grant: Assignment) -> bool:
@@ -240,8 +239,8 @@ _COMPARED = {
 def _record_differences(cloud: Cloud, central: Cloud) -> list[str]:
     found = []
     for type_ in TYPES:
-        own = _by_key(cloud, type_)
-        for key, master in _by_key(central, type_).items():
+        own, masters = _by_key(cloud, type_), _by_key(central, type_)
+        for key, master in masters.items():
             if _is_filtered(cloud, type_, master):
                 continue
             parts = _differing_parts(cloud, type_, own[key], master) if key in own else ["missing"]
@@ -249,7 +248,7 @@ def _record_differences(cloud: Cloud, central: Cloud) -> list[str]:
         found += [
             f"{SINGULAR[type_]} {name_of(type_, row)}: still there"
             for id_, row in cloud.tables.of(type_).items()
-            if may_be_deleted(cloud, central, type_, id_)
+            if may_be_deleted(cloud, central, type_, id_) and key_of(type_, row) not in masters
         ]
     return found
 

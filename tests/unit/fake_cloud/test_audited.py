@@ -90,6 +90,7 @@ CENTRAL_CHANGES = [
     ("remove", {"type": "projects", "name": "central-lab"}, ["project central-lab: still there"]),
     ("remove", {"type": "roles", "name": "operator"}, ["role operator: still there"]),
     ("revoke-tokens", {"audit_id": "abc"}, ["revocation event of audit_id abc: missing"]),
+    ("rename", {"type": "users", "name": "vim", "to": "vim2"}, ["user vim2: missing"]),
     ("rotate-keys", {}, ["keys differ"]),
 ]  # fmt: skip
 
@@ -124,6 +125,9 @@ DRIFT = [
     ("set-members", {"group": "ops", "members": ["sub-only"]}, ["group ops: members differ"]),
     ("revoke", {"user": "vim", "project": "services", "role": "admin"},
      ["assignment user vim services admin: missing", "assignment changed: user vim services admin"]),
+    ("rename", {"type": "roles", "name": "operator", "to": "x"},
+     ["role operator: missing", "assignment changed: group ops services operator",
+      "assignment changed: group ops services x"]),
     ("halve-keys", {}, ["keys differ"]),
     ("swap-keys", {}, ["keys differ"]),
     ("replace-keys", {}, ["keys differ"]),
@@ -204,6 +208,18 @@ def test_a_record_of_the_site_becomes_the_centres_with_the_name_and_may_go_with_
     audit_by_hand(audited, centre)
     changes.apply(centre, "remove", {"type": "users", "name": "mine"})
     assert "user mine: still there" in inspect(audited, centre).differences
+    audit_by_hand(audited, centre)
+    assert inspect(audited, centre).audited
+
+
+def test_a_record_that_is_gone_may_be_deleted_to_make_room_for_another_of_its_name(
+    audited: Cloud, centre: Cloud
+) -> None:
+    old_id = centre.id_named("users", "barbican")
+    changes.apply(centre, "remove", {"type": "users", "name": "barbican"})
+    changes.apply(centre, "rename", {"type": "users", "name": "vim", "to": "barbican"})
+    assert may_be_deleted(audited, centre, "users", old_id)
+    assert "user barbican: id differs" in inspect(audited, centre).differences
     audit_by_hand(audited, centre)
     assert inspect(audited, centre).audited
 
