@@ -14,7 +14,7 @@ from typing import Any
 
 from dcsync.fake_cloud.cloud import SINGULAR, Cloud, NamedGrant, key_of
 from dcsync.fake_cloud.deployment import DOMAIN, NULL, Row, fernet_key, moment
-from dcsync.fake_cloud.keystone import add_password, delete_record, revoke_tokens_of
+from dcsync.fake_cloud.keystone import add_password, delete_record, is_leaf, revoke_tokens_of
 
 MAX_ACTIVE_KEYS = 3
 
@@ -184,7 +184,10 @@ def _set_members(cloud: Cloud, *, group: str, members: list[str]) -> None:
 
 
 def _remove(cloud: Cloud, *, type: str, name: str) -> None:
+    """As Keystone deletes it: with what hangs on it, a project only when none is below it."""
     row = _edit(cloud, type, name)
+    if type == "projects" and not is_leaf(cloud, row["project"]["id"]):
+        raise ValueError(f"there are projects below {name}")
     delete_record(cloud, type, row[SINGULAR[type]]["id"])
     cloud.own_records -= {(type, key_of(type, row))}
     cloud.own_grants = frozenset(grant for grant in cloud.own_grants if name not in grant)

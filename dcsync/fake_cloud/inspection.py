@@ -69,11 +69,14 @@ def ids_aligned(cloud: Cloud, central: Cloud) -> bool:
 
 
 def is_site_only(cloud: Cloud, central: Cloud, type_: str, id_: str) -> bool:
-    """Is this a record of the subcloud's that no sync may write: filtered, or without a namesake at the centre?"""
+    """Is this a record of the subcloud's that no sync may write: filtered, or neither of a name nor of an id that the
+    centre has?"""
     row = cloud.tables.of(type_).get(id_)
     if row is None:
         return False
-    return _is_filtered(cloud, type_, row) or key_of(type_, row) not in _by_key(central, type_)
+    if _is_filtered(cloud, type_, row):
+        return True
+    return id_ not in central.tables.of(type_) and key_of(type_, row) not in _by_key(central, type_)
 
 
 def _by_key(cloud: Cloud, type_: str) -> dict[Key, Row]:

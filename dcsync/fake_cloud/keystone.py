@@ -411,11 +411,16 @@ def _membership(cloud: Cloud, verb: str, group_id: str, user_id: str) -> Respons
 
 def _delete(cloud: Cloud, type_: str, id_: str) -> Response:
     """Removes the record with what hangs on it, as Keystone's own cascades do; a project only when none is below it."""
-    projects = (row["project"] for row in cloud.tables.projects.values()) if type_ == "projects" else ()
-    if any(id_ in (project["parent_id"], project["domain_id"]) for project in projects):
+    if type_ == "projects" and not is_leaf(cloud, id_):
         return _error(403, f"Cannot delete the project {id_} since it is not a leaf in the hierarchy.", "Forbidden")
     delete_record(cloud, type_, id_)
     return Response(204)
+
+
+def is_leaf(cloud: Cloud, project_id: str) -> bool:
+    """Is no other project below it?"""
+    projects = (row["project"] for row in cloud.tables.projects.values())
+    return not any(project_id in (project["parent_id"], project["domain_id"]) for project in projects)
 
 
 def delete_record(cloud: Cloud, type_: str, id_: str) -> None:

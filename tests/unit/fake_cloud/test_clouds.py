@@ -140,6 +140,8 @@ def test_site_only_is_what_is_filtered_or_has_no_namesake() -> None:
     }  # fmt: skip
     assert own == {"sub-only", "cindersubcloud1", "fm"}
     assert not is_site_only(cloud, centre, "users", "unknown")
+    changes.apply(centre, "rename", {"type": "users", "name": "admin", "to": "root"})
+    assert not is_site_only(cloud, centre, "users", cloud.id_named("users", "admin")), "it is the centre's by its id"
 
 
 def test_rotation_makes_the_staged_key_primary_and_keeps_three() -> None:
@@ -165,7 +167,12 @@ def test_moving_an_id_takes_grants_members_and_implications_along() -> None:
 
 def test_unknown_actions_and_names_change_nothing() -> None:
     cloud = a_subcloud()
-    for action, arguments in (("paint", {}), ("remove", {"type": "users", "name": "nobody"}), ("hide", {"list": "x"})):
+    for action, arguments in (
+        ("paint", {}),
+        ("remove", {"type": "users", "name": "nobody"}),
+        ("remove", {"type": "projects", "name": "Default"}),
+        ("hide", {"list": "x"}),
+    ):
         with pytest.raises((KeyError, ValueError)):
             changes.apply(cloud, action, arguments)
     assert cloud.version == 0
