@@ -150,6 +150,12 @@ class RunStore(Protocol):
         """in-progress -> requested for these (region name, run id), where the run id still stands; the third time for
         one request -> failed (quarantined) until `hold_off_until`. Returns the region names changed."""
 
+    def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+        """(region name, run id) of attempts without an end that own no row any more: unmanaged, or requested anew."""
+
+    def end_overtaken(self, run_ids: Collection[str], *, now: datetime) -> None:
+        """These attempts are over: their workers are gone, and can no longer write their end themselves."""
+
     def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
         """Hints sent (and when) whose subcloud is still only requested."""
 

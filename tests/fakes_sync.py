@@ -39,6 +39,7 @@ class Row:
 class Attempt:
     region_name: str
     generation: int
+    started_at: datetime
     ending: Ending | None = None
     detail: str = ""
     steps: list[tuple[Step, str | None]] = field(default_factory=list)
@@ -124,6 +125,19 @@ class MemoryRunStore:
             changed.append(region_name)
         return changed
 
+    def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+        return [
+            (attempt.region_name, run_id)
+            for run_id, attempt in self.attempts.items()
+            if attempt.ending is None
+            and attempt.started_at < started_before
+            and self.rows[attempt.region_name].subcloud.run_id != run_id
+        ]
+
+    def end_overtaken(self, run_ids: Collection[str], *, now: datetime) -> None:
+        for run_id in run_ids:
+            self._end(run_id, Ending.ABANDONED, "")
+
     def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
         return [
             (_hint(s), row.dispatched_at)
@@ -162,7 +176,7 @@ class MemoryRunStore:
         self._move(
             region_name, Event.CLAIMED, run_id=run_id, claimed_at=now, step=None, attempt=row.subcloud.attempt + 1
         )
-        self.attempts[run_id] = Attempt(region_name, generation)
+        self.attempts[run_id] = Attempt(region_name, generation, started_at=now)
         return Run(run_id, row.subcloud, row.identity_fingerprint, dict(row.groups_to_refill))
 
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:

@@ -55,6 +55,7 @@ class Sweep:
         """One sweep. Raises BrokerUnreachable or DatabaseUnreachable; then the next sweep starts over."""
         retried = self.store.requeue_due(now=now)
         taken_back = self._take_back_abandoned(now)
+        self._end_overtaken(now)
         on_their_way, lost = self._hints_on_their_way(now)
         room = self.limits.max_in_flight - self.store.in_progress_count() - on_their_way
         hints = self.store.dispatch(room=room, lost=lost, now=now) if room > 0 else []
@@ -77,6 +78,16 @@ class Sweep:
             )
         ]
         return len(self.store.take_back(abandoned, now=now, hold_off_until=now + self.limits.quarantine))
+
+    def _end_overtaken(self, now: datetime) -> None:
+        """An attempt whose row moved on writes its own end; where its worker died before it could, nobody else does."""
+        unended = self.store.overtaken_attempts(started_before=now - self.limits.lock_ttl)
+        if not unended:
+            return
+        owners = self.locks.owners([region_name for region_name, _ in unended])
+        dead = [run_id for region_name, run_id in unended if owners[region_name] != run_id]
+        if dead:
+            self.store.end_overtaken(dead, now=now)
 
     def _hints_on_their_way(self, now: datetime) -> tuple[int, list[SyncHint]]:
         """How many hints are still good, and which are lost: sent a while ago, not begun, and not in the queue."""

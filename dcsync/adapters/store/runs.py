@@ -106,6 +106,25 @@ class SqlRunStore:
             return [*quarantined, *requested]
 
     @database_errors()
+    def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+        query = (
+            sa.select(subcloud.c.region_name, sync_attempt.c.run_id)
+            .join(subcloud, subcloud.c.id == sync_attempt.c.subcloud_id)
+            .where(
+                sync_attempt.c.ended_at.is_(None),
+                sync_attempt.c.started_at < started_before,
+                subcloud.c.run_id.is_distinct_from(sync_attempt.c.run_id),
+            )
+        )
+        with self._engine.connect() as connection:
+            return [(row.region_name, row.run_id) for row in connection.execute(query)]
+
+    @database_errors()
+    def end_overtaken(self, run_ids: Collection[str], *, now: datetime) -> None:
+        with self._engine.begin() as connection:
+            _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died when it was no longer wanted", now)
+
+    @database_errors()
     def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
         query = sa.select(
             subcloud.c.region_name, subcloud.c.generation, subcloud.c.attempt, subcloud.c.dispatched_at

@@ -9,7 +9,7 @@ import pytest
 
 from dcsync.errors import BrokerUnreachable, Reason
 from dcsync.initial_sync.sweep import Sweep, SweepLimits, SweepReport
-from dcsync.lifecycle import ABANDONED_LIMIT, Failure
+from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
 from dcsync.subcloud import InitialSyncState
 from tests.builders import NOON
 from tests.fakes_sync import MemoryLocks, MemoryMessenger, MemoryRunStore, a_requested_store
@@ -150,3 +150,22 @@ def test_two_sweeps_at_once_send_nothing_twice() -> None:
     world.sweep()
     other = World(world.store, world.locks, world.messenger)
     assert other.sweep().sent == 0
+
+
+def test_an_attempt_that_was_overtaken_while_its_worker_died_gets_its_end() -> None:
+    world = World(a_requested_store("s1"))
+    world.claim("s1")
+    world.store.leave("s1")
+    world.sweep(NOON + timedelta(seconds=29))
+    assert world.store.attempts["run"].ending is None
+    world.sweep(LATER)
+    assert world.store.attempts["run"].ending is Ending.ABANDONED
+
+
+def test_an_attempt_that_was_overtaken_and_still_holds_its_lock_ends_itself() -> None:
+    world = World(a_requested_store("s1"))
+    world.locks.acquire("s1", owner="run")
+    world.claim("s1")
+    world.store.leave("s1")
+    world.sweep(LATER)
+    assert world.store.attempts["run"].ending is None
