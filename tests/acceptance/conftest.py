@@ -23,11 +23,11 @@ NOT_ADDED = 5
 
 
 @contextmanager
-def a_whole_system(folder: Path) -> Iterator[System]:
-    """With a sync worker, a state worker, a beat, and `ONLINE` subclouds that wait to be managed."""
-    with open_system(folder, subclouds=ONLINE + NOT_ADDED) as system:
+def a_whole_system(folder: Path, *, online: int = ONLINE) -> Iterator[System]:
+    """With a sync worker, a state worker, a beat, and so many online subclouds that wait to be managed."""
+    with open_system(folder, subclouds=online + NOT_ADDED) as system:
         system.start_dcsync()
-        system.add_online(count=ONLINE)
+        system.add_online(count=online)
         yield system
 
 
