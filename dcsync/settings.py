@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -99,6 +100,9 @@ class Settings(BaseSettings):
     history_days: float = _knob(30, "how long ended attempts are kept", gt=0)
     alarm_webhook_url: SecretStr | None = _knob(None, "where alarms are POSTed as JSON, http(s); default: only logged")
     log_level: str = _knob("INFO", "DEBUG, INFO, WARNING or ERROR")
+    run_dir: Path | None = _knob(
+        None, "where each process keeps a record of itself, for `dcsync service`; default: dcsync-UID in /tmp"
+    )
     alive_file: Path | None = _knob(None, "touched every few seconds by a worker or beat that gets on; health checks")
 
     @classmethod
@@ -166,6 +170,11 @@ class Settings(BaseSettings):
     def visibility_timeout(self) -> int:
         """Seconds after which Redis hands an unacknowledged message out again; must exceed any task's life."""
         return int(max(self.run_deadline, self.lock_ttl) * 2) + 60
+
+    @property
+    def run_folder(self) -> Path:
+        """DCSYNC_RUN_DIR, or what it is by default: a folder of this user's own."""
+        return self.run_dir or Path(tempfile.gettempdir()) / f"dcsync-{os.geteuid()}"
 
     def required(self, *names: str) -> Self:
         """Itself, if all of these are set; else MisconfiguredError naming those that are not."""

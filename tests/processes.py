@@ -134,7 +134,7 @@ class Processes:
             process = subprocess.Popen(
                 leashed([os.fspath(word) for word in argv], death_signal=signal.SIGKILL),
                 cwd=self.folder,
-                env=clean_environment(environ),
+                env=clean_environment(_with_run_dir(environ, self.folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -186,13 +186,18 @@ def run_cli(
     return subprocess.run(
         [sys.executable, "-m", "dcsync.cli", *arguments],
         cwd=folder,
-        env=clean_environment(environ),
+        env=clean_environment(_with_run_dir(environ, folder)),
         input=stdin if stdin is not None else "",
         capture_output=True,
         text=True,
         timeout=seconds,
         check=False,
     )
+
+
+def _with_run_dir(environ: Mapping[str, str] | None, folder: Path) -> dict[str, str]:
+    """So that processes keep their records in the test's folder, and leave nothing elsewhere."""
+    return {"DCSYNC_RUN_DIR": str(folder / "processes"), **(environ or {})}
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

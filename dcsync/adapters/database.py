@@ -129,6 +129,23 @@ def _first_line(cause: BaseException | None) -> str:
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
+@database_errors()
+def check(url: str, *, seconds: int) -> None:
+    """Does it answer, within about twice as long? Raises DatabaseUnreachable."""
+    connection = psycopg2.connect(
+        _psycopg2_url(url).set(drivername="postgresql").render_as_string(hide_password=False),
+        connect_timeout=seconds,
+        application_name="dcsync service",
+        options=f"-c statement_timeout={seconds * 1000}",
+        tcp_user_timeout=seconds * 1000,
+    )
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    finally:
+        connection.close()
+
+
 # --- the schema's version: alembic is imported only here, for it is slow and only upgrades need it ----------------
 
 

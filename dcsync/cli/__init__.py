@@ -18,6 +18,7 @@ from dcsync.cli.alarms import alarm
 from dcsync.cli.machine import config, database, demo, up, version
 from dcsync.cli.operator import Operator
 from dcsync.cli.output import clean, json_text, note
+from dcsync.cli.service import service
 from dcsync.cli.state import state
 from dcsync.cli.subclouds import subcloud
 from dcsync.cli.sync import history, sync, wait
@@ -71,7 +72,7 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
         context.color = False
 
 
-for _command in (up, demo, database, subcloud, sync, wait, history, state, alarm, config, version):
+for _command in (up, demo, database, subcloud, sync, wait, history, state, alarm, service, config, version):
     root.add_command(_command)
 
 

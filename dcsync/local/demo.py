@@ -1,7 +1,8 @@
 """`dcsync demo`: the whole system on this machine with a fake central cloud and N fake subclouds, and a verdict.
 
-Everything is as in `dcsync up`, in a folder that is removed afterwards; the subclouds are added, reported online and
-managed by the same commands an operator would type. The verdict is the fake cloud's, an independent witness, not ours.
+Everything is as in `dcsync up`, in a folder that is removed afterwards; the subclouds are added, and managed once the
+probe has seen them, by the same commands an operator would type. Then some of them go away and come back. The verdict
+is the fake cloud's, an independent witness, not ours.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import redis
 from sqlalchemy import Engine, func, select
 
 from dcsync.adapters.database import database_errors, make_engine
-from dcsync.adapters.tables import subcloud, sync_attempt, sync_request
+from dcsync.adapters.tables import alarm, subcloud, sync_attempt, sync_request
 from dcsync.errors import LocalProcessFailed
 from dcsync.fake_cloud.control import FakeCloud
+from dcsync.fake_cloud.faults import Fault
 from dcsync.local.folder import make_data_dir
 from dcsync.local.supervisor import StopSignals
 from dcsync.local.up import Machine, Options, Say, with_our_modules
@@ -42,6 +44,14 @@ LINE_SECONDS = 5.0
 FIRST_ROWS = 10
 FIRST_LINES = 4
 COMMAND_SECONDS = 300.0
+OFFLINE_ALARM = "280.001"
+OUTAGE_SUBCLOUDS = 5
+PROBES_A_SECOND = 50
+"""The probes of a large demo must not weigh in what its syncs cost."""
+PROBE_INTERVALS = (1.0, 30.0)
+"""The least and the most, in seconds."""
+CHANGE_SECONDS = 60.0
+"""How long an outage, or its end, may take to be seen, beyond a few probe intervals."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,8 @@ def _run(count: int, *, latency: float, options: Options, say: Say, signals: Sto
     say(f"starting PostgreSQL, Valkey, the processes of dcsync and a fake cloud of {_many(count)} in {folder}")
     cloud = to.enter_context(FakeCloud.start(subclouds=count, latency=latency))
     quiet: Say = lambda line: say(line) if " ended" in line else None  # noqa: E731
-    machine = to.enter_context(Machine(make_data_dir(folder), environ=_environment(cloud), say=quiet))
+    environ = _environment(cloud, folder=folder, count=count)
+    machine = to.enter_context(Machine(make_data_dir(folder), environ=environ, say=quiet))
     machine.start_servers(interrupted=signals.interrupted)
     settings = load(machine.environ)
     machine.start_processes(options=options, settings=settings, interrupted=signals.interrupted)
@@ -94,10 +105,32 @@ def _run(count: int, *, latency: float, options: Options, say: Say, signals: Sto
         demo.close()
 
 
-def _environment(cloud: FakeCloud) -> dict[str, str]:
+def _environment(cloud: FakeCloud, *, folder: Path, count: int) -> dict[str, str]:
     """Ours without any DCSYNC_ setting, for the demo has nothing to do with the real cloud; and the fake one's."""
     rest = {name: value for name, value in os.environ.items() if not name.startswith("DCSYNC_")}
-    return with_our_modules({**rest, **cloud.environment()})
+    interval = probe_interval(count)
+    own = {
+        "DCSYNC_RUN_DIR": str(folder / "processes"),
+        "DCSYNC_PROBE_INTERVAL": f"{interval:g}",
+        "DCSYNC_PROBE_TIMEOUT": f"{min(interval, 5):g}",
+    }
+    return with_our_modules({**rest, **cloud.environment(), **own})
+
+
+def probe_interval(count: int) -> float:
+    """Seconds between two probes of each of so many subclouds: short, so that an outage is seen while one watches."""
+    least, most = PROBE_INTERVALS
+    return min(most, max(least, count / PROBES_A_SECOND))
+
+
+@dataclass(frozen=True)
+class Outage:
+    """How an outage went; times in seconds from the moment it began, and from its end. None: not within bounds."""
+
+    subclouds: int
+    raised_after: float | None
+    cleared_after: float | None
+    completed_after: float | None
 
 
 class Demo:
@@ -126,23 +159,23 @@ class Demo:
                     raise LocalProcessFailed(f"the workers did not come up in {WORKERS_UP_SECONDS:.0f} s")
 
     def bring_into_line(self, *, start_up: float) -> int:
-        """Add, report online, manage, wait, verify; the exit code."""
-        cpu_before = self._worker_cpu()
+        """Add, wait for the probe, manage, wait, let some go away and come back, verify; the exit code."""
         self._command("subcloud", "import", str(self._write_import_file()))
-        self._command("state", "availability", "online", "--all")
+        self._command("wait", "--for", "online", "--all", "--timeout", str(self._patience))
+        cpu_before = self._worker_cpu()
         self._command("subcloud", "manage", "--all")
         states = self._wait_until_completed()
+        completed = states.get(InitialSyncState.COMPLETED, 0)
         measured = Measured(start_up=start_up, wall=self._wall(), worker_cpu=self._worker_cpu() - cpu_before)
         self._show_list()
+        outage = self._outage() if completed == self.count else Outage(0, None, None, None)
         report = self.cloud.report()
+        completed = self._states().get(InitialSyncState.COMPLETED, 0)
         self._say("")
-        for line in self._results(report, measured, completed=states.get(InitialSyncState.COMPLETED, 0)):
+        for line in self._results(report, measured, outage, completed=completed):
             self._say(line)
         wrong = what_is_wrong(
-            report,
-            count=self.count,
-            completed=states.get(InitialSyncState.COMPLETED, 0),
-            restarts=self.machine.restarts,
+            report, count=self.count, completed=completed, restarts=self.machine.restarts, outage=outage
         )
         if wrong:
             self._say(self._logs())
@@ -150,6 +183,49 @@ class Demo:
             return 1
         self._say(f"verdict: OK: all {_many(self.count)} completed, verified at the far end, no violation")
         return 0
+
+    # --- some go away, and come back ---
+
+    def _outage(self) -> Outage:
+        """Nobody listens at some subclouds for a while: alarms are raised, cleared, and all are completed again."""
+        names = [place["name"] for place in self.cloud.subclouds()][: min(OUTAGE_SUBCLOUDS, max(1, self.count // 4))]
+        self._say(f"outage: nobody listens at {', '.join(names)}")
+        for name in names:
+            self.cloud.set_fault(name, Fault("refuse"))
+        raised = self._until(lambda: self._offline_alarms() == (len(names), 0))
+        self._command("alarm", "list", lines=OUTAGE_SUBCLOUDS + 1)
+        self._command("subcloud", "list", "--sort-by", "state", lines=FIRST_ROWS + 1)
+        self._say(f"they are back: {', '.join(names)}")
+        for name in names:
+            self.cloud.set_fault(name, None)
+        began = time.monotonic()
+        cleared = self._until(lambda: self._offline_alarms() == (0, len(names)))
+        self._until(lambda: self._states().get(InitialSyncState.COMPLETED, 0) == self.count)
+        completed = time.monotonic() - began
+        is_completed = self._states().get(InitialSyncState.COMPLETED, 0) == self.count
+        self._command("alarm", "list", "--history", lines=OUTAGE_SUBCLOUDS + 1)
+        return Outage(len(names), raised, cleared, completed if is_completed else None)
+
+    @property
+    def _patience(self) -> int:
+        return int(CHANGE_SECONDS + 3 * probe_interval(self.count))
+
+    def _until(self, question: Callable[[], bool]) -> float | None:
+        """Seconds until it is true; None when that takes too long."""
+        began = time.monotonic()
+        while not question():
+            if time.monotonic() - began > self._patience:
+                return None
+            self._pause(LOOK_SECONDS)
+        return time.monotonic() - began
+
+    @database_errors()
+    def _offline_alarms(self) -> tuple[int, int]:
+        """How many subclouds' alarms are active, and how many were cleared."""
+        with self._engine.connect() as rows:
+            counted = select(func.count(alarm.c.id) - func.count(alarm.c.cleared_at), func.count(alarm.c.cleared_at))
+            active, cleared = rows.execute(counted.where(alarm.c.alarm_id == OFFLINE_ALARM)).one()
+        return active, cleared
 
     def _write_import_file(self) -> Path:
         path = self.machine.data_dir / "subclouds.csv"
@@ -160,11 +236,11 @@ class Demo:
             writer.writerows(self.cloud.subclouds())
         return path
 
-    def _command(self, *arguments: str) -> None:
+    def _command(self, *arguments: str, lines: int = FIRST_LINES) -> None:
         """One command of the CLI, told as an operator would type it."""
         self._say(f"$ dcsync {' '.join(arguments)}")
         done = self._cli(arguments)
-        self._show((done.stdout + done.stderr).splitlines(), FIRST_LINES)
+        self._show((done.stdout + done.stderr).splitlines(), lines)
         self._pause(0)
         if done.returncode != 0:
             self._say(self._logs())
@@ -224,12 +300,13 @@ class Demo:
         if len(lines) > count:
             self._say(f"  ... {len(lines) - count} more lines")
 
-    def _results(self, report: Mapping[str, Any], measured: Measured, *, completed: int) -> list[str]:
+    def _results(self, report: Mapping[str, Any], measured: Measured, outage: Outage, *, completed: int) -> list[str]:
         rate = completed / measured.wall if measured.wall else 0.0
         return [
             f"completed          {completed} of {self.count}",
             f"verified           {report['good']} of {self.count} carry the central ids and keys, nothing else touched",
             f"violations         {report['violation_count']}",
+            f"alarms             {_outage_line(outage)}",
             f"start-up           {measured.start_up:.1f} s",
             f"sync               {measured.wall:.1f} s from the first request to the last end, {rate:.1f} subclouds/s",
             f"sync workers' CPU  {1000 * measured.worker_cpu / self.count:.1f} ms per subcloud",
@@ -246,15 +323,28 @@ class Demo:
         return "\n".join(f"--- {name}\n{_end_of(path)}" for name, path in self.machine.log_files.items())
 
 
-def what_is_wrong(report: Mapping[str, Any], *, count: int, completed: int, restarts: int) -> list[str]:
+def what_is_wrong(report: Mapping[str, Any], *, count: int, completed: int, restarts: int, outage: Outage) -> list[str]:
     """What speaks against a good verdict, from our rows and from the fake cloud's own report; empty is good."""
     checks = {
         f"{count - completed} not completed": completed != count,
         f"{count - report['good']} not as they should be: {report['problems']}": report["good"] != count,
         f"violations: {report['violations']}": report["violation_count"] != 0,
+        f"the alarms of the outage were not as they should be: {_outage_line(outage)}": None
+        in (outage.raised_after, outage.cleared_after),
+        "not all were completed again after the outage": outage.completed_after is None,
         f"{restarts} processes had to be started again": restarts != 0,
     }
     return [text for text, is_wrong in checks.items() if is_wrong]
+
+
+def _outage_line(outage: Outage) -> str:
+    def told(seconds: float | None) -> str:
+        return "never" if seconds is None else f"after {seconds:.1f} s"
+
+    return (
+        f"{outage.subclouds} subclouds away: raised {told(outage.raised_after)}; back: cleared "
+        f"{told(outage.cleared_after)}, completed again {told(outage.completed_after)}"
+    )
 
 
 class Progress:

@@ -1,7 +1,8 @@
 """Signs of life of a worker or of beat, for whoever supervises it: a file that is touched, systemd's notify socket.
 
 A worker gets on while its consumer's loop turns. Waiting for a broker that is away, and letting runs end at a stop,
-count as getting on, for a restart would mend neither. Whether the work gets on is not asked here: the rows tell.
+count as getting on, for a restart would mend neither. Whether the work gets on is not asked here: the rows tell, and
+`dcsync service monitor`, from the record of itself that each process keeps (see `dcsync.tasks.record`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from celery.beat import PersistentScheduler
 from celery.signals import worker_ready, worker_shutting_down
 
 from dcsync.settings import Settings
+from dcsync.tasks import record
 from dcsync.tasks.base import process_of
 
 SIGN_SECONDS = 5.0
@@ -77,11 +79,11 @@ class ConsumerWatch:
 
     def turned(self) -> None:
         """The loop has come round."""
-        self._last_turn = self._monotonic()
+        self.last_turn = self._monotonic()
 
     def gets_on(self) -> bool:
         is_connecting = self._consumer.connection is None
-        return is_connecting or self.is_stopping or self._monotonic() - self._last_turn < STUCK_SECONDS
+        return is_connecting or self.is_stopping or self._monotonic() - self.last_turn < STUCK_SECONDS
 
 
 _watches: list[ConsumerWatch] = []
@@ -96,6 +98,7 @@ def _watch_consumer(sender: Any, **_: Any) -> None:
         signs = signs_of_life(process_of(sender.app).settings)
         threading.Thread(target=_show_while_getting_on, args=(signs,), name="signs-of-life", daemon=True).start()
     _watches[0].watch()
+    record.note_consumer(sender, last_turn=lambda: _watches[0].last_turn)
 
 
 def _show_while_getting_on(signs: SignsOfLife) -> None:
@@ -117,10 +120,18 @@ class BeatScheduler(PersistentScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._signs: SignsOfLife | None = None
+        self._record: record.BeatRecord
         super().__init__(*args, **kwargs)
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:
         if self._signs is None:
             self._signs = signs_of_life(process_of(self.app).settings)
+            self._record = record.BeatRecord(process_of(self.app).settings)
         self._signs.show()
+        self._record.ticked()
         return super().tick(*args, **kwargs)
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+        sent = super().apply_async(*args, **kwargs)
+        self._record.sent()
+        return sent

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from dcsync.local.demo import Progress, what_is_wrong
+from dcsync.local.demo import Outage, Progress, probe_interval, what_is_wrong
 from dcsync.subcloud import InitialSyncState
 
+SEEN = Outage(5, 2.0, 3.0, 4.0)
 GOOD = {"good": 20, "problems": {}, "violations": {}, "violation_count": 0}
 
 
 def test_all_completed_and_verified_is_good() -> None:
-    assert what_is_wrong(GOOD, count=20, completed=20, restarts=0) == []
+    assert what_is_wrong(GOOD, count=20, completed=20, restarts=0, outage=SEEN) == []
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,26 @@ def test_all_completed_and_verified_is_good() -> None:
     ],
 )
 def test_anything_else_is_told(report: dict[str, Any], completed: int, restarts: int, text: str) -> None:
-    (told,) = what_is_wrong(GOOD | report, count=20, completed=completed, restarts=restarts)
+    (told,) = what_is_wrong(GOOD | report, count=20, completed=completed, restarts=restarts, outage=SEEN)
     assert re.search(text, told)
+
+
+@pytest.mark.parametrize(
+    ("outage", "text"),
+    [
+        (Outage(5, None, 3.0, 4.0), "alarms.*raised never"),
+        (Outage(5, 2.0, None, 4.0), "alarms.*cleared never"),
+        (Outage(5, 2.0, 3.0, None), "completed again"),
+    ],
+)
+def test_an_outage_that_is_not_seen_or_not_over_is_told(outage: Outage, text: str) -> None:
+    (told,) = what_is_wrong(GOOD, count=20, completed=20, restarts=0, outage=outage)
+    assert re.search(text, told)
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1, 1), (20, 1), (500, 10), (5000, 30)])
+def test_a_large_demo_probes_less_often(count: int, seconds: float) -> None:
+    assert probe_interval(count) == seconds
 
 
 def test_progress_is_plain_lines_without_a_terminal() -> None:

@@ -1,0 +1,91 @@
+"""`dcsync service`: whether the processes on this host run and get on, for whoever supervises them.
+
+Exit codes are those of OCF resource agents here: 0 running, 7 not running, 1 failed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from dcsync.cli.operator import Operator, pass_operator
+from dcsync.cli.output import note, say
+
+if TYPE_CHECKING:
+    from dcsync.adapters.process_records import Role
+    from dcsync.local.health import Health, World
+
+ROLES = ("state", "sync", "beat")
+ANSWER_SECONDS = 2
+"""Within which database and broker answer."""
+
+_role_option = click.option("--role", type=click.Choice(ROLES), required=True, help="Of which processes.")
+
+
+@click.group(short_help="Do the processes on this host get on?")
+def service() -> None:
+    """Do the processes on this host get on? Exit codes as OCF's: 0 running, 7 not running, 1 failed.
+
+    Processes tell of themselves in DCSYNC_RUN_DIR, which must be the same here as there.
+    """
+
+
+@service.command()
+@_role_option
+@pass_operator
+def status(operator: Operator, role: str) -> int:
+    """Is there a process of this role, and does it move? Needs neither database nor broker."""
+    from dcsync.adapters.process_records import Role
+    from dcsync.local import health
+
+    asked = Role(role)
+    return _tell(health.status(_world(operator, asked).find(), role=asked, now=operator.monotonic()))
+
+
+@service.command()
+@_role_option
+@pass_operator
+def monitor(operator: Operator, role: str) -> int:
+    """As status, and: its loop turns, database and broker answer, its queues are consumed, waiting work is taken.
+
+    Takes a few seconds at most.
+
+    \b
+    Example:
+      dcsync service monitor --role sync || systemctl restart 'dcsync-sync@*'
+    """
+    from dcsync.adapters.process_records import Role
+    from dcsync.errors import BrokerUnreachable, DatabaseUnreachable
+    from dcsync.local import health
+
+    operator.requires(*(["redis_url"] if role == "beat" else ["redis_url", "database_url"]))
+    busy = float(operator.settings.visibility_timeout)
+    try:
+        found = health.monitor(_world(operator, Role(role)), role=Role(role), busy_seconds=busy)
+    except (BrokerUnreachable, DatabaseUnreachable) as exc:
+        what = "broker" if isinstance(exc, BrokerUnreachable) else "database"
+        found = health.Health(health.Code.FAILED, f"the {what} does not answer: {exc}")
+    return _tell(found)
+
+
+def _world(operator: Operator, role: Role) -> World:
+    from dcsync.adapters import database, process_records
+    from dcsync.adapters.queues import QueueLengths
+    from dcsync.local.health import World
+
+    settings = operator.settings
+    url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    system = process_records.system_of(url) if url else None
+    return World(
+        find=lambda: process_records.find(settings.run_folder, role=role, system=system),
+        check_database=lambda: database.check(operator.database_url, seconds=ANSWER_SECONDS),
+        waiting=QueueLengths(url or "redis://", timeout_seconds=ANSWER_SECONDS).waiting,
+        monotonic=operator.monotonic,
+        sleep=operator.sleep,
+    )
+
+
+def _tell(found: Health) -> int:
+    (say if found.code == 0 else note)(found.text)
+    return int(found.code)

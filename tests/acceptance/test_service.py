@@ -1,0 +1,110 @@
+"""`dcsync service status|monitor` against real processes that run, hang, die and come back."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import Running
+from tests.system import FAST, System, open_system
+
+pytestmark = [pytest.mark.xdist_group("service")]
+
+RUNNING, FAILED, NOT_RUNNING = 0, 1, 7
+ROLES = ("sync", "state", "beat")
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with open_system(tmp_path_factory.mktemp("service"), subclouds=1, settings=FAST) as system:
+        yield system
+
+
+@pytest.fixture
+def running(system: System) -> Iterator[dict[str, Running]]:
+    """One process of each role; ended after the test."""
+    started = {"sync": system.start_sync_worker(), "state": system.start_state_worker(), "beat": system.start_beat()}
+    for role in ROLES:
+        until(system, "monitor", role, RUNNING)
+    yield started
+    for process in started.values():
+        process.signal(signal.SIGCONT)
+        process.kill()
+
+
+def asked(system: System, action: str, role: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return system.processes.cli("service", action, "--role", role, environ=system.environ | environ, seconds=20)
+
+
+def until(system: System, action: str, role: str, code: int) -> str:
+    """The answer with this exit code, once it comes."""
+    answers: list[subprocess.CompletedProcess[str]] = []
+
+    def given() -> bool:
+        answers.append(asked(system, action, role))
+        return answers[-1].returncode == code
+
+    system.until(given, f"{action} of {role} is {code}")
+    return answers[-1].stdout + answers[-1].stderr
+
+
+def test_nothing_runs_before_anything_was_started(system: System) -> None:
+    for role in ROLES:
+        for action in ("status", "monitor"):
+            done = asked(system, action, role)
+            assert (done.returncode, done.stdout) == (NOT_RUNNING, ""), done.stderr
+            assert done.stderr == f"no {role} process runs on this host\n"
+
+
+def test_a_healthy_process_runs_a_stopped_one_failed_and_a_killed_one_does_not_run(
+    system: System, running: dict[str, Running]
+) -> None:
+    for role, process in running.items():
+        assert str(process.pid) in asked(system, "status", role).stdout
+        process.signal(signal.SIGSTOP)
+        for action in ("status", "monitor"):
+            assert "is stopped by a signal" in until(system, action, role, FAILED)
+        process.signal(signal.SIGCONT)
+        until(system, "monitor", role, RUNNING)
+        process.kill()
+        for action in ("status", "monitor"):
+            told = asked(system, action, role)
+            assert told.returncode == NOT_RUNNING, told
+            assert "died without a word" in told.stderr
+
+
+def test_a_process_that_ended_in_order_leaves_no_record(system: System, running: dict[str, Running]) -> None:
+    for role, process in running.items():
+        process.stop()
+        assert asked(system, "status", role).stderr == f"no {role} process runs on this host\n"
+
+
+def test_a_server_that_is_away_fails_the_monitor_and_not_the_status(
+    system: System, running: dict[str, Running]
+) -> None:
+    nowhere = {"DCSYNC_DATABASE_URL": "postgresql://dcsync:s3cret@127.0.0.1:1/dcsync"}
+    for role in ("sync", "state"):
+        told = asked(system, "monitor", role, **nowhere)
+        assert (told.returncode, told.stdout) == (FAILED, "")
+        assert told.stderr.startswith("the database does not answer: ")
+        assert "s3cret" not in told.stderr
+    system.redis.stop()
+    try:
+        for role in ROLES:
+            assert asked(system, "status", role).returncode == RUNNING
+            told = asked(system, "monitor", role)
+            assert (told.returncode, told.stderr.partition(":")[0]) == (FAILED, "the broker does not answer")
+    finally:
+        system.redis.start()
+    for role in ROLES:
+        until(system, "monitor", role, RUNNING)
+
+
+def test_a_process_of_another_dcsync_on_this_host_is_not_taken_for_ours(
+    system: System, running: dict[str, Running]
+) -> None:
+    told = asked(system, "status", "sync", DCSYNC_REDIS_URL="redis://127.0.0.1:1/0")
+    assert told.returncode == NOT_RUNNING
