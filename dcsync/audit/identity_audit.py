@@ -55,6 +55,9 @@ COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
 ADMIN = "admin"
 NEVER_DELETED_ROLES = frozenset({"admin"})
 
+TAKEN = "name or id taken by another record"
+IN_USE = "deleted centrally, but in use by the site"
+
 ASSIGNMENTS = "project_role_assignments"
 REVOCATION_EVENTS = "revoke_events"
 RESOURCE_TYPES = (*(type_.value for type_ in ResourceType), ASSIGNMENTS, REVOCATION_EVENTS)
@@ -98,8 +101,6 @@ class Repair:
     """
 
     domains: tuple[Update | Record, ...] = ()
-    cleared: tuple[Record, ...] = ()
-    """To be deleted first, for they hold a name or id that another record takes."""
     emptied_groups: tuple[Update, ...] = ()
     users: tuple[Update, ...] = ()
     renamed_users: tuple[Update, ...] = ()
@@ -121,7 +122,7 @@ class Repair:
     @property
     def deletions(self) -> int:
         """Records and grants that would go: what a guard counts."""
-        return len(self.cleared) + len(self.deleted) + len(self.revoked)
+        return len(self.deleted) + len(self.revoked)
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -132,7 +133,6 @@ class Repair:
         )  # fmt: skip
         shown = [("PUT" if isinstance(each, Update) else "POST", _record(each)) for each in puts]
         return (
-            *(f"DELETE {record.type} {record.name}" for record in self.cleared),
             *(f"{verb} {record.type} {record.name}" for verb, record in shown),
             *(f"PUT {ASSIGNMENTS} {_assignment_name(assignment)}" for assignment in self.granted),
             *(f"POST {REVOCATION_EVENTS}" for _ in self.created_events),
@@ -191,7 +191,7 @@ def audit_identity(
     if only is not None:
         members = _members(chosen, subcloud, groups_to_refill)
         grants = _grants(central, subcloud, chosen, placed, region_name)
-    domains = tuple(each for each in chosen[ResourceType.PROJECTS].in_order if _is_domain(_record(each)))
+    domains = tuple(each for each in chosen[ResourceType.PROJECTS].writes if _is_domain(_record(each)))
     if any(isinstance(each, Update) and each.changes_id for each in domains):
         return IdentityAudit(differences, Repair(domains=domains), placed)
     with_grants = only is None or ASSIGNMENTS in only
@@ -212,15 +212,14 @@ def _repair(
     users, groups, projects, roles = (parts[type_] for type_ in ResourceType)
     given_up = users.keys_given_up
     return Repair(
-        domains=tuple(each for each in projects.in_order if _is_domain(_record(each))),
-        cleared=tuple(record for part in parts.values() for record in part.cleared),
+        domains=tuple(each for each in projects.writes if _is_domain(_record(each))),
         emptied_groups=members.emptied,
         users=tuple(update for update in users.updates if update.record.key not in given_up),
         renamed_users=tuple(update for update in users.updates if update.record.key in given_up),
         created_users=users.created,
         groups=_group_writes(groups, members.filled, users.ids_after),
         created_groups=tuple(_known_members(group, users.ids_after) for group in groups.created),
-        projects=tuple(each for each in projects.in_order if not _is_domain(_record(each))),
+        projects=tuple(each for each in projects.writes if not _is_domain(_record(each))),
         roles=roles.updates,
         created_roles=roles.created,
         granted=grants.grantable if grants else (),
@@ -261,32 +260,30 @@ class _Part:
 
     pairs: tuple[tuple[Record, Record], ...]
     """(central, subcloud) records that are the same thing, those aside that are `stuck`."""
-    created: tuple[Record, ...]
-    updates: tuple[Update, ...]
-    """Of those pairs that differ, in an order in which no name is taken before it is given up."""
+    writes: tuple[Update | Record, ...]
+    """Updates of those pairs that differ, and creations: no name is taken before it is given up, no project is put
+    under a parent that is not there yet."""
     stuck: tuple[Record, ...]
-    """Central records whose name or id another record of the subcloud holds: only a person can tell what is right."""
-    cleared: tuple[Record, ...]
+    """Central records whose name or id another record of the subcloud holds. If that one is deleted in this run, a
+    second look can put it right; else only a person can tell what is."""
     deleted: tuple[Record, ...]
-    kept: tuple[Record, ...] = ()
-    """Placed and gone centrally, but not to be deleted in this run."""
-    others: tuple[Record, ...] = ()
-    """Records of the subcloud that are nobody's business here."""
+    others: tuple[Record, ...]
+    """Records of the subcloud that stay as they are."""
+    in_use: tuple[Record, ...] = ()
+    """Projects to be deleted that must stay, for something of the site's own stands under them."""
     is_repaired: bool = True
 
     def without_repair(self) -> _Part:
         """The same when this type is compared only."""
-        return _Part(
-            pairs=self.pairs,
-            created=(),
-            updates=(),
-            stuck=self.stuck,
-            cleared=(),
-            deleted=(),
-            kept=(*self.cleared, *self.deleted),
-            others=self.others,
-            is_repaired=False,
-        )
+        return replace(self, writes=(), is_repaired=False)
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        return tuple(each for each in self.writes if isinstance(each, Update))
+
+    @property
+    def created(self) -> tuple[Record, ...]:
+        return tuple(each for each in self.writes if isinstance(each, Record))
 
     @property
     def matched(self) -> tuple[Update, ...]:
@@ -294,35 +291,17 @@ class _Part:
         return tuple(Update(old.id, new) for new, old in self.pairs) if self.is_repaired else ()
 
     @property
-    def in_order(self) -> tuple[Update | Record, ...]:
-        """Projects: parents before children, a name given up before it is taken."""
-        taken = {update.old_id: update for update in self.updates}
-        old_keys = {old.key: old.id for _, old in self.pairs if old.id in taken}
-        every: list[Update | Record] = [*self.updates, *self.created]
-        by_new_id = {_record(each).id: each for each in every}
-
-        def needs(each: Update | Record) -> Iterator[Update | Record]:
-            project = _record(each)
-            row = project.body["project"]
-            for other in (row.get("parent_id"), row.get("domain_id")):
-                if other in by_new_id and by_new_id[other] is not each:
-                    yield by_new_id[other]
-            holder = taken.get(old_keys.get(project.key, ""))
-            if holder is not None and holder is not each:
-                yield holder
-
-        return tuple(_in_order(every, needs)[0])
-
-    @property
     def keys_given_up(self) -> frozenset[tuple[str, str]]:
-        writes = {update.old_id: update.record.key for update in self.updates}
-        return frozenset(old.key for _, old in self.pairs if writes.get(old.id, old.key) != old.key)
+        """Names that are free once the updates are written."""
+        new_keys = {update.old_id: update.record.key for update in self.updates}
+        return frozenset(old.key for _, old in self.pairs if new_keys.get(old.id, old.key) != old.key)
 
     @property
     def placed_after(self) -> frozenset[str]:
         """Ids the centre is answerable for once the repair is done."""
         ids = {new.id if self.is_repaired else old.id for new, old in self.pairs}
-        return frozenset(ids | {record.id for record in (*self.created, *self.kept)})
+        kept = () if self.is_repaired else self.deleted
+        return frozenset(ids | {record.id for record in (*self.created, *kept, *self.in_use)})
 
     @property
     def ids_after(self) -> frozenset[str]:
@@ -345,52 +324,82 @@ def _part(central: Cloud, subcloud: Cloud, placed: Placed, type_: ResourceType, 
             created.append(new)
         else:
             pairs.append((new, own.pop(old.id)))
-    doomed = {id_: record for id_, record in own.items() if id_ in placed.of(type_) and not _is_vital(record)}
+    deleted = {id_: record for id_, record in own.items() if id_ in placed.of(type_) and not _is_vital(record)}
     matched = {old.id for _, old in pairs}
-    others = [record for record in every if record.id not in matched and record.id not in doomed]
-    return _resolved(pairs, created, list(doomed.values()), others)
+    others = [record for record in every if record.id not in matched and record.id not in deleted]
+    part = _resolved(pairs, created, deleted=tuple(deleted.values()), others=others, stuck=[])
+    in_use = _in_use(part)
+    return replace(part, deleted=tuple(each for each in part.deleted if each not in in_use), in_use=tuple(in_use))
+
+
+def _in_use(part: _Part) -> list[Record]:
+    """Keystone deletes no project that something stands under."""
+    in_use: list[Record] = []
+    while True:
+        above = {id_ for record in (*part.others, *in_use) for id_ in _above(record)}
+        more = [record for record in part.deleted if record.id in above and record not in in_use]
+        if not more:
+            return in_use
+        in_use += more
 
 
 def _resolved(
-    pairs: list[tuple[Record, Record]], created: list[Record], doomed: list[Record], others: list[Record]
+    pairs: list[tuple[Record, Record]],
+    created: list[Record],
+    *,
+    deleted: tuple[Record, ...],
+    others: list[Record],
+    stuck: list[Record],
 ) -> _Part:
     """Sort out who may take which name and id; what is stuck stays as it is, and may be in the way of others."""
-    ids, keys = {record.id for record in others}, {record.key for record in others}
-
-    def is_free(new: Record) -> bool:
-        return new.id not in ids and new.key not in keys
-
-    stuck = [new for new in (*(new for new, _ in pairs), *created) if not is_free(new)]
-    free = [(new, old) for new, old in pairs if is_free(new)]
-    updates = {old.id: Update(old.id, new) for new, old in free if _differing_fields(new, old)}
-    holders = {old.key: updates[old.id] for _, old in free if old.id in updates}
-
-    def needs(update: Update) -> Iterator[Update]:
-        holder = holders.get(update.record.key)
-        if holder is not None and holder is not update:
-            yield holder
-
-    ordered, circular = _in_order(updates.values(), needs)
-    stuck += [update.record for update in circular]
-    if stuck:
-        lost = {record.id for record in stuck}
-        rest = _resolved(
-            [(new, old) for new, old in pairs if new.id not in lost],
-            [new for new in created if new.id not in lost],
-            doomed,
-            [*others, *(old for new, old in pairs if new.id in lost)],
-        )
-        return replace(rest, stuck=(*stuck, *rest.stuck))
-    taken = {new.key for new, _ in pairs} | {new.key for new in created}
-    return _Part(
-        pairs=tuple(pairs),
-        created=tuple(created),
-        updates=tuple(ordered),
-        stuck=(),
-        cleared=tuple(record for record in doomed if record.key in taken),
-        deleted=tuple(record for record in doomed if record.key not in taken),
-        others=tuple(others),
+    held = (*others, *deleted)
+    ids, keys = {record.id for record in held}, {record.key for record in held}
+    not_there = {record.id for record in stuck} - ids - {old.id for _, old in pairs}
+    updates = [Update(old.id, new) for new, old in pairs if _differing_fields(new, old)]
+    every: list[Update | Record] = [*updates, *created]
+    writes, circular = _in_order(every, _needs(updates, created, {old.id: old for _, old in pairs}))
+    lost = [new for new in (*(new for new, _ in pairs), *created) if new.id in ids or new.key in keys]
+    lost += [each for each in map(_record, writes) if each not in lost and not_there & set(_above(each))]
+    lost += [each for each in map(_record, circular) if each not in lost]
+    if not lost:
+        return _Part(tuple(pairs), tuple(writes), tuple(stuck), deleted, tuple(others))
+    gone = {record.id for record in lost}
+    return _resolved(
+        [(new, old) for new, old in pairs if new.id not in gone],
+        [new for new in created if new.id not in gone],
+        deleted=deleted,
+        others=[*others, *(old for new, old in pairs if new.id in gone)],
+        stuck=[*stuck, *lost],
     )
+
+
+def _needs(
+    updates: list[Update], created: list[Record], old: Mapping[str, Record]
+) -> Callable[[Update | Record], Iterator[Update | Record]]:
+    """What must be written before a write: whoever gives up its name, and the projects it stands under."""
+    holders = {old[update.old_id].key: update for update in updates}
+    every: list[Update | Record] = [*updates, *created]
+    by_new_id = {_record(each).id: each for each in every}
+
+    def needs(each: Update | Record) -> Iterator[Update | Record]:
+        record = _record(each)
+        holder = holders.get(record.key)
+        if holder is not None and holder is not each:
+            yield holder
+        for id_ in _above(record):
+            above = by_new_id.get(id_)
+            if above is not None and above is not each:
+                yield above
+
+    return needs
+
+
+def _above(record: Record) -> tuple[str, ...]:
+    """Ids of the projects a project stands under: its parent and its domain."""
+    if record.type is not ResourceType.PROJECTS:
+        return ()
+    row = record.body["project"]
+    return tuple(id_ for id_ in (row.get("parent_id"), row.get("domain_id")) if id_ and id_ != record.id)
 
 
 def _in_order(items: Iterable[T], needs: Callable[[T], Iterable[T]]) -> tuple[list[T], list[T]]:
@@ -574,11 +583,13 @@ def _differences(
             if fields:
                 yield Difference(type_.value, new.name, fields, record_digest(new))
         for record in part.stuck:
-            yield Difference(type_.value, record.name, ("name or id taken by another record",), record_digest(record))
+            yield Difference(type_.value, record.name, (TAKEN,), record_digest(record))
         for record in part.created:
             yield Difference(type_.value, record.name, ("missing",), record_digest(record))
-        for record in (*part.cleared, *part.deleted):
+        for record in part.deleted:
             yield Difference(type_.value, record.name, ("deleted centrally",))
+        for record in part.in_use:
+            yield Difference(type_.value, record.name, (IN_USE,))
     matched = {old.id for _, old in parts[ResourceType.GROUPS].pairs}
     for update in filled:
         if update.old_id not in matched:

@@ -43,7 +43,6 @@ class Repairer:
         """Raises CloudError, as identity-not-verified for a record that was stored otherwise than it was sent."""
         identity, keystone = self.session.identity, self.session.keystone
         await self._put_all(repair.domains)
-        await self._each(repair.cleared, self._delete)
         await self._put_all(repair.emptied_groups)
         await self._tell_keyring(repair)
         await side_by_side(repair.users, self._put_when_allowed, at_once=self.users_at_once)
