@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -44,12 +45,13 @@ from dcsync.audit.sweep import AuditSweep, AuditSweepLimits
 from dcsync.audit.watch import CentralWatch
 from dcsync.errors import MisconfiguredError
 from dcsync.initial_sync import engine as initial_sync
+from dcsync.initial_sync.preview import SyncPreview, preview
 from dcsync.initial_sync.sweep import Sweep, SweepLimits
 from dcsync.ports import AlarmSink, AuditReports, Owner, Progress
 from dcsync.settings import Settings
 from dcsync.state.alarms import AlarmFeed
 from dcsync.state.service import StateService
-from dcsync.subcloud import EndpointType, SyncStatus
+from dcsync.subcloud import EndpointType, Subcloud, SyncStatus
 
 HINT_PATIENCE_SECONDS = 5.0
 """How long a hint may be between broker and claim before the sweep looks whether it still waits."""
@@ -95,6 +97,15 @@ class OperatorServices:
     audits: SqlAuditStore
     messenger: CeleryMessenger
     reports: CeleryReports
+
+
+@dataclass(frozen=True)
+class PreviewServices:
+    """What the command line finds out with what would be written; none of it writes anything."""
+
+    audit: audit.Audit
+    locks: RedisLocks
+    initial_sync: Callable[[Subcloud], SyncPreview]
 
 
 def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> Engine:
@@ -273,6 +284,28 @@ def audit_engine(
         jitter=random.random,
         log_fault=_log_fault,
         admin_password=settings.admin_password.get_secret_value() if settings.admin_password else None,
+    )
+
+
+def previews(settings: Settings, app: Celery, *, rows: Engine) -> PreviewServices:
+    """For the command line: reads and compares in its own process, on one event loop."""
+    reach, loop = clouds(settings), LoopThread()
+    locks = RedisLocks(redis_connection(settings), ttl_seconds=settings.lock_ttl)
+
+    def initial(known: Subcloud) -> SyncPreview:
+        return loop.run(preview(clouds=reach, subcloud=known, request_id=f"req-{_new_run_id()}"))
+
+    return PreviewServices(
+        audit=audit_engine(
+            settings,
+            store=SqlAuditStore(rows),
+            locks=locks,
+            reach=reach,
+            loop=loop,
+            reporter=StateReporter(reports(app)),
+        ),
+        locks=locks,
+        initial_sync=initial,
     )
 
 

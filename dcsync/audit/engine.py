@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from dcsync.audit import guards
 from dcsync.audit.identity_audit import Cloud, Difference, IdentityAudit, audit_identity, digest
+from dcsync.audit.preview import in_words
 from dcsync.audit.repair import Repairer, read_cloud
 from dcsync.delivery import replace_fernet_keys
 from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Reason, WorkerStopping
@@ -179,10 +180,15 @@ class Audit:
         finally:
             self.locks.release(region_name, owner=run_id)
 
-    def preview(self, name: str, endpoint_types: frozenset[EndpointType]) -> tuple[Preview, ...]:
-        """Compare and write nothing, neither there nor here; needs no lock. Raises UnknownSubcloud or CloudError."""
+    def preview(
+        self, name: str, endpoint_types: frozenset[EndpointType], resource_types: frozenset[str] | None = None
+    ) -> tuple[Preview, ...]:
+        """Compare and write nothing, neither there nor here; needs no lock. Raises UnknownSubcloud or CloudError.
+
+        `resource_types`: what a repair of these alone (None: all) would find and do."""
         run = self.store.look(name)
-        return self.loop.run(self._preview(run, endpoint_types))
+        parts = [part for part in sorted(run.parts, key=_identity_first) if part.endpoint_type in endpoint_types]
+        return self.loop.run(self._preview(run, [replace(part, resource_types=resource_types) for part in parts]))
 
     # --- a run ---
 
@@ -327,15 +333,16 @@ class Audit:
         await replace_fernet_keys(session=session, keys=central.keys, may_write=lambda: self._may_write(run))
         progress.keys_fingerprint = central.keys.fingerprint()
 
-    async def _preview(self, run: AuditRun, endpoint_types: frozenset[EndpointType]) -> tuple[Preview, ...]:
-        previews = []
-        async with asyncio.timeout(self.limits.run_deadline):
-            central = await self.clouds.central_audit_data()
-            async with self.clouds.subcloud(run.subcloud, request_id=f"req-{self.new_run_id()}") as session:
-                for part in sorted(run.parts, key=_identity_first):
-                    if part.endpoint_type in endpoint_types:
-                        previews.append(await self._preview_of(run, part, session, central))
-        return tuple(previews)
+    async def _preview(self, run: AuditRun, parts: list[AuditPart]) -> tuple[Preview, ...]:
+        try:
+            async with asyncio.timeout(self.limits.run_deadline) as deadline:
+                central = await self.clouds.central_audit_data()
+                async with self.clouds.subcloud(run.subcloud, request_id=f"req-{self.new_run_id()}") as session:
+                    return tuple([await self._preview_of(run, part, session, central) for part in parts])
+        except TimeoutError as exc:
+            if not deadline.expired():
+                raise
+            raise CloudError(Reason.TIMEOUT, f"looking took longer than {self.limits.run_deadline:g} s") from exc
 
     async def _preview_of(
         self, run: AuditRun, part: AuditPart, session: SubcloudSession, central: CentralData
@@ -349,7 +356,7 @@ class Audit:
         audit = _audit_of(run, part, central, cloud, run.placed, run.groups_to_refill)
         return Preview(
             part.endpoint_type,
-            _named(audit.differences),
+            in_words(audit.differences, central=central.records, subcloud=cloud.records, only=part.resource_types),
             audit.repair.writes,
             audit.repair.deletions,
             shrunk or self._refusal(part, audit),

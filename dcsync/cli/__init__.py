@@ -15,6 +15,8 @@ from typing import NoReturn
 import click
 
 from dcsync.cli.alarms import alarm
+from dcsync.cli.audit import audit, diff, sync_request
+from dcsync.cli.keys import keys
 from dcsync.cli.machine import config, database, demo, up, version
 from dcsync.cli.operator import Operator
 from dcsync.cli.output import clean, json_text, note
@@ -64,6 +66,8 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
       dcsync wait --for completed edge-1 --timeout 300
       dcsync subcloud list --state failed                 who needs attention, and why
       dcsync history edge-1                               every request, attempt and step
+      dcsync diff edge-1                                  what an audit would write there
+      dcsync keys rotate                                  new fernet keys, at the centre and everywhere
 
     Exit codes: 0 yes, 1 no, 2 usage, 3 not found, 4 broker or database unreachable, 5 refused by a guard.
     """
@@ -72,7 +76,10 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
         context.color = False
 
 
-for _command in (up, demo, database, subcloud, sync, wait, history, state, alarm, service, config, version):
+for _command in (
+    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, wait, history, state, alarm, service, config,
+    version,
+):  # fmt: skip
     root.add_command(_command)
 
 

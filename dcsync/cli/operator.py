@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from celery import Celery
     from sqlalchemy import Engine
 
+    from dcsync.bootstrap import PreviewServices
     from dcsync.messages import Report
-    from dcsync.ports import AlarmStore, Inventory, Messenger
+    from dcsync.ports import AlarmStore, AuditStore, Inventory, KeyRotationStore, Messenger
     from dcsync.settings import Settings
 
 
@@ -79,6 +80,29 @@ class Operator:
         return SqlAlarmStore(self.engine)
 
     @cached_property
+    def audit_store(self) -> AuditStore:
+        """The rows of audits."""
+        from dcsync.adapters.store.audits import SqlAuditStore
+
+        return SqlAuditStore(self.engine)
+
+    @cached_property
+    def key_rotation_store(self) -> KeyRotationStore:
+        """The row of key rotation."""
+        from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
+
+        return SqlKeyRotationStore(self.engine)
+
+    @cached_property
+    def previews(self) -> PreviewServices:
+        """The way to see what would be written, without writing it."""
+        from dcsync import bootstrap
+
+        rows = bootstrap.engine(self.settings, application_name="dcsync cli preview", pool_size=4)
+        self._closing.callback(rows.dispose)
+        return bootstrap.previews(self.settings, self.celery, rows=rows)
+
+    @cached_property
     def celery(self) -> Celery:
         """For sending only; nothing is connected before the first message."""
         from dcsync.tasks.app import make_app
@@ -102,11 +126,22 @@ class Operator:
 
     def hint_sweep(self) -> None:
         """Ask for a sweep at once; a broker that is away costs a warning only, for the next sweep finds the rows."""
+        self._hint(self.messenger.send_sweep)
+
+    def hint_audit_sweep(self) -> None:
+        """As hint_sweep, for audits."""
+        self._hint(self.messenger.send_audit_sweep)
+
+    def hint_key_rotation(self) -> None:
+        """As hint_sweep, for the key rotation."""
+        self._hint(self.messenger.send_key_rotation)
+
+    def _hint(self, send: Callable[[], None]) -> None:
         from dcsync.cli.output import note
         from dcsync.errors import BrokerUnreachable
 
         try:
-            self.messenger.send_sweep()
+            send()
         except BrokerUnreachable as exc:
             note(f"warning: {exc}; stored all the same, the next sweep finds it")
 

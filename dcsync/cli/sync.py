@@ -7,12 +7,12 @@ from dataclasses import asdict
 
 import click
 
-from dcsync.cli import waiting
+from dcsync.cli import previews, waiting
 from dcsync.cli.operator import Operator, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, output_option, say, span
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
 from dcsync.ports import AttemptHistory, Inventory, RequestHistory, StepHistory
-from dcsync.subcloud import ManagementState, Subcloud
+from dcsync.subcloud import AvailabilityStatus, ManagementState, Subcloud
 
 _timeout_option = click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after this long, exit 1."
@@ -23,6 +23,8 @@ _timeout_option = click.option(
 @names_or_all
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait until all are completed.")
 @_timeout_option
+@click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if something differs.")
+@output_option
 @yes_option
 @pass_operator
 def sync(
@@ -32,6 +34,8 @@ def sync(
     everything: bool,
     wait_for_it: bool,
     timeout: float | None,
+    dry_run: bool,
+    as_json: bool,
     yes: bool,
 ) -> int:
     """Run every step of the initial sync anew, now; a hold-off ends, a run in progress is superseded.
@@ -39,10 +43,13 @@ def sync(
     --all means every managed and online subcloud. --timeout implies --wait.
 
     \b
-    Example:
+    Examples:
       dcsync sync edge-1 edge-2 --wait --timeout 300
+      dcsync sync edge-1 --dry-run                  what it would write
     """
     chosen = selected(names, everything=everything)
+    if dry_run:
+        return _show_plan(operator, chosen, as_json=as_json)
     operator.requires("database_url", "redis_url")
     ask_about_all(operator, chosen, "Sync every managed and online one of", yes=yes)
     transitions = operator.inventory.request(chosen, now=operator.now(), by=operator.name)
@@ -51,10 +58,26 @@ def sync(
         return 0
     note(f"{many(len(transitions), 'initial sync')} requested")
     operator.hint_sweep()
+    if as_json:
+        click.echo(json_text([asdict(transition) for transition in transitions]))
     if not wait_for_it and timeout is None:
         return 0
     asked = [transition.name for transition in transitions]
     return waiting.wait(operator, lambda: operator.inventory.find(asked), waiting.COMPLETED, timeout=timeout)
+
+
+def _show_plan(operator: Operator, names: list[str] | None, *, as_json: bool) -> int:
+    operator.requires("database_url", "redis_url", "central_auth_url", "password")
+    if names is None:
+        found = [known for known in operator.inventory.all() if _may_sync(known)]
+    else:
+        found = operator.inventory.find(names)
+    return previews.show(operator, found, previews.sync_look, as_json=as_json)
+
+
+def _may_sync(known: Subcloud) -> bool:
+    is_online = known.availability_status is AvailabilityStatus.ONLINE
+    return known.management_state is ManagementState.MANAGED and is_online
 
 
 @click.command(short_help="Wait until subclouds are there.")

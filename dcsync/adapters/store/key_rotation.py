@@ -95,7 +95,6 @@ class SqlKeyRotationStore:
             .where(central_state.c.kind == EndpointType.PLATFORM.value)
             .values(
                 fingerprint=current.fingerprint,
-                counts={"keys": len(current.keys)},
                 generation=central_state.c.generation + 1,
                 changed_at=now,
                 checked_at=now,

@@ -1,0 +1,324 @@
+"""`dcsync audit`, `dcsync sync-request` and `dcsync diff`: compare and repair now, and see what that would write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dcsync.cli import previews
+from dcsync.cli.operator import Operator, pass_operator
+from dcsync.cli.output import ago, json_text, many, note, output_option, say, say_table, span, until
+from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
+from dcsync.errors import Reason
+from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, SyncStatus
+
+if TYPE_CHECKING:
+    from dcsync.bootstrap import PreviewServices
+    from dcsync.ports import AuditRow
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+KEYS = "fernet_repo"
+IDENTITY_TYPES = ("users", "groups", "projects", "roles", "project_role_assignments", "revoke_events")
+RESOURCE_TYPES = {KEYS: EndpointType.PLATFORM, **dict.fromkeys(IDENTITY_TYPES, EndpointType.IDENTITY)}
+"""Which endpoint type each belongs to."""
+SHORTEST_PAUSE = 0.3
+PAUSE_PER_LOOK = 4
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is compared, and what of it is repaired (None: all)."""
+
+    endpoint_types: tuple[EndpointType, ...]
+    resource_types: tuple[str, ...] | None
+
+
+def _scope_options(command: Command) -> Command:
+    """--endpoint-type and --resource-type; the command gets `endpoint_types` and `resource_types`."""
+    for option in (
+        click.option(
+            "--resource-type",
+            "resource_types",
+            multiple=True,
+            type=click.Choice(list(RESOURCE_TYPES)),
+            help="Repair these only; may be repeated.",
+        ),
+        click.option(
+            "--endpoint-type",
+            "endpoint_types",
+            multiple=True,
+            type=click.Choice([str(type_) for type_ in SYNCED_ENDPOINT_TYPES]),
+            help="Only this; default: both.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _scope(endpoint_types: Sequence[str], resource_types: Sequence[str]) -> Scope:
+    """Resource types name their endpoint types; a usage error where both are given and do not fit."""
+    chosen = {EndpointType(type_) for type_ in endpoint_types}
+    belonging = {RESOURCE_TYPES[type_] for type_ in resource_types}
+    if chosen and belonging and not belonging <= chosen:
+        odd = ", ".join(type_ for type_ in resource_types if RESOURCE_TYPES[type_] not in chosen)
+        raise click.UsageError(f"{odd}: not of endpoint type {' or '.join(chosen)}", click.get_current_context())
+    wanted = belonging or chosen or set(SYNCED_ENDPOINT_TYPES)
+    return Scope(
+        endpoint_types=tuple(type_ for type_ in SYNCED_ENDPOINT_TYPES if type_ in wanted),
+        resource_types=tuple(resource_types) or None,
+    )
+
+
+_wait_options = (
+    click.option("--wait", "wait_for_it", is_flag=True, help="Wait until all have been audited."),
+    click.option(
+        "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after this long, exit 1."
+    ),
+)
+
+
+def _waits(command: Command) -> Command:
+    for option in reversed(_wait_options):
+        command = option(command)
+    return command
+
+
+# --- audit and sync-request ---------------------------------------------------------------------------------------
+
+
+@click.command(short_help="Compare and repair, now.")
+@names_or_all
+@_scope_options
+@click.option("--allow-deletes", is_flag=True, help="This once, delete and shrink as much as the centre says.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if there is something.")
+@_waits
+@output_option
+@yes_option
+@pass_operator
+def audit(
+    operator: Operator,
+    names: Sequence[str],
+    *,
+    everything: bool,
+    endpoint_types: Sequence[str],
+    resource_types: Sequence[str],
+    allow_deletes: bool,
+    dry_run: bool,
+    wait_for_it: bool,
+    timeout: float | None,
+    as_json: bool,
+    yes: bool,
+) -> int:
+    """Compare subclouds with the centre and repair what differs, now; a hold-off ends.
+
+    Those that are offline or not completed are audited when they are back. --timeout implies --wait.
+
+    \b
+    Examples:
+      dcsync audit edge-1 --wait
+      dcsync audit --all --resource-type users
+      dcsync audit edge-1 --dry-run                 what would be written
+      dcsync audit edge-1 --allow-deletes           after a guard refused it
+    """
+    scope = _scope(endpoint_types, resource_types)
+    chosen = selected(names, everything=everything)
+    if dry_run:
+        return _show(operator, chosen, scope, as_json=as_json)
+    operator.requires("database_url", "redis_url")
+    ask_about_all(operator, chosen, "Audit and repair" + (", deletions allowed," if allow_deletes else ""), yes=yes)
+    return _ask(
+        operator, chosen, scope, allow_deletes=allow_deletes, wait_for_it=wait_for_it, timeout=timeout, as_json=as_json
+    )
+
+
+@click.command("sync-request", short_help="As after a change at the centre.")
+@click.argument("endpoint_type", type=click.Choice([str(type_) for type_ in SYNCED_ENDPOINT_TYPES]))
+@click.argument("names", nargs=-1, type=SubcloudName())
+@click.option("--all", "everything", is_flag=True, help="Every subcloud; so does giving no name.")
+@_waits
+@output_option
+@yes_option
+@pass_operator
+def sync_request(
+    operator: Operator,
+    endpoint_type: str,
+    names: Sequence[str],
+    *,
+    everything: bool,
+    wait_for_it: bool,
+    timeout: float | None,
+    as_json: bool,
+    yes: bool,
+) -> int:
+    """Bring one endpoint type into line, as the watch does when it sees that the centre changed.
+
+    \b
+    Examples:
+      dcsync sync-request identity                  everywhere
+      dcsync sync-request platform edge-1 --wait
+    """
+    chosen = selected(names, everything=everything or not names)
+    operator.requires("database_url", "redis_url")
+    ask_about_all(operator, chosen, f"Ask for {endpoint_type} on", yes=yes)
+    scope = Scope((EndpointType(endpoint_type),), None)
+    return _ask(operator, chosen, scope, allow_deletes=False, wait_for_it=wait_for_it, timeout=timeout, as_json=as_json)
+
+
+def _ask(
+    operator: Operator,
+    names: list[str] | None,
+    scope: Scope,
+    *,
+    allow_deletes: bool,
+    wait_for_it: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
+    regions = operator.audit_store.request(
+        names,
+        scope.endpoint_types,
+        now=operator.now(),
+        by=operator.name,
+        allow_deletes=allow_deletes,
+        resource_types=scope.resource_types,
+    )
+    operator.hint_audit_sweep()
+    asked = _asked(operator, names, scope)
+    away = len({row.name for row in asked if not row.is_eligible})
+    note(
+        f"asked for audits of {many(len(regions))}"
+        + (f"; {away} of them not managed, online and completed: when they are" if away else "")
+    )
+    if not wait_for_it and timeout is None:
+        if as_json:
+            click.echo(json_text([_object(row) for row in asked]))
+        return 0
+    return _wait(operator, [row for row in asked if row.is_eligible], timeout=timeout, as_json=as_json)
+
+
+def _asked(operator: Operator, names: list[str] | None, scope: Scope) -> list[AuditRow]:
+    return [row for row in operator.audit_store.audits(names) if row.endpoint_type in scope.endpoint_types]
+
+
+def _wait(operator: Operator, asked: list[AuditRow], *, timeout: float | None, as_json: bool) -> int:
+    """0 when all that was asked is done and in-sync, 5 when a guard refused some of it, 1 when anything else is not,
+    also when the time is up."""
+    wanted = {(row.name, row.endpoint_type): row.generation for row in asked}
+    if not wanted:
+        note("there is nothing to wait for")
+        return 0
+    rows = asked
+    for elapsed, rows in _looks(operator, wanted, timeout=timeout):
+        if all(_is_done(row, wanted) for row in rows):
+            note(f"{many(len({row.name for row in rows}))} audited after {span(elapsed)}")
+            break
+    _tell(operator, rows, as_json=as_json)
+    if any(_is_done(row, wanted) and row.reason is Reason.GUARD_REFUSED for row in rows):
+        return 5
+    return 0 if all(_is_done(row, wanted) and row.result is SyncStatus.IN_SYNC for row in rows) else 1
+
+
+def _is_done(row: AuditRow, wanted: dict[tuple[str, EndpointType], int]) -> bool:
+    return row.observed_generation >= wanted[row.name, row.endpoint_type]
+
+
+def _looks(
+    operator: Operator, wanted: Collection[tuple[str, EndpointType]], *, timeout: float | None
+) -> Iterator[tuple[float, list[AuditRow]]]:
+    """The rows, at once, now and then, and a last time when the time is up; without subclouds deleted meanwhile."""
+    names = sorted({name for name, _ in wanted})
+    began = operator.monotonic()
+    while True:
+        looked_at = operator.monotonic()
+        every = operator.audit_store.audits(None if len(names) > 1 else names)
+        yield looked_at - began, [row for row in every if (row.name, row.endpoint_type) in wanted]
+        if timeout is not None and looked_at - began >= timeout:
+            return
+        pause = max(SHORTEST_PAUSE, (operator.monotonic() - looked_at) * PAUSE_PER_LOOK)
+        left = pause if timeout is None else max(0.0, began + timeout - operator.monotonic())
+        operator.sleep(min(pause, left))
+
+
+def _tell(operator: Operator, rows: Sequence[AuditRow], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json_text([_object(row) for row in rows]))
+        return
+    told = [row for row in rows if row.result is not SyncStatus.IN_SYNC or row.repaired_at == row.last_audit_time]
+    if told:
+        say_table(["SUBCLOUD", "ENDPOINT", "STATUS", "DETAIL"], [_line(row, operator) for row in told])
+    else:
+        say(f"{many(len({row.name for row in rows}))} in-sync, nothing was changed")
+
+
+def _line(row: AuditRow, operator: Operator) -> list[str]:
+    if row.audit_status is AuditStatus.FAILED:
+        detail = f"{row.reason}: {row.detail}; next try {until(row.due_at, now=operator.now())}"
+    elif row.result is SyncStatus.IN_SYNC:
+        detail = f"repaired {'; '.join(row.differences)}"
+    else:
+        detail = f"asked for {ago(row.requested_at, now=operator.now())}"
+    return [row.name, row.endpoint_type, row.result or SyncStatus.UNKNOWN, detail]
+
+
+def _object(row: AuditRow) -> dict[str, object]:
+    """What is known of one endpoint type of one subcloud, as JSON."""
+    return {
+        "name": row.name,
+        "region_name": row.region_name,
+        "endpoint_type": row.endpoint_type,
+        "is_eligible": row.is_eligible,
+        "generation": row.generation,
+        "observed_generation": row.observed_generation,
+        "audit_status": row.audit_status,
+        "result": row.result,
+        "reason": row.reason,
+        "detail": row.detail,
+        "differences": list(row.differences),
+        "difference_at": row.difference_at,
+        "repaired_at": row.repaired_at,
+        "requested_at": row.requested_at,
+        "requested_by": row.requested_by,
+        "last_audit_time": row.last_audit_time,
+        "last_good_at": row.last_good_at,
+        "due_at": row.due_at,
+        "attempt": row.attempt,
+    }
+
+
+# --- diff ---------------------------------------------------------------------------------------------------------
+
+
+@click.command(short_help="What would an audit write?")
+@click.argument("name", type=SubcloudName())
+@_scope_options
+@output_option
+@pass_operator
+def diff(
+    operator: Operator, name: str, *, endpoint_types: Sequence[str], resource_types: Sequence[str], as_json: bool
+) -> int:
+    """Compare one subcloud with the centre and write nothing: names and fields, secrets as short fingerprints.
+
+    Exit 0 no difference, 1 a difference, 4 somebody does not answer, 5 it is being worked on or a guard would stop it.
+
+    \b
+    Example:
+      dcsync diff edge-1 --resource-type users
+    """
+    scope = _scope(endpoint_types, resource_types)
+    return _show(operator, [name], scope, as_json=as_json, single=True)
+
+
+def _show(operator: Operator, names: list[str] | None, scope: Scope, *, as_json: bool, single: bool = False) -> int:
+    """--all means those that an audit would be about now."""
+    operator.requires("database_url", "redis_url", "central_auth_url", "password")
+    if names is None:
+        names = sorted({row.name for row in operator.audit_store.audits(None) if row.is_eligible})
+
+    def choose(services: PreviewServices) -> previews.Look:
+        return previews.audit_look(services, scope.endpoint_types, scope.resource_types)
+
+    return previews.show(operator, operator.inventory.find(names), choose, as_json=as_json, single=single)

@@ -1,0 +1,168 @@
+"""What would be written, found out in this very process: it logs in, reads and compares, and writes nothing anywhere.
+
+Comparing while a run is at work would show a subcloud half-way, so one whose lock is held is refused; no lock is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+from dcsync.cli.output import json_text, many, note, say
+from dcsync.errors import CloudError, Reason, RefusedByGuard
+
+if TYPE_CHECKING:
+    from dcsync.bootstrap import PreviewServices
+    from dcsync.cli.operator import Operator
+    from dcsync.subcloud import EndpointType, Subcloud
+
+AT_ONCE = 16
+"""Subclouds read at the same time."""
+
+NOT_TOLD = 4
+REFUSED = 5
+_REFUSED_BY_THE_DATA = frozenset(
+    {Reason.CENTRAL_EMPTY, Reason.CENTRAL_KEYS_INVALID, Reason.SUBCLOUD_EMPTY, Reason.IDS_NOT_ALIGNED}
+)
+"""Both sides answered, and a run would stop before its first write."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of one subcloud: what differs, and what would be written, for one endpoint type or for an initial sync."""
+
+    of: str
+    differences: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    deletions: int = 0
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Of one subcloud. `error`: why nothing can be said of it; then `code` is not that of an answer."""
+
+    name: str
+    region_name: str
+    parts: tuple[Part, ...] = ()
+    error: str | None = None
+    code: int = field(default=0)
+
+    @property
+    def differs(self) -> bool:
+        return any(part.differences for part in self.parts)
+
+    def as_object(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "region_name": self.region_name,
+            "differs": None if self.error else self.differs,
+            "error": self.error,
+            "parts": {
+                part.of: {
+                    "differences": list(part.differences),
+                    "writes": list(part.writes),
+                    "deletions": part.deletions,
+                    "refused": part.refused,
+                }
+                for part in self.parts
+            },
+        }
+
+
+Look = Callable[["Subcloud"], tuple[Part, ...]]
+
+
+def audit_look(
+    services: PreviewServices, endpoint_types: Collection[EndpointType], resource_types: Collection[str] | None
+) -> Look:
+    """What an audit of these endpoint types, with a repair of these resource types (None: all), would do."""
+    only = None if resource_types is None else frozenset(resource_types)
+
+    def look(known: Subcloud) -> tuple[Part, ...]:
+        return tuple(
+            Part(
+                of=str(each.endpoint_type),
+                differences=each.differences,
+                writes=each.writes,
+                deletions=each.deletions,
+                refused=f"{each.refused.reason}: {each.refused.detail}" if each.refused else None,
+            )
+            for each in services.audit.preview(known.name, frozenset(endpoint_types), only)
+        )
+
+    return look
+
+
+def sync_look(services: PreviewServices) -> Look:
+    """What an initial sync would do."""
+
+    def look(known: Subcloud) -> tuple[Part, ...]:
+        seen = services.initial_sync(known)
+        return (Part(of="initial sync", differences=seen.differences, writes=seen.writes),)
+
+    return look
+
+
+def show(
+    operator: Operator,
+    subclouds: Sequence[Subcloud],
+    choose: Callable[[PreviewServices], Look],
+    *,
+    as_json: bool,
+    single: bool = False,
+) -> int:
+    """Look at all of them and tell; 0 nothing differs, 1 something does, else the gravest of 4 (nobody answers) and
+    5 (refused: it is being worked on, or a guard would stop a run). `single`: JSON is one object, not a list."""
+    operator.requires("central_auth_url", "password", "redis_url")
+    services = operator.previews
+    look = choose(services)
+    held = services.locks.owners([known.region_name for known in subclouds]) if subclouds else {}
+
+    def one(known: Subcloud) -> Preview:
+        try:
+            if held[known.region_name] is not None:
+                raise RefusedByGuard(f"{known.name} is being worked on right now; look again when that is over")
+            return Preview(known.name, known.region_name, look(known))
+        except RefusedByGuard as exc:
+            return Preview(known.name, known.region_name, error=str(exc), code=REFUSED)
+        except CloudError as exc:
+            code = REFUSED if exc.reason in _REFUSED_BY_THE_DATA else NOT_TOLD
+            return Preview(known.name, known.region_name, error=str(exc), code=code)
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        previews = list(threads.map(one, subclouds))
+    if as_json:
+        told = [preview.as_object() for preview in previews]
+        click.echo(json_text(told[0] if single else told))
+    else:
+        _tell(previews)
+    return max((preview.code or int(preview.differs) for preview in previews), default=0)
+
+
+def _tell(previews: Sequence[Preview]) -> None:
+    for preview in previews:
+        if preview.error:
+            note(f"{preview.name}: {preview.error}")
+            continue
+        for part in preview.parts:
+            _tell_part(preview.name, part)
+    differing = sum(preview.differs for preview in previews)
+    unknown = sum(preview.error is not None for preview in previews)
+    note(f"{differing} of {many(len(previews))} would be changed" + (f", {unknown} not known" if unknown else ""))
+
+
+def _tell_part(name: str, part: Part) -> None:
+    if not part.differences:
+        say(f"{name} {part.of}: no difference")
+        return
+    say(f"{name} {part.of}: {many(len(part.differences), 'difference')}")
+    for difference in part.differences:
+        say(f"  {difference}")
+    say(f"  would be written: {', '.join(part.writes) or 'nothing'}")
+    if part.refused:
+        say(f"  but an audit would stop: {part.refused}")
