@@ -16,21 +16,23 @@ PROBE_SWEEP_SECONDS = (0.25, 5.0)
 
 
 def beat_schedule(
-    *, sweep_interval: float, probe_interval: float, central_watch_interval: float
+    *, sweep_interval: float, probe_interval: float, audit_interval: float, central_watch_interval: float
 ) -> dict[str, dict[str, object]]:
     """Celery's `beat_schedule`. A message that nobody took before the next one is due is worthless: it expires.
 
-    A `probe_interval` of 0 is for systems whose availability others observe.
+    A `probe_interval` of 0 is for systems whose availability others observe, an `audit_interval` of 0 for those that
+    audit only when asked to.
     """
     schedule = {
         "sweep": _entry(TaskName.SWEEP, sweep_interval),
-        "audit-sweep": _entry(TaskName.AUDIT_SWEEP, sweep_interval),
-        "watch-central": _entry(TaskName.WATCH_CENTRAL, central_watch_interval),
         "housekeeping": _entry(TaskName.HOUSEKEEPING, HOUSEKEEPING_SECONDS),
         "deliver-alarms": _entry(TaskName.DELIVER_ALARMS, DELIVER_ALARMS_SECONDS),
         "reconcile-alarms": _entry(TaskName.RECONCILE_ALARMS, RECONCILE_ALARMS_SECONDS),
         "key-rotation": _entry(TaskName.ROTATE_KEYS, min(KEY_ROTATION_SECONDS, sweep_interval)),
     }
+    if audit_interval:
+        schedule["audit-sweep"] = _entry(TaskName.AUDIT_SWEEP, sweep_interval)
+        schedule["watch-central"] = _entry(TaskName.WATCH_CENTRAL, central_watch_interval)
     if probe_interval:
         least, most = PROBE_SWEEP_SECONDS
         seconds = min(most, max(least, probe_interval / PROBE_SWEEPS_PER_INTERVAL))

@@ -70,7 +70,9 @@ class Settings(BaseSettings):
     read_timeout: float = _knob(15, "between two pieces of an answer", gt=0, le=600)
     request_timeout: float = _knob(30, "all of one request", gt=0, le=600)
     central_max_age: float = _knob(5, "how old central records and keys may be when a run uses them", ge=0, le=300)
-    audit_interval: float = _knob(1200, "between two audits of one subcloud, give or take a tenth", ge=1, le=604800)
+    audit_interval: float = _knob(
+        1200, "between two audits of one subcloud, give or take a tenth; 0: only when asked for", ge=0, le=604800
+    )
     central_watch_interval: float = _knob(10, "between two looks whether the centre changed", ge=0.5, le=3600)
     probe_interval: float = _knob(30, "between two probes of a subcloud, give or take a tenth; 0: none", ge=0, le=3600)
     probe_timeout: float = _knob(5, "all of one probe; at most the interval", gt=0, le=60)

@@ -77,6 +77,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "beat_schedule": beat_schedule(
             sweep_interval=settings.sweep_interval,
             probe_interval=settings.probe_interval,
+            audit_interval=settings.audit_interval,
             central_watch_interval=settings.central_watch_interval,
         ),
         "beat_scheduler": "dcsync.tasks.alive:BeatScheduler",

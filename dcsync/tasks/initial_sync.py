@@ -20,7 +20,7 @@ def initial_sync(self: DcsyncTask, region_name: str, generation: int, **_: objec
     outcome = self.sync.initial_sync.run(region_name=region_name, generation=generation).as_dict()
     tell = log.warning if outcome["result"] == Result.FAILED else log.info
     tell("initial sync", task_id=self.request.id, **outcome)
-    if outcome["result"] == Result.COMPLETED:
+    if outcome["result"] == Result.COMPLETED and self.sync.settings.audit_interval:
         _audit_at_once(self, region_name)
     return outcome
 
