@@ -56,6 +56,9 @@ from dcsync.subcloud import EndpointType, Subcloud, SyncStatus
 HINT_PATIENCE_SECONDS = 5.0
 """How long a hint may be between broker and claim before the sweep looks whether it still waits."""
 
+NEVER_SECONDS = 100 * 365 * 86400.0
+"""When the next audit is due where there is one only when asked for."""
+
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 
@@ -275,7 +278,7 @@ def audit_engine(
             run_deadline=settings.run_deadline,
             users_at_once=settings.users_at_once,
             max_deletes=settings.max_deletes,
-            interval=timedelta(seconds=settings.audit_interval),
+            interval=timedelta(seconds=settings.audit_interval or NEVER_SECONDS),
             hold_off=timedelta(seconds=settings.hold_off),
             hold_off_max=timedelta(seconds=settings.hold_off_max),
         ),
