@@ -5,26 +5,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from dcsync.audit.identity_audit import Cloud
-from dcsync.errors import CloudError, Reason
+from dcsync.errors import CloudError, Reason, UnknownSubcloud
 from dcsync.identity import (
     ActorType,
     Assignment,
     CentralData,
     FernetKeys,
+    Placed,
     Record,
     Records,
     ResourceType,
     RevocationEvent,
 )
+from dcsync.lifecycle import ABANDONED_LIMIT, Ending
+from dcsync.messages import AuditHint
+from dcsync.ports import AuditPart, AuditRow, AuditRun, CentralState, Finding, Standing
 from dcsync.subcloud import (
+    SYNCED_ENDPOINT_TYPES,
+    AuditStatus,
+    AvailabilityStatus,
+    EndpointType,
+    InitialSyncState,
+    ManagementState,
     Subcloud,
+    SyncStatus,
 )
-from tests.builders import central_data, records, some_keys
+from tests.builders import NOON, central_data, records, some_keys
 
 _ACTOR = {ActorType.USER: ResourceType.USERS, ActorType.GROUP: ResourceType.GROUPS}
 
@@ -241,3 +253,354 @@ class AuditClouds:
             raise self.site_error
         await self.site.login()
         yield self.site
+
+
+@dataclass
+class Kept:
+    """One row of `subcloud_sync`."""
+
+    due_at: datetime
+    generation: int = 0
+    observed_generation: int = 0
+    requested_at: datetime | None = None
+    requested_by: str = ""
+    status: AuditStatus = AuditStatus.NONE
+    dispatched_at: datetime | None = None
+    dispatches: int = 0
+    run_id: str | None = None
+    claimed_at: datetime | None = None
+    attempt: int = 0
+    abandoned: int = 0
+    reason: Reason | None = None
+    detail: str = ""
+    result: SyncStatus | None = None
+    reported: SyncStatus | None = None
+    last_audit_time: datetime | None = None
+    last_good_at: datetime | None = None
+    difference: str | None = None
+    differences: tuple[str, ...] = ()
+    difference_at: datetime | None = None
+    difference_repairs: int = 0
+    repaired_at: datetime | None = None
+    deletes_allowed: bool = False
+    resource_types: frozenset[str] | None = None
+    keys_fingerprint: str | None = None
+
+    def free(self) -> None:
+        self.run_id = self.claimed_at = self.dispatched_at = None
+
+
+@dataclass
+class MemoryAuditStore:
+    """AuditStore over dictionaries; the rows are due from NOON on."""
+
+    subclouds: dict[str, Subcloud] = field(default_factory=dict)
+    rows: dict[tuple[str, EndpointType], Kept] = field(default_factory=dict)
+    placed: dict[str, Placed] = field(default_factory=dict)
+    groups: dict[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    centre: dict[EndpointType, CentralState] = field(default_factory=dict)
+    follow_ups: list[tuple[str | None, EndpointType, str]] = field(default_factory=list)
+    keys_planned_until: datetime | None = None
+
+    def add(self, *subclouds: Subcloud) -> MemoryAuditStore:
+        for subcloud in subclouds:
+            self.subclouds[subcloud.region_name] = subcloud
+            for type_ in SYNCED_ENDPOINT_TYPES:
+                self.rows[subcloud.region_name, type_] = Kept(due_at=NOON)
+        return self
+
+    def delete(self, region_name: str) -> None:
+        del self.subclouds[region_name]
+        self.rows = {key: row for key, row in self.rows.items() if key[0] != region_name}
+
+    def leave(self, region_name: str) -> None:
+        changed = replace(self.subclouds[region_name], initial_sync_state=InitialSyncState.NONE)
+        self.subclouds[region_name] = changed
+
+    def row(self, region_name: str, type_: EndpointType = EndpointType.IDENTITY) -> Kept:
+        return self.rows[region_name, type_]
+
+    # --- what is asked ---
+
+    def request(
+        self,
+        names: Sequence[str] | None,
+        endpoint_types: Collection[EndpointType],
+        *,
+        now: datetime,
+        by: str,
+        allow_deletes: bool = False,
+        resource_types: Collection[str] | None = None,
+    ) -> list[str]:
+        regions = self._regions(names)
+        for (region, type_), row in self.rows.items():
+            if region in regions and type_ in endpoint_types:
+                self._raise(row, now=now, by=by, due_at=now)
+                row.attempt = row.difference_repairs = 0
+                row.deletes_allowed = row.deletes_allowed or allow_deletes
+                row.resource_types = None if resource_types is None else frozenset(resource_types)
+        if allow_deletes and names is None:
+            self.centre = {k: replace(s, shrink_allowed=k in endpoint_types) for k, s in self.centre.items()}
+        return sorted(regions)
+
+    def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
+        rows = [row for (_, type_), row in self.rows.items() if type_ is endpoint_type]
+        for row in rows:
+            self._raise(row, now=now, by=by, due_at=self._sooner(row, now))
+        return len(rows)
+
+    def take_follow_ups(self, *, now: datetime) -> int:
+        taken = [each for each in self.follow_ups if each[1] in SYNCED_ENDPOINT_TYPES]
+        self.follow_ups = [each for each in self.follow_ups if each not in taken]
+        for region, wanted, cause in taken:
+            for (name, type_), row in self.rows.items():
+                if type_ is wanted and region in (None, name):
+                    self._raise(row, now=now, by=cause, due_at=self._sooner(row, now))
+        return len(taken)
+
+    def audits(self, names: Sequence[str] | None) -> list[AuditRow]:
+        regions = self._regions(names)
+        return [
+            self._shown(self.subclouds[region], type_, row)
+            for (region, type_), row in sorted(self.rows.items())
+            if region in regions
+        ]
+
+    # --- the sweep ---
+
+    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+        found = {
+            (region, row.run_id, row.claimed_at)
+            for (region, _), row in self.rows.items()
+            if row.run_id is not None and row.claimed_at is not None and row.claimed_at < moment
+        }
+        return sorted(found)
+
+    def take_back(
+        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    ) -> list[str]:
+        changed = set()
+        run_ids = {run_id for _, run_id in abandoned}
+        for (region, _), row in self.rows.items():
+            if row.run_id not in run_ids:
+                continue
+            changed.add(region)
+            row.free()
+            row.status = AuditStatus.FAILED
+            row.abandoned += 1
+            row.due_at = now
+            if row.abandoned >= ABANDONED_LIMIT:
+                row.abandoned, row.due_at, row.reason = 0, hold_off_until, Reason.QUARANTINED
+        return sorted(changed)
+
+    def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
+        found: dict[AuditHint, datetime] = {}
+        for (region, _), row in self.rows.items():
+            if row.dispatched_at and row.status is not AuditStatus.IN_PROGRESS and self._eligible(region):
+                found[AuditHint(region, row.dispatches)] = row.dispatched_at
+        return list(found.items())
+
+    def in_progress_count(self) -> int:
+        return len({row.run_id for row in self.rows.values() if row.run_id})
+
+    def dispatch(
+        self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
+    ) -> list[AuditHint]:
+        again = {hint.region_name for hint in lost}
+        due = [
+            (row.due_at, self.subclouds[region].id, type_, region)
+            for (region, type_), row in self.rows.items()
+            if self._is_due(region, row, now)
+            and (row.dispatched_at is None or region in again)
+            and region_name in (None, region)
+        ]
+        chosen = sorted(due)[:room]
+        numbers: dict[str, int] = {}
+        for _, _, type_, region in chosen:
+            numbers[region] = max(numbers.get(region, 0), self.rows[region, type_].dispatches + 1)
+        for _, _, type_, region in chosen:
+            self.rows[region, type_].dispatched_at = now
+            self.rows[region, type_].dispatches = numbers[region]
+        return [AuditHint(region, number) for region, number in numbers.items()]
+
+    def undo_dispatch(self, hints: Collection[AuditHint]) -> None:
+        for hint in hints:
+            for (region, _), row in self.rows.items():
+                if region == hint.region_name and row.status is not AuditStatus.IN_PROGRESS:
+                    row.dispatched_at = None
+
+    # --- one run ---
+
+    def claim(self, *, region_name: str, run_id: str, now: datetime) -> AuditRun | None:
+        due = {key: row for key, row in self.rows.items() if key[0] == region_name and self._is_due(key[0], row, now)}
+        for row in due.values():
+            row.free()
+            row.run_id, row.claimed_at, row.status = run_id, now, AuditStatus.IN_PROGRESS
+            row.attempt += 1
+        return self._run(region_name, run_id, due) if due else None
+
+    def look(self, name: str) -> AuditRun:
+        (region,) = self._regions([name])
+        return self._run(region, "", {key: row for key, row in self.rows.items() if key[0] == region})
+
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
+        return {run_id: self._standing(run_id) for run_id in run_ids}
+
+    def _standing(self, run_id: str) -> Standing | None:
+        regions = {region for (region, _), row in self.rows.items() if row.run_id == run_id}
+        if not regions:
+            return Standing(Ending.SUPERSEDED, "taken back")
+        return None if all(map(self._eligible, regions)) else Standing(Ending.CANCELLED, "left")
+
+    def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
+        if not self._mine(run):
+            return False
+        self.placed[run.subcloud.region_name] = placed
+        return True
+
+    def remember_groups(self, run: AuditRun, groups: Mapping[str, tuple[str, ...]]) -> bool:
+        if not self._mine(run):
+            return False
+        self.groups[run.subcloud.region_name] = dict(groups)
+        return True
+
+    def settle(self, run: AuditRun, findings: Sequence[Finding], *, now: datetime) -> bool:
+        mine = self._mine(run)
+        for finding in findings:
+            if finding.endpoint_type in mine:
+                self._settle(mine[finding.endpoint_type], finding, now=now)
+        return all(finding.endpoint_type in mine for finding in findings)
+
+    def _settle(self, row: Kept, finding: Finding, *, now: datetime) -> None:
+        asked_meanwhile, failure = row.generation > finding.generation, finding.failure
+        row.free()
+        row.abandoned, row.status = 0, AuditStatus.FAILED if failure else AuditStatus.COMPLETED
+        row.attempt = row.attempt if failure else 0
+        row.reason, row.detail = (failure.reason, failure.detail) if failure else (None, "")
+        row.due_at = min(row.due_at, now) if asked_meanwhile else finding.due_at
+        row.reported = finding.reported or row.reported
+        row.keys_fingerprint = finding.keys_fingerprint or row.keys_fingerprint
+        if finding.result is not None:
+            row.last_audit_time, row.result, row.difference = now, finding.result, finding.difference
+            row.difference_repairs = 0 if asked_meanwhile else finding.difference_repairs
+        if finding.is_observed:
+            row.observed_generation = finding.generation
+            row.deletes_allowed = row.deletes_allowed and asked_meanwhile
+            row.resource_types = row.resource_types if asked_meanwhile else None
+        if finding.result is SyncStatus.IN_SYNC:
+            row.last_good_at = now
+        if finding.differences:
+            row.differences, row.difference_at = finding.differences, now
+        if finding.result is not None and finding.repaired:
+            row.repaired_at = now
+
+    def release(self, run: AuditRun, *, now: datetime) -> bool:
+        mine = self._mine(run)
+        for row in mine.values():
+            row.free()
+            row.status, row.attempt, row.due_at = AuditStatus.NONE, row.attempt - 1, now
+        return bool(mine)
+
+    # --- the centre ---
+
+    def central_state(self, kind: EndpointType) -> CentralState | None:
+        return self.centre.get(kind)
+
+    def accept_central(self, state: CentralState, *, old: CentralState | None, now: datetime) -> int | None:
+        kept = self.centre.get(state.kind)
+        if old is None:
+            if kept is not None:
+                return None
+            self.centre[state.kind] = replace(state, changed_at=now)
+            return 0
+        if kept is None or (kept.fingerprint, kept.events_fingerprint) != (old.fingerprint, old.events_fingerprint):
+            return None
+        self.centre[state.kind] = replace(state, generation=kept.generation + 1, changed_at=now)
+        return self.raise_generation(state.kind, now=now, by="the centre changed")
+
+    def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
+        if kind in self.centre:
+            self.centre[kind] = replace(self.centre[kind], refused=why)
+
+    # --- inside ---
+
+    def _regions(self, names: Sequence[str] | None) -> set[str]:
+        known = {subcloud.name: region for region, subcloud in self.subclouds.items()}
+        missing = set(names or ()) - set(known)
+        if missing:
+            raise UnknownSubcloud(f"no such subcloud: {', '.join(sorted(missing))}")
+        return {region for name, region in known.items() if names is None or name in names}
+
+    def _eligible(self, region_name: str) -> bool:
+        subcloud = self.subclouds[region_name]
+        return (subcloud.management_state, subcloud.availability_status, subcloud.initial_sync_state) == (
+            ManagementState.MANAGED,
+            AvailabilityStatus.ONLINE,
+            InitialSyncState.COMPLETED,
+        )
+
+    def _is_due(self, region_name: str, row: Kept, now: datetime) -> bool:
+        return self._eligible(region_name) and row.status is not AuditStatus.IN_PROGRESS and row.due_at <= now
+
+    def _raise(self, row: Kept, *, now: datetime, by: str, due_at: datetime) -> None:
+        row.generation += 1
+        row.requested_at, row.requested_by, row.due_at = now, by, due_at
+
+    def _sooner(self, row: Kept, now: datetime) -> datetime:
+        return row.due_at if row.status is AuditStatus.FAILED else min(row.due_at, now)
+
+    def _mine(self, run: AuditRun) -> dict[EndpointType, Kept]:
+        return {
+            type_: row
+            for (region, type_), row in self.rows.items()
+            if region == run.subcloud.region_name and row.run_id == run.run_id
+        }
+
+    def _run(self, region: str, run_id: str, rows: Mapping[tuple[str, EndpointType], Kept]) -> AuditRun:
+        parts = [
+            AuditPart(
+                endpoint_type=type_,
+                generation=row.generation,
+                attempt=row.attempt,
+                difference=row.difference,
+                difference_repairs=row.difference_repairs,
+                deletes_allowed=row.deletes_allowed,
+                resource_types=row.resource_types,
+            )
+            for (_, type_), row in sorted(rows.items())
+        ]
+        return AuditRun(
+            run_id=run_id,
+            subcloud=self.subclouds[region],
+            parts=tuple(parts),
+            placed=self.placed.get(region, Placed()),
+            groups_to_refill=dict(self.groups.get(region, {})),
+            central_counts={what: n for state in self.centre.values() for what, n in state.counts.items()},
+            keys_planned_until=self.keys_planned_until,
+        )
+
+    def _shown(self, subcloud: Subcloud, type_: EndpointType, row: Kept) -> AuditRow:
+        return AuditRow(
+            name=subcloud.name,
+            region_name=subcloud.region_name,
+            endpoint_type=type_,
+            is_eligible=self._eligible(subcloud.region_name),
+            generation=row.generation,
+            observed_generation=row.observed_generation,
+            requested_at=row.requested_at,
+            requested_by=row.requested_by,
+            audit_status=row.status,
+            due_at=row.due_at,
+            claimed_at=row.claimed_at,
+            attempt=row.attempt,
+            reason=row.reason,
+            detail=row.detail,
+            result=row.result,
+            reported=row.reported,
+            last_audit_time=row.last_audit_time,
+            last_good_at=row.last_good_at,
+            differences=row.differences,
+            difference_at=row.difference_at,
+            difference_repairs=row.difference_repairs,
+            repaired_at=row.repaired_at,
+        )

@@ -506,7 +506,7 @@ def _run(connection: Connection, run_id: str, which: sa.ColumnElement[bool], row
         run_id=run_id,
         subcloud=subcloud_from_row(dict(found)),
         parts=tuple(_part(row) for row in sorted(rows, key=lambda row: row.endpoint_type.value)),
-        placed=_placed(body or {}),
+        placed=Placed() if body is None else _placed(body),
         groups_to_refill={group: tuple(members) for group, members in found["groups_to_refill"].items()},
         central_counts={what: count for listed in counts for what, count in listed.items()},
         keys_planned_until=connection.execute(sa.select(key_rotation.c.window_until)).scalar_one_or_none(),
@@ -564,11 +564,10 @@ def _placed_body(placed: Placed) -> dict[str, Any]:
 
 
 def _placed(body: Mapping[str, Any]) -> Placed:
-    ids = body.get("ids", {})
     return Placed(
-        ids={type_: frozenset(ids.get(type_.value, ())) for type_ in ResourceType},
+        ids={type_: frozenset(body["ids"][type_.value]) for type_ in ResourceType},
         assignments=frozenset(
             Assignment(project_id=project, actor_type=ActorType(kind), actor_id=actor, role_id=role)
-            for project, kind, actor, role in body.get("assignments", ())
+            for project, kind, actor, role in body["assignments"]
         ),
     )

@@ -1,0 +1,507 @@
+"""What an AuditStore promises, held against the one in memory and the one in PostgreSQL.
+
+The rows are made and changed by others through `Rows`, which each backend fills in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, insert, select, text, update
+
+from dcsync.adapters.store.audits import SqlAuditStore
+from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.adapters.tables import audit_request, key_rotation, subcloud, subcloud_sync
+from dcsync.errors import Reason, UnknownSubcloud
+from dcsync.identity import ActorType, Assignment, Placed, ResourceType
+from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
+from dcsync.messages import AuditHint
+from dcsync.ports import AuditRow, AuditRun, AuditStore, CentralState, Finding
+from dcsync.subcloud import (
+    SYNCED_ENDPOINT_TYPES,
+    AuditStatus,
+    EndpointType,
+    InitialSyncState,
+    SyncStatus,
+    new_subcloud,
+)
+from tests.builders import NOON, a_subcloud
+from tests.fakes_audit import MemoryAuditStore
+from tests.requested_rows import leave, requested_rows
+
+PLATFORM, IDENTITY = SYNCED_ENDPOINT_TYPES
+LATER = NOON + timedelta(minutes=5)
+NEXT = NOON + timedelta(minutes=20)
+
+
+@dataclass
+class Rows:
+    """A store with three eligible subclouds, s1 to s3, all due since NOON, and what others do to them."""
+
+    store: AuditStore
+    leave: Callable[[str], None]
+    delete: Callable[[str], object]
+    ask_follow_up: Callable[[str | None, EndpointType], None]
+    plan_rotation: Callable[[datetime], None]
+
+    def row(self, name: str = "s1", type_: EndpointType = IDENTITY) -> AuditRow:
+        (found,) = [row for row in self.store.audits([name]) if row.endpoint_type is type_]
+        return found
+
+
+def _memory_rows() -> Rows:
+    store = MemoryAuditStore().add(
+        *(a_subcloud(f"s{n}", id=n, initial_sync_state=InitialSyncState.COMPLETED, generation=1) for n in (1, 2, 3))
+    )
+
+    def plan(until: datetime) -> None:
+        store.keys_planned_until = until
+
+    return Rows(
+        store=store,
+        leave=store.leave,
+        delete=store.delete,
+        ask_follow_up=lambda name, type_: store.follow_ups.append((name, type_, "somebody asked")),
+        plan_rotation=plan,
+    )
+
+
+def _sql_rows(engine: Engine) -> Rows:
+    completed_rows(engine, [f"s{n}" for n in (1, 2, 3)])
+    inventory = SqlInventory(engine)
+
+    def follow_up(name: str | None, type_: EndpointType) -> None:
+        id_ = None if name is None else inventory.find([name])[0].id
+        with engine.begin() as connection:
+            connection.execute(
+                insert(audit_request).values(
+                    subcloud_id=id_, endpoint_type=type_, requested_at=NOON, cause="somebody asked"
+                )
+            )
+
+    def plan(until: datetime) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM key_rotation"))
+            connection.execute(insert(key_rotation).values(window_until=until))
+
+    return Rows(
+        store=SqlAuditStore(engine),
+        leave=lambda name: leave(engine, name),
+        delete=inventory.delete,
+        ask_follow_up=follow_up,
+        plan_rotation=plan,
+    )
+
+
+def completed_rows(engine: Engine, names: list[str]) -> None:
+    """Managed, online and completed, their audits due at NOON."""
+    requested_rows(
+        engine,
+        [new_subcloud(name=n, management_ip="10.1.1.1", region_name=n, software_version="") for n in names],
+    )
+    with engine.begin() as connection:
+        connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
+        connection.execute(update(subcloud_sync).values(due_at=NOON))
+
+
+@pytest.fixture(params=["memory", "postgresql"])
+def rows(request: pytest.FixtureRequest) -> Rows:
+    return _memory_rows() if request.param == "memory" else _sql_rows(request.getfixturevalue("engine"))
+
+
+def claim(rows: Rows, name: str = "s1", run_id: str = "run-1", now: datetime = NOON) -> AuditRun | None:
+    return rows.store.claim(region_name=name, run_id=run_id, now=now)
+
+
+def claimed(rows: Rows, name: str = "s1", run_id: str = "run-1", now: datetime = NOON) -> AuditRun:
+    run = claim(rows, name, run_id, now)
+    assert run is not None
+    return run
+
+
+def a_finding(type_: EndpointType = IDENTITY, **changes: Any) -> Finding:
+    values: dict[str, Any] = {
+        "endpoint_type": type_,
+        "generation": 0,
+        "result": SyncStatus.IN_SYNC,
+        "reported": SyncStatus.IN_SYNC,
+        "is_observed": True,
+        "due_at": NEXT,
+    }
+    return Finding(**(values | changes))
+
+
+def settle(rows: Rows, run: AuditRun, **changes: Any) -> bool:
+    findings = [a_finding(part.endpoint_type, **changes) for part in run.parts]
+    return rows.store.settle(run, findings, now=LATER)
+
+
+# --- asking ------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_makes_the_named_audits_due_and_says_who_asked(rows: Rows) -> None:
+    settle(rows, claimed(rows))
+    assert rows.store.request(["s1"], [IDENTITY], now=LATER, by="eve") == ["s1"]
+    asked, other = rows.row(), rows.row(type_=PLATFORM)
+    assert (asked.generation, asked.due_at, asked.requested_by, asked.requested_at) == (1, LATER, "eve", LATER)
+    assert (other.generation, other.due_at) == (0, NEXT)
+    assert [part.endpoint_type for part in claimed(rows, run_id="run-2", now=LATER).parts] == [IDENTITY]
+
+
+def test_a_request_for_all_reaches_those_that_are_away_too(rows: Rows) -> None:
+    rows.leave("s2")
+    assert rows.store.request(None, SYNCED_ENDPOINT_TYPES, now=LATER, by="eve") == ["s1", "s2", "s3"]
+    assert rows.row("s2").generation == 1
+    assert not rows.row("s2").is_eligible
+    assert claim(rows, "s2", now=LATER) is None
+
+
+def test_an_unknown_name_is_refused_and_nothing_is_asked(rows: Rows) -> None:
+    with pytest.raises(UnknownSubcloud, match="s9"):
+        rows.store.request(["s1", "s9"], [IDENTITY], now=LATER, by="eve")
+    assert rows.row().generation == 0
+    with pytest.raises(UnknownSubcloud):
+        rows.store.audits(["s9"])
+
+
+def test_an_operator_s_request_ends_a_hold_off_and_forgets_how_often_was_repaired(rows: Rows) -> None:
+    failure = Failure(Reason.TIMEOUT, "slow")
+    settle(rows, claimed(rows), failure=failure, difference="d", difference_repairs=2, is_observed=False)
+    rows.store.request(["s1"], [IDENTITY], now=LATER, by="eve", allow_deletes=True, resource_types=["users"])
+    run = claimed(rows, run_id="run-2", now=LATER)
+    (part,) = run.parts
+    assert (part.attempt, part.difference_repairs, part.deletes_allowed) == (1, 0, True)
+    assert part.resource_types == frozenset({"users"})
+
+
+def test_what_is_allowed_once_is_not_allowed_the_next_time(rows: Rows) -> None:
+    rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", allow_deletes=True, resource_types=["users"])
+    settle(rows, claimed(rows), generation=1)
+    rows.store.request(["s1"], [IDENTITY], now=LATER, by="eve")
+    (part,) = claimed(rows, run_id="run-2", now=LATER).parts
+    assert (part.deletes_allowed, part.resource_types) == (False, None)
+
+
+def test_what_is_allowed_stays_allowed_until_it_was_done(rows: Rows) -> None:
+    rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", allow_deletes=True)
+    failure = Failure(Reason.UNREACHABLE, "")
+    settle(rows, claimed(rows), generation=1, result=None, is_observed=False, failure=failure, due_at=LATER)
+    parts = claimed(rows, run_id="run-2", now=LATER).parts
+    assert {part.endpoint_type: part.deletes_allowed for part in parts} == {IDENTITY: True, PLATFORM: False}
+
+
+def test_a_change_of_the_centre_makes_every_row_of_its_kind_due_but_not_those_held_off(rows: Rows) -> None:
+    settle(rows, claimed(rows))
+    settle(rows, claimed(rows, "s2", "run-2"), failure=Failure(Reason.UNREACHABLE, ""), result=None, is_observed=False)
+    assert rows.store.raise_generation(IDENTITY, now=LATER, by="the centre") == 3
+    assert (rows.row("s1").due_at, rows.row("s2").due_at, rows.row("s3").due_at) == (LATER, NEXT, NOON)
+    assert [rows.row(name).generation for name in ("s1", "s2", "s3")] == [1, 1, 1]
+    assert rows.row("s1", PLATFORM).generation == 0
+
+
+def test_requests_of_the_state_service_become_due_rows_once(rows: Rows) -> None:
+    for name in ("s1", "s2", "s3"):
+        settle(rows, claimed(rows, name, f"run-{name}"))
+    rows.ask_follow_up("s1", IDENTITY)
+    rows.ask_follow_up(None, PLATFORM)
+    rows.ask_follow_up(None, EndpointType.FIRMWARE)
+    assert rows.store.take_follow_ups(now=LATER) == 2
+    assert (rows.row("s1").due_at, rows.row("s2").due_at) == (LATER, NEXT)
+    assert rows.row("s3", PLATFORM).due_at == LATER
+    assert rows.row("s1").requested_by == "somebody asked"
+    assert rows.store.take_follow_ups(now=LATER) == 0
+
+
+# --- claiming and settling ---------------------------------------------------------------------------------------
+
+
+def test_a_claim_takes_all_that_is_due_of_one_subcloud(rows: Rows) -> None:
+    run = claimed(rows)
+    assert {part.endpoint_type for part in run.parts} == set(SYNCED_ENDPOINT_TYPES)
+    assert (run.placed, dict(run.groups_to_refill), dict(run.central_counts)) == (Placed(), {}, {})
+    assert rows.row().audit_status is AuditStatus.IN_PROGRESS
+    assert claim(rows, run_id="run-2") is None
+
+
+def test_what_is_not_due_yet_is_not_claimed(rows: Rows) -> None:
+    assert claim(rows, now=NOON - timedelta(seconds=1)) is None
+    assert claim(rows, "nowhere") is None
+
+
+def test_a_finished_comparison_is_kept_and_the_next_is_due_later(rows: Rows) -> None:
+    assert settle(rows, claimed(rows))
+    row = rows.row()
+    assert (row.audit_status, row.result, row.reported) == (
+        AuditStatus.COMPLETED, SyncStatus.IN_SYNC, SyncStatus.IN_SYNC,
+    )  # fmt: skip
+    assert (row.last_audit_time, row.last_good_at, row.due_at, row.attempt) == (LATER, LATER, NEXT, 0)
+    assert claim(rows, run_id="run-2", now=NEXT - timedelta(seconds=1)) is None
+    assert claim(rows, run_id="run-2", now=NEXT) is not None
+
+
+def test_a_failure_keeps_the_last_good_answer_beside_its_reason(rows: Rows) -> None:
+    settle(rows, claimed(rows))
+    failed: dict[str, Any] = {
+        "result": None,
+        "reported": SyncStatus.UNKNOWN,
+        "failure": Failure(Reason.UNREACHABLE, "gone"),
+    }
+    run = claimed(rows, run_id="run-2", now=NEXT)
+    rows.store.settle(run, [a_finding(is_observed=False, due_at=NEXT, **failed)], now=NEXT)
+    row = rows.row()
+    assert (row.audit_status, row.reason, row.detail, row.attempt) == (
+        AuditStatus.FAILED,
+        Reason.UNREACHABLE,
+        "gone",
+        1,
+    )
+    assert (row.result, row.last_good_at, row.last_audit_time) == (SyncStatus.IN_SYNC, LATER, LATER)
+    assert row.reported is SyncStatus.UNKNOWN
+    settle(rows, run)
+    assert rows.row(type_=PLATFORM).reason is None
+
+
+def test_differences_are_kept_when_they_are_gone_and_the_digest_is_not(rows: Rows) -> None:
+    named = ("users bob: password",)
+    settle(rows, claimed(rows), difference="d1", differences=named, difference_repairs=1, repaired=True)
+    assert rows.row().repaired_at == LATER
+    run = claimed(rows, run_id="run-2", now=NEXT)
+    assert [(part.difference, part.difference_repairs) for part in run.parts] == [("d1", 1)] * 2
+    rows.store.settle(run, [a_finding(part.endpoint_type) for part in run.parts], now=NEXT)
+    row = rows.row()
+    assert (row.differences, row.difference_at, row.difference_repairs) == (named, LATER, 0)
+
+
+def test_a_request_that_arrives_during_a_run_leads_to_another_run(rows: Rows) -> None:
+    run = claimed(rows)
+    rows.store.request(["s1"], [IDENTITY], now=LATER, by="eve", allow_deletes=True)
+    assert claim(rows, run_id="run-2", now=LATER) is None
+    assert settle(rows, run, difference_repairs=3)
+    row = rows.row()
+    assert (row.generation, row.observed_generation, row.due_at) == (1, 0, LATER)
+    (part,) = claimed(rows, run_id="run-2", now=LATER).parts
+    assert (part.endpoint_type, part.deletes_allowed, part.difference_repairs) == (IDENTITY, True, 0)
+    assert rows.row(type_=PLATFORM).due_at == NEXT
+
+
+def test_a_change_of_the_centre_during_a_run_leads_to_another_run(rows: Rows) -> None:
+    run = claimed(rows)
+    rows.store.raise_generation(IDENTITY, now=LATER, by="the centre")
+    settle(rows, run)
+    assert rows.row().due_at <= LATER
+    assert claim(rows, run_id="run-2", now=LATER) is not None
+
+
+def test_what_a_run_remembers_is_there_for_the_next(rows: Rows) -> None:
+    run = claimed(rows)
+    grant = Assignment("p1", ActorType.GROUP, "g1", "r1")
+    placed = Placed({ResourceType.USERS: frozenset({"u1"})}, frozenset({grant}))
+    assert rows.store.remember_placed(run, Placed())
+    assert rows.store.remember_placed(run, placed)
+    assert rows.store.remember_groups(run, {"g1": ("u1",)})
+    settle(rows, run)
+    again = claimed(rows, run_id="run-2", now=NEXT)
+    assert again.placed.of(ResourceType.USERS) | again.placed.assignments == {"u1", grant}
+    assert dict(again.groups_to_refill) == {"g1": ("u1",)}
+
+
+def test_a_planned_rotation_is_told_to_the_run(rows: Rows) -> None:
+    rows.plan_rotation(NEXT)
+    assert claimed(rows).keys_planned_until == NEXT
+
+
+def test_looking_takes_nothing(rows: Rows) -> None:
+    run = rows.store.look("s1")
+    assert {part.endpoint_type for part in run.parts} == set(SYNCED_ENDPOINT_TYPES)
+    assert rows.row().audit_status is AuditStatus.NONE
+    with pytest.raises(UnknownSubcloud):
+        rows.store.look("s9")
+
+
+def test_a_released_run_is_as_if_it_had_not_been(rows: Rows) -> None:
+    run = claimed(rows)
+    assert rows.store.release(run, now=LATER)
+    row = rows.row()
+    assert (row.audit_status, row.attempt, row.due_at) == (AuditStatus.NONE, 0, LATER)
+    assert not rows.store.release(run, now=LATER)
+    assert claim(rows, run_id="run-2", now=LATER) is not None
+
+
+WRITES: dict[str, Callable[[Rows, AuditRun], bool]] = {
+    "remember_placed": lambda rows, run: rows.store.remember_placed(run, Placed()),
+    "remember_groups": lambda rows, run: rows.store.remember_groups(run, {"g": ("u",)}),
+    "settle": settle,
+    "release": lambda rows, run: rows.store.release(run, now=LATER),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("what", ["taken back", "claimed by another", "deleted"])
+def test_a_run_that_lost_its_rows_writes_nothing(rows: Rows, write: str, what: str) -> None:
+    run = claimed(rows)
+    if what == "deleted":
+        rows.delete("s1")
+    else:
+        rows.store.take_back([("s1", "run-1")], now=NOON, hold_off_until=LATER)
+        if what == "claimed by another":
+            claimed(rows, run_id="run-2")
+    before = None if what == "deleted" else rows.row()
+    assert WRITES[write](rows, run) is False
+    assert before is None or rows.row() == before
+
+
+def test_standing_says_why_a_run_must_stop(rows: Rows) -> None:
+    for name in ("s1", "s2", "s3"):
+        claimed(rows, name, f"run-{name}")
+    run_ids = ["run-s1", "run-s2", "run-s3"]
+    assert set(rows.store.standing(run_ids).values()) == {None}
+    rows.leave("s1")
+    rows.delete("s2")
+    standing = rows.store.standing(run_ids)
+    assert [found and found.ending for found in map(standing.get, run_ids)] == [
+        Ending.CANCELLED, Ending.SUPERSEDED, None,
+    ]  # fmt: skip
+
+
+# --- the sweep ---------------------------------------------------------------------------------------------------
+
+
+def test_dispatch_sends_one_hint_for_both_rows_and_only_once(rows: Rows) -> None:
+    first = rows.store.dispatch(room=2, lost=[], now=NOON)
+    assert first == [AuditHint("s1", 1)]
+    assert rows.store.dispatch(room=9, lost=[], now=NOON) == [AuditHint("s2", 1), AuditHint("s3", 1)]
+    assert rows.store.dispatch(room=9, lost=[], now=NOON) == []
+    assert rows.store.dispatch(room=9, lost=first, now=LATER) == [AuditHint("s1", 2)]
+    assert dict(rows.store.unstarted_hints()) == {
+        AuditHint("s1", 2): LATER, AuditHint("s2", 1): NOON, AuditHint("s3", 1): NOON,
+    }  # fmt: skip
+
+
+def test_dispatch_of_one_subcloud_leaves_the_others(rows: Rows) -> None:
+    assert rows.store.dispatch(room=2, lost=[], now=NOON, region_name="s2") == [AuditHint("s2", 1)]
+    assert [hint.region_name for hint in rows.store.dispatch(room=9, lost=[], now=NOON)] == ["s1", "s3"]
+
+
+def test_those_that_are_not_eligible_are_not_sent_and_do_not_count_as_waiting(rows: Rows) -> None:
+    rows.store.dispatch(room=2, lost=[], now=NOON)
+    rows.leave("s1")
+    rows.leave("s2")
+    assert rows.store.unstarted_hints() == []
+    assert [hint.region_name for hint in rows.store.dispatch(room=9, lost=[], now=NOON)] == ["s3"]
+
+
+def test_undone_dispatches_are_due_again(rows: Rows) -> None:
+    rows.store.undo_dispatch(rows.store.dispatch(room=9, lost=[], now=NOON))
+    assert rows.store.unstarted_hints() == []
+    assert len(rows.store.dispatch(room=9, lost=[], now=NOON)) == 3
+
+
+def test_a_claim_answers_every_hint_of_its_subcloud(rows: Rows) -> None:
+    rows.store.dispatch(room=2, lost=[], now=NOON)
+    run = claimed(rows)
+    assert rows.store.unstarted_hints() == []
+    assert rows.store.in_progress_count() == 1
+    assert rows.store.in_progress_since_before(LATER) == [("s1", "run-1", NOON)]
+    assert rows.store.in_progress_since_before(NOON) == []
+    settle(rows, run)
+    assert rows.store.in_progress_count() == 0
+
+
+def test_taking_back_makes_due_again_and_the_third_time_holds_off(rows: Rows) -> None:
+    assert rows.store.take_back([("s1", "another")], now=NOON, hold_off_until=LATER) == []
+    for number in range(ABANDONED_LIMIT):
+        claimed(rows, run_id=f"run-{number}")
+        assert rows.store.take_back([("s1", f"run-{number}")], now=NOON, hold_off_until=LATER) == ["s1"]
+    row = rows.row()
+    assert (row.audit_status, row.reason, row.due_at) == (AuditStatus.FAILED, Reason.QUARANTINED, LATER)
+
+
+# --- the centre --------------------------------------------------------------------------------------------------
+
+
+SEEN = CentralState(kind=IDENTITY, fingerprint="f1", events_fingerprint="e1", counts={"users": 7})
+
+
+def test_the_first_sight_of_the_centre_is_kept_and_makes_nothing_due(rows: Rows) -> None:
+    assert rows.store.central_state(IDENTITY) is None
+    assert rows.store.accept_central(SEEN, old=None, now=NOON) == 0
+    assert rows.store.accept_central(SEEN, old=None, now=NOON) is None
+    assert rows.store.central_state(IDENTITY) == replace(SEEN, changed_at=NOON)
+    assert rows.row().generation == 0
+    assert dict(claimed(rows).central_counts) == {"users": 7}
+
+
+def test_a_change_is_accepted_by_one_of_two_watchers_and_makes_rows_due(rows: Rows) -> None:
+    rows.store.accept_central(SEEN, old=None, now=NOON)
+    old = rows.store.central_state(IDENTITY)
+    newer = replace(SEEN, fingerprint="f2")
+    assert rows.store.accept_central(newer, old=old, now=LATER) == 3
+    assert rows.store.accept_central(newer, old=old, now=LATER) is None
+    kept = rows.store.central_state(IDENTITY)
+    assert kept is not None
+    assert (kept.fingerprint, kept.generation, kept.changed_at) == ("f2", 1, LATER)
+    assert [rows.row(name).generation for name in ("s1", "s2", "s3")] == [1, 1, 1]
+
+
+def test_a_refusal_is_noted_until_all_is_well_and_allowed_only_for_all(rows: Rows) -> None:
+    rows.store.accept_central(SEEN, old=None, now=NOON)
+    rows.store.refuse_central(IDENTITY, why="shrunk", now=NOON)
+    rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", allow_deletes=True)
+    kept = rows.store.central_state(IDENTITY)
+    assert kept is not None
+    assert (kept.refused, kept.shrink_allowed) == ("shrunk", False)
+    rows.store.request(None, [IDENTITY], now=NOON, by="eve", allow_deletes=True)
+    rows.store.refuse_central(IDENTITY, why=None, now=NOON)
+    kept = rows.store.central_state(IDENTITY)
+    assert kept is not None
+    assert (kept.refused, kept.shrink_allowed) == (None, True)
+
+
+# --- only PostgreSQL can show this ---------------------------------------------------------------------------------
+
+
+def test_ten_claims_at_once_give_the_rows_to_one(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    got: list[AuditRun | None] = []
+    _together(10, lambda number: got.append(claim(rows, run_id=f"run-{number}")))
+    assert len(got) == 10
+    assert len([run for run in got if run is not None]) == 1
+
+
+def test_two_dispatches_at_once_share_the_rows_between_them(engine: Engine) -> None:
+    completed_rows(engine, [f"n{i}" for i in range(100)])
+    store, sent = SqlAuditStore(engine), []
+    _together(4, lambda number: sent.extend(store.dispatch(room=60, lost=[], now=NOON)))
+    with engine.connect() as connection:
+        marked = connection.execute(select(subcloud_sync.c.dispatches)).scalars().all()
+    assert {hint.region_name for hint in sent} <= {f"n{i}" for i in range(100)}
+    assert max(marked) <= 2
+
+
+def test_requests_for_all_and_settling_runs_do_not_deadlock(engine: Engine) -> None:
+    names = [f"n{i}" for i in range(30)]
+    completed_rows(engine, names)
+    rows = replace(_memory_rows(), store=SqlAuditStore(engine))
+    done: list[bool] = []
+
+    def work(number: int) -> None:
+        for name in names[number::4]:
+            run = claimed(rows, name, f"run-{name}", now=NEXT)
+            rows.store.request(None, SYNCED_ENDPOINT_TYPES, now=NOON, by="eve")
+            done.append(settle(rows, run))
+
+    _together(4, work)
+    assert done == [True] * 30
+
+
+def _together(count: int, work: Callable[[int], object]) -> None:
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
