@@ -20,7 +20,6 @@ from dcsync.subcloud import (
     InitialSyncState,
     ManagementState,
     NewSubcloud,
-    Step,
     Subcloud,
     SyncStatus,
     new_subcloud,
