@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -43,10 +44,12 @@ class Misfortune:
     reason: Reason
     writes_nothing: bool = False
     sends_keys: bool = False
+    asks_to_wait: float = 0.0
+    """Seconds, by a Retry-After header."""
 
 
-def misfortune(*faults: Fault, reason: Reason, writes_nothing: bool = False, sends_keys: bool = False) -> Misfortune:
-    return Misfortune(faults, reason, writes_nothing, sends_keys)
+def misfortune(*faults: Fault, reason: Reason, **told: Any) -> Misfortune:
+    return Misfortune(faults, reason, **told)
 
 
 MISFORTUNES = {
@@ -56,7 +59,10 @@ MISFORTUNES = {
     "cuts-connections": misfortune(Fault("reset"), reason=Reason.UNREACHABLE, writes_nothing=True),
     "500": misfortune(Fault("status", status=500), reason=Reason.SERVER_ERROR, writes_nothing=True),
     "503-at-lists": misfortune(
-        Fault("status", status=503, service="dbsync", retry_after=30), reason=Reason.SERVER_ERROR, writes_nothing=True
+        Fault("status", status=503, service="dbsync", retry_after=5),
+        reason=Reason.SERVER_ERROR,
+        writes_nothing=True,
+        asks_to_wait=5.0,
     ),
     "401-always": misfortune(Fault("unauthorized", service="dbsync"), reason=Reason.AUTH_FAILED, writes_nothing=True),
     "401-at-keys": misfortune(Fault("unauthorized", service="sysinv"), reason=Reason.AUTH_FAILED),
@@ -148,10 +154,14 @@ def _seen_at_first_failure(system: System, name: str) -> tuple[Subcloud, dict[st
     return row, state["carried_out"], state["requests"]
 
 
-def hold_off_after(attempt: int) -> tuple[float, float]:
-    """(shortest, longest) wait after this failed attempt, in seconds: doubling, up to a fifth more, capped."""
+def hold_off_after(attempt: int, what: Misfortune) -> tuple[float, float]:
+    """(shortest, longest) wait after this failed attempt, in seconds: doubling, up to a fifth more, capped; and as long
+    as the site itself asked for."""
     shortest = min(HOLD_OFF * 2 ** (attempt - 1), HOLD_OFF_MAX)
-    return (shortest * 0.8, shortest) if shortest == HOLD_OFF_MAX else (shortest, min(shortest * 1.2, HOLD_OFF_MAX))
+    longest = min(shortest * 1.2, HOLD_OFF_MAX)
+    if shortest == HOLD_OFF_MAX:
+        shortest = HOLD_OFF_MAX * 0.8
+    return max(shortest, what.asks_to_wait), max(longest, what.asks_to_wait)
 
 
 # --- a subcloud misbehaves ---------------------------------------------------------------------------------------
@@ -179,11 +189,11 @@ def test_it_is_retried_when_its_hold_off_is_over_and_not_before(told: dict[str, 
     first = seen.attempts[seen.row.attempt - 1]
     assert first.ended_at is not None
     assert seen.row.retry_at is not None
-    shortest, longest = hold_off_after(seen.row.attempt)
+    shortest, longest = hold_off_after(seen.row.attempt, MISFORTUNES[kind])
     assert shortest <= (seen.row.retry_at - first.ended_at).total_seconds() <= longest
     for before, after in zip(seen.attempts, seen.attempts[1:], strict=False):
         assert before.ended_at is not None
-        shortest, longest = hold_off_after(before.attempt)
+        shortest, longest = hold_off_after(before.attempt, MISFORTUNES[kind])
         waited = after.started_at - before.ended_at
         assert timedelta(seconds=shortest) <= waited <= timedelta(seconds=longest) + LATE
 
