@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+from dcsync.adapters.ownership import Rows
 from dcsync.errors import BrokerUnreachable, CloudError, Reason
 from dcsync.identity import CentralData, FernetKeys, Record, Records, ResourceType
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure, next_state
@@ -336,6 +337,9 @@ class MemoryMessenger:
     def waiting_audit_ids(self) -> set[str]:
         return {hint.task_id for hint in self.audits}
 
+    def send_key_rotation(self) -> None:
+        return
+
 
 class OwnLoop:
     """Runs each coroutine to its end on a loop of its own."""
@@ -347,7 +351,7 @@ class OwnLoop:
 class DirectOwnership:
     """Ownership without batching."""
 
-    def __init__(self, store: MemoryRunStore, locks: MemoryLocks) -> None:
+    def __init__(self, store: Rows, locks: MemoryLocks) -> None:
         self._store, self._locks = store, locks
 
     async def standing(self, run: Owner) -> Standing | None:

@@ -237,6 +237,7 @@ class Audit:
                 async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
                     for each in progress:
                         await self._endpoint(run, each, session, central)
+                await self._may_write(run)
         except TimeoutError as exc:
             if not deadline.expired():
                 raise

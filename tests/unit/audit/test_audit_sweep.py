@@ -1,0 +1,216 @@
+"""Which audits are sent, and when the centre makes them due: over rows in memory, with a clock the test moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from dcsync.audit.sweep import AuditSweep, AuditSweepLimits, AuditSweepReport
+from dcsync.audit.watch import EVENTS_APART, CentralWatch, Sight
+from dcsync.errors import BrokerUnreachable, CloudError, Reason
+from dcsync.identity import ActorType, Assignment, revocation_event
+from dcsync.messages import AuditHint
+from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, InitialSyncState
+from tests.builders import NOON, a_subcloud, a_user, central_data, records, some_keys
+from tests.fakes_audit import AuditClouds, MemoryAuditStore
+from tests.fakes_sync import MemoryLocks, MemoryMessenger, OwnLoop
+
+PLATFORM, IDENTITY = SYNCED_ENDPOINT_TYPES
+TTL = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=5)
+QUARANTINE = timedelta(minutes=15)
+
+
+def three_due() -> MemoryAuditStore:
+    return MemoryAuditStore().add(
+        *(a_subcloud(f"s{n}", id=n, initial_sync_state=InitialSyncState.COMPLETED) for n in (1, 2, 3))
+    )
+
+
+@dataclass
+class World:
+    store: MemoryAuditStore = field(default_factory=three_due)
+    locks: MemoryLocks = field(default_factory=MemoryLocks)
+    messenger: MemoryMessenger = field(default_factory=MemoryMessenger)
+    clouds: AuditClouds = field(default_factory=AuditClouds)
+    max_in_flight: int = 100
+
+    @property
+    def sweeping(self) -> AuditSweep:
+        limits = AuditSweepLimits(self.max_in_flight, lock_ttl=TTL, patience=PATIENCE, quarantine=QUARANTINE)
+        return AuditSweep(self.store, self.locks, self.messenger, limits)
+
+    def sweep(self, now: datetime = NOON) -> AuditSweepReport:
+        return self.sweeping.run(now=now)
+
+    def look(self, now: datetime = NOON) -> list[Sight]:
+        return CentralWatch(self.store, self.clouds, OwnLoop()).run(now=now)
+
+    @property
+    def sent(self) -> list[str]:
+        return [hint.task_id for hint in self.messenger.audits]
+
+    def generations(self, type_: EndpointType = IDENTITY) -> list[int]:
+        return [self.store.row(name, type_).generation for name in ("s1", "s2", "s3")]
+
+    def centre_keeps(self, **changes: object) -> None:
+        self.clouds.central = replace(self.clouds.central, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# --- the sweep ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_due_is_sent_once(world: World) -> None:
+    assert world.sweep().sent == 3
+    assert world.sent == ["s1.audit.1", "s2.audit.1", "s3.audit.1"]
+    assert world.sweep(NOON + timedelta(seconds=1)).is_idle
+
+
+def test_nothing_is_sent_before_it_is_due(world: World) -> None:
+    assert world.sweep(NOON - timedelta(seconds=1)).is_idle
+
+
+def test_one_that_left_is_not_sent(world: World) -> None:
+    world.store.leave("s2")
+    world.sweep()
+    assert world.sent == ["s1.audit.1", "s3.audit.1"]
+
+
+def test_audits_in_flight_are_bounded_and_room_is_filled_as_they_end(world: World) -> None:
+    world.max_in_flight = 2
+    world.sweep()
+    assert len(world.sent) <= 2
+    for name in ("s1", "s2"):
+        world.store.claim(region_name=name, run_id=f"run-{name}", now=NOON)
+    world.sweep()
+    assert len(world.sent) <= 2
+
+
+def test_a_hint_that_waits_in_the_queue_is_not_sent_again_and_a_lost_one_is(world: World) -> None:
+    world.sweep()
+    later = NOON + PATIENCE + timedelta(seconds=1)
+    assert world.sweep(later).is_idle
+    world.messenger.audits.remove(AuditHint("s2", 1))
+    assert world.sweep(later).lost == 1
+    assert world.sent[-1] == "s2.audit.2"
+
+
+def test_a_broker_that_is_away_leaves_everything_due(world: World) -> None:
+    world.messenger.broken = True
+    with pytest.raises(BrokerUnreachable):
+        world.sweep()
+    world.messenger.broken = False
+    assert world.sweep().sent == 3
+
+
+def test_an_audit_whose_lock_is_gone_is_taken_back_and_one_at_work_is_not(world: World) -> None:
+    for name in ("s1", "s2"):
+        world.store.claim(region_name=name, run_id=f"run-{name}", now=NOON)
+    world.locks.acquire("s2", owner="run-s2")
+    assert world.sweep(NOON + TTL).taken_back == 0
+    report = world.sweep(NOON + TTL + timedelta(seconds=1))
+    assert report.taken_back == 1
+    assert "s1.audit.1" in world.sent
+    assert world.store.row("s2").run_id == "run-s2"
+
+
+def test_requests_of_the_state_service_are_sent_in_the_same_sweep(world: World) -> None:
+    for row in world.store.rows.values():
+        row.due_at = NOON + timedelta(hours=1)
+    world.store.follow_ups.append(("s3", IDENTITY, "somebody asked"))
+    assert world.sweep() == AuditSweepReport(follow_ups=1, taken_back=0, lost=0, sent=1)
+    assert world.sent == ["s3.audit.1"]
+
+
+def test_one_subcloud_can_be_sent_at_once(world: World) -> None:
+    assert world.sweeping.send_now("s2", now=NOON) == 1
+    assert world.sweeping.send_now("s2", now=NOON) == 0
+    assert world.sent == ["s2.audit.1"]
+
+
+# --- the watch ---------------------------------------------------------------------------------------------------
+
+
+def test_the_first_look_makes_nothing_due_and_neither_does_an_unchanged_centre(world: World) -> None:
+    assert world.look() == []
+    assert world.look() == []
+    assert world.generations() == [0, 0, 0]
+
+
+def test_a_changed_password_raises_identity_of_every_subcloud_and_nothing_else(world: World) -> None:
+    world.look()
+    newer = tuple(a_user(u.name, password="newer") for u in records().users)
+    world.clouds.central = central_data(replace(records(), users=newer))
+    assert world.look() == [Sight(IDENTITY, raised=3)]
+    assert (world.generations(), world.generations(PLATFORM)) == ([1, 1, 1], [0, 0, 0])
+    assert world.look() == []
+
+
+def test_changed_keys_raise_platform(world: World) -> None:
+    world.look()
+    world.centre_keeps(keys=some_keys("rotated"))
+    assert world.look() == [Sight(PLATFORM, raised=3)]
+
+
+def test_a_new_grant_raises_identity(world: World) -> None:
+    world.look()
+    grant = Assignment("project-admin", ActorType.USER, "user-admin", "role-admin")
+    world.centre_keeps(assignments=frozenset({grant}))
+    assert world.look() == [Sight(IDENTITY, raised=3)]
+
+
+def test_a_login_at_the_centre_is_no_change(world: World) -> None:
+    world.look()
+    seen = tuple(a_user(u.name, last_active_at="2026-02-01") for u in records().users)
+    world.clouds.central = central_data(replace(records(), users=seen))
+    assert world.look() == []
+
+
+def test_revocation_events_alone_raise_the_generation_now_and_then(world: World) -> None:
+    world.look()
+    for number, (after, raised) in enumerate([(1, 0), (EVENTS_APART.total_seconds(), 3), (61, 0), (200, 3)]):
+        world.centre_keeps(revocation_events=frozenset({revocation_event({"audit_id": f"a{number}"})}))
+        sights = world.look(NOON + timedelta(seconds=after))
+        assert sum(sight.raised for sight in sights) == raised
+
+
+@pytest.mark.parametrize("reason", [Reason.CENTRAL_UNREACHABLE, Reason.CENTRAL_EMPTY])
+def test_a_centre_that_cannot_be_read_changes_nothing_and_is_noted(world: World, reason: Reason) -> None:
+    world.look()
+    world.clouds.central_error = CloudError(reason, "gone")
+    assert [sight.refused for sight in world.look()] == [f"{reason}: gone"] * 2
+    assert world.generations() == [0, 0, 0]
+    kept = world.store.central_state(IDENTITY)
+    assert kept is not None
+    assert kept.refused == f"{reason}: gone"
+    world.clouds.central_error = None
+    assert world.look() == []
+    assert world.store.centre[IDENTITY].refused is None
+
+
+def test_a_centre_that_shrank_is_refused_until_an_operator_allows_it_for_all(world: World) -> None:
+    many = tuple(a_user(f"u{n}") for n in range(5))
+    world.clouds.central = central_data(records(users=many))
+    world.look()
+    world.clouds.central = central_data(records())
+    (sight,) = world.look()
+    assert sight.refused is not None
+    assert "users went from 8 to 3" in sight.refused
+    assert world.generations() == [0, 0, 0]
+    world.store.request(None, SYNCED_ENDPOINT_TYPES, now=NOON, by="eve", allow_deletes=True)
+    assert world.look() == [Sight(IDENTITY, raised=3)]
+    assert world.look() == []
+
+
+def test_a_small_list_may_shrink(world: World) -> None:
+    world.clouds.central = central_data(records(), keys=some_keys(ids=(0, 1, 2)))
+    world.look()
+    world.clouds.central = central_data(records(), keys=some_keys(ids=(0,)))
+    assert world.look() == [Sight(PLATFORM, raised=3)]

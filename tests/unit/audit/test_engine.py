@@ -1,0 +1,513 @@
+"""One audit, told as stories: what reaches the subcloud, what the rows say afterwards, and what is reported."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from dcsync.audit.engine import Audit, Limits, Outcome, Result
+from dcsync.audit.identity_audit import Cloud
+from dcsync.errors import BrokerUnreachable, CloudError, Reason, UnknownSubcloud, WorkerStopping
+from dcsync.identity import FernetKeys, Placed, Record, ResourceType
+from dcsync.ports import CentralState
+from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, InitialSyncState, SyncStatus
+from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
+from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
+from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop
+
+REGION = "subcloud1"
+PLATFORM, IDENTITY = SYNCED_ENDPOINT_TYPES
+IN_SYNC, OUT_OF_SYNC, UNKNOWN = SyncStatus.IN_SYNC, SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN
+INTERVAL = timedelta(seconds=1200)
+HOLD_OFF = timedelta(seconds=60)
+LIMITS = Limits(
+    run_deadline=5,
+    users_at_once=4,
+    max_deletes=5,
+    interval=INTERVAL,
+    hold_off=HOLD_OFF,
+    hold_off_max=timedelta(minutes=15),
+)
+
+
+@dataclass
+class World:
+    """A subcloud whose audits are due, in line with its centre unless a test says otherwise."""
+
+    store: MemoryAuditStore = field(
+        default_factory=lambda: MemoryAuditStore().add(a_subcloud(initial_sync_state=InitialSyncState.COMPLETED))
+    )
+    locks: MemoryLocks = field(default_factory=MemoryLocks)
+    clouds: AuditClouds = field(default_factory=AuditClouds)
+    faults: list[BaseException] = field(default_factory=list)
+    reports: list[tuple[EndpointType, SyncStatus, bool]] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+    now: Any = NOON
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def site(self) -> MemorySite:
+        return self.clouds.site
+
+    def engine(self) -> Audit:
+        parts: dict[str, Any] = {
+            "store": self.store,
+            "locks": self.locks,
+            "ownership": DirectOwnership(self.store, self.locks),
+            "clouds": self.clouds,
+            "loop": OwnLoop(),
+            "reports": self.note_report,
+            "limits": LIMITS,
+            "now": lambda: self.now,
+            "new_run_id": lambda: f"run-{next(self.numbers)}",
+            "jitter": lambda: 0.5,
+            "log_fault": lambda run, error: self.faults.append(error),
+        }
+        return Audit(**(parts | self.changes))
+
+    def note_report(
+        self, region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool
+    ) -> None:
+        assert region_name == REGION
+        self.reports.append((endpoint_type, status, alarmable))
+
+    def run(self) -> Outcome:
+        return self.engine().run(region_name=REGION)
+
+    def run_again(self) -> Outcome:
+        """At the time at which all of it is due again."""
+        self.now = max(self.row(type_).due_at for type_ in SYNCED_ENDPOINT_TYPES)
+        self.reports.clear()
+        return self.run()
+
+    def row(self, type_: EndpointType = IDENTITY) -> Kept:
+        return self.store.row(REGION, type_)
+
+    def told(self, type_: EndpointType = IDENTITY) -> list[SyncStatus]:
+        return [status for reported, status, _ in self.reports if reported is type_]
+
+    def centre_has(self, **lists: tuple[Record, ...]) -> None:
+        self.clouds.central = replace(central_data(records(**lists)), keys=self.clouds.central.keys)
+
+    def just_before(self, call: str, action: Callable[[], object]) -> None:
+        """Do something once, just before the run makes its first call of that beginning."""
+        done: list[str] = []
+
+        def hook(about_to: str) -> None:
+            if about_to.startswith(call) and not done:
+                done.append(about_to)
+                action()
+
+        self.site.before_call = hook
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+# --- the good cases ----------------------------------------------------------------------------------------------
+
+
+def test_a_subcloud_in_line_is_read_once_and_reported_in_sync(world: World) -> None:
+    assert world.run().result is Result.DONE
+    assert world.site.writes == []
+    assert len(world.site.calls) == 8
+    assert world.reports == [(IDENTITY, IN_SYNC, True), (PLATFORM, IN_SYNC, True)]
+    row = world.row()
+    assert (row.status, row.result, row.last_good_at, row.due_at) == (
+        AuditStatus.COMPLETED, IN_SYNC, NOON, NOON + INTERVAL,
+    )  # fmt: skip
+    assert world.row(PLATFORM).due_at == row.due_at
+    assert world.locks.held == {}
+
+
+def test_drift_is_repaired_looked_at_again_and_reported_once(world: World) -> None:
+    world.site.put(a_user("sysinv", password="drifted"))
+    outcome = world.run()
+    assert world.site.writes == ["PUT users sysinv"]
+    assert [finding.repaired for finding in outcome.findings] == [True, False]
+    assert world.told() == [IN_SYNC]
+    row = world.row()
+    assert (row.differences, row.repaired_at, row.difference_repairs) == (("users sysinv: password",), NOON, 1)
+    world.run_again()
+    assert world.site.writes == ["PUT users sysinv"]
+    assert (world.row().difference, world.row().difference_repairs) == (None, 0)
+    assert world.row().differences == ("users sysinv: password",)
+
+
+def test_differing_keys_are_replaced_as_a_set_and_read_back(world: World) -> None:
+    world.site.keys = some_keys("drifted")
+    world.run()
+    assert world.site.keys == world.clouds.central.keys
+    assert world.site.writes == ["POST fernet_repo"]
+    assert world.told(PLATFORM) == [IN_SYNC]
+    assert world.row(PLATFORM).differences[0].startswith("fernet_repo")
+
+
+def test_where_ids_changed_the_keys_are_sent_as_well(world: World) -> None:
+    world.centre_has(users=(a_user("bob", "c-bob"),))
+    world.site.put(a_user("bob", "s-bob"))
+    world.run()
+    assert world.site.writes == ["PUT users bob", "POST fernet_repo"]
+
+
+def test_only_what_is_due_is_looked_at(world: World) -> None:
+    world.row(IDENTITY).due_at = NOON + INTERVAL
+    world.run()
+    assert [type_ for type_, _, _ in world.reports] == [PLATFORM]
+    assert "GET users" not in world.site.calls
+
+
+def test_the_next_audit_is_due_give_or_take_a_tenth(world: World) -> None:
+    for jitter, factor in ((0.0, 0.9), (1.0, 1.1)):
+        world.changes["jitter"] = lambda jitter=jitter: jitter
+        world.row(PLATFORM).due_at = NOON
+        world.run()
+        assert world.row(PLATFORM).due_at == NOON + INTERVAL * factor
+
+
+def test_what_is_placed_is_remembered_and_a_central_deletion_deletes_exactly_that(world: World) -> None:
+    world.site.put(a_user("own", "s-own"))
+    world.centre_has(users=(a_user("bob", "c-bob"),))
+    world.run()
+    assert "c-bob" in world.store.placed[REGION].of(ResourceType.USERS)
+    assert "s-own" not in world.store.placed[REGION].of(ResourceType.USERS)
+    world.centre_has()
+    world.run_again()
+    assert world.site.writes[-1] == "DELETE users bob"
+    assert "s-own" in world.site.tables[ResourceType.USERS]
+    assert "c-bob" not in world.store.placed[REGION].of(ResourceType.USERS)
+
+
+def test_a_planned_rotation_is_reported_as_worth_no_alarm(world: World) -> None:
+    world.store.keys_planned_until = NOON + INTERVAL
+    world.site.keys = some_keys("drifted")
+    world.just_before("POST fernet_repo", raising(CloudError(Reason.SERVER_ERROR, "500")))
+    world.run()
+    assert world.reports == [(IDENTITY, IN_SYNC, True), (PLATFORM, OUT_OF_SYNC, False)]
+
+
+# --- hints and ownership -----------------------------------------------------------------------------------------
+
+
+def test_a_subcloud_somebody_else_works_on_is_busy_and_stays_due(world: World) -> None:
+    world.locks.acquire(REGION, owner="an initial sync")
+    assert world.run().result is Result.BUSY
+    assert world.row().status is AuditStatus.NONE
+    assert world.locks.held == {REGION: "an initial sync"}
+
+
+def test_a_hint_that_comes_twice_runs_once(world: World) -> None:
+    world.run()
+    calls = len(world.site.calls)
+    assert world.run().result is Result.STALE
+    assert len(world.site.calls) == calls
+
+
+def test_one_whose_initial_sync_is_not_completed_is_not_audited(world: World) -> None:
+    world.store.leave(REGION)
+    assert world.run().result is Result.STALE
+    assert world.site.calls == []
+
+
+@pytest.mark.parametrize("moment", ["GET users", "PUT users bob", "PUT groups", "POST fernet_repo"])
+def test_one_that_leaves_meanwhile_sees_no_further_write_and_no_report(world: World, moment: str) -> None:
+    world.centre_has(users=(a_user("bob", "c-bob"),), groups=(a_group("ops", members=("c-bob",)),))
+    world.site.put(a_user("bob", "s-bob"), a_group("ops"))
+    world.just_before(moment, lambda: world.store.leave(REGION))
+    outcome = world.run()
+    assert outcome.result is Result.CANCELLED
+    allowed = [call for call in world.site.writes if call.startswith(moment)]
+    assert world.site.writes[-1:] == allowed[-1:]
+    assert world.reports == []
+    assert (world.row().status, world.row().run_id) == (AuditStatus.NONE, None)
+
+
+def test_a_lost_lock_stops_the_next_write(world: World) -> None:
+    world.site.put(a_user("sysinv", password="drifted"))
+    world.just_before("GET users", lambda: world.locks.held.update({REGION: "another"}))
+    assert world.run().result is Result.LOCK_LOST
+    assert world.site.writes == []
+    assert world.row().due_at == NOON
+
+
+def test_a_run_that_was_taken_back_writes_nothing_more(world: World) -> None:
+    world.site.put(a_user("sysinv", password="drifted"))
+
+    def take_back() -> None:
+        world.store.take_back([(REGION, "run-1")], now=NOON, hold_off_until=NOON)
+
+    world.just_before("GET users", take_back)
+    assert world.run().result is Result.SUPERSEDED
+    assert world.site.writes == []
+
+
+def test_a_request_during_a_run_leads_to_another_run(world: World) -> None:
+    def ask() -> None:
+        world.store.request(None, [IDENTITY], now=NOON, by="eve")
+
+    world.just_before("GET users", ask)
+    world.run()
+    assert (world.row().generation, world.row().observed_generation, world.row().due_at) == (1, 0, NOON)
+    world.run()
+    assert (world.row().observed_generation, world.row().due_at) == (1, NOON + INTERVAL)
+
+
+def test_a_stopping_worker_gives_the_audit_back(world: World) -> None:
+    class Stopping(OwnLoop):
+        def run(self, coroutine: Any) -> Any:
+            coroutine.close()
+            raise WorkerStopping("stopped")
+
+    world.changes["loop"] = Stopping()
+    assert world.run().result is Result.GIVEN_BACK
+    assert (world.row().status, world.row().due_at, world.row().attempt) == (AuditStatus.NONE, NOON, 0)
+
+
+def test_an_unreachable_broker_stops_before_the_write(world: World) -> None:
+    class Away(DirectOwnership):
+        async def standing(self, run: Any) -> Any:
+            raise BrokerUnreachable("gone")
+
+    world.changes["ownership"] = Away(world.store, world.locks)
+    world.site.put(a_user("sysinv", password="drifted"))
+    assert world.run().result is Result.LOCK_LOST
+    assert world.site.writes == []
+
+
+# --- failures ----------------------------------------------------------------------------------------------------
+
+
+def test_an_unreachable_subcloud_is_unknown_with_a_reason_and_its_last_good_answer(world: World) -> None:
+    world.run()
+    world.clouds.site_error = CloudError(Reason.UNREACHABLE, "no route")
+    outcome = world.run_again()
+    assert outcome.is_failure
+    assert world.reports == [(IDENTITY, UNKNOWN, True), (PLATFORM, UNKNOWN, True)]
+    row = world.row()
+    assert (row.reason, row.detail, row.result, row.last_good_at) == (Reason.UNREACHABLE, "no route", IN_SYNC, NOON)
+    assert HOLD_OFF <= row.due_at - world.now <= HOLD_OFF * 1.2
+
+
+def test_the_hold_off_doubles_with_each_failure(world: World) -> None:
+    world.clouds.site_error = CloudError(Reason.UNREACHABLE, "no route")
+    world.run()
+    waits = []
+    for _ in range(3):
+        world.run_again()
+        waits.append((world.row().due_at - world.now) / HOLD_OFF)
+    assert waits == pytest.approx([2.2, 4.4, 8.8])
+
+
+@pytest.mark.parametrize("reason", [Reason.CENTRAL_UNREACHABLE, Reason.CENTRAL_EMPTY])
+def test_a_centre_that_does_not_answer_says_nothing_about_the_subcloud(world: World, reason: Reason) -> None:
+    world.clouds.central_error = CloudError(reason, "gone")
+    world.run()
+    assert world.reports == []
+    assert world.site.calls == []
+    assert (world.row().reason, world.row().observed_generation) == (reason, 0)
+
+
+def test_a_failure_of_one_endpoint_leaves_the_other_its_chance(world: World) -> None:
+    world.just_before("GET revocation", raising(CloudError(Reason.SERVER_ERROR, "500")))
+    world.run()
+    assert world.reports == [(IDENTITY, UNKNOWN, True), (PLATFORM, IN_SYNC, True)]
+    assert world.row().due_at < world.row(PLATFORM).due_at
+
+
+def test_a_repair_that_is_refused_is_reported_out_of_sync_and_tried_again(world: World) -> None:
+    world.site.put(a_user("sysinv", password="drifted"))
+    world.just_before("PUT users", raising(CloudError(Reason.SERVER_ERROR, "500")))
+    world.run()
+    assert world.told() == [OUT_OF_SYNC]
+    assert (world.row().reason, world.row().difference_repairs) == (Reason.SERVER_ERROR, 1)
+    assert world.row().due_at - NOON < INTERVAL
+
+
+def test_a_site_that_goes_away_during_the_repair_is_unknown(world: World) -> None:
+    world.site.put(a_user("sysinv", password="drifted"))
+    world.just_before("PUT users", raising(CloudError(Reason.UNREACHABLE, "gone")))
+    world.run()
+    assert world.told() == [UNKNOWN]
+    assert world.row().difference_repairs == 0
+
+
+def test_keys_that_were_not_stored_are_out_of_sync(world: World) -> None:
+    world.site.keys = some_keys("stubborn")
+
+    async def refuse(keys: FernetKeys) -> None:
+        world.site.note("POST fernet_repo")
+
+    world.site.fernet_repo.replace = refuse  # type: ignore[method-assign]
+    world.run()
+    assert world.told(PLATFORM) == [OUT_OF_SYNC]
+    assert world.row(PLATFORM).reason is Reason.KEYS_NOT_VERIFIED
+
+
+def test_an_unforeseen_fault_ends_the_audit_and_is_logged(world: World) -> None:
+    world.just_before("GET users", raising(ZeroDivisionError()))
+    world.run()
+    assert world.row().reason is Reason.INTERNAL_ERROR
+    assert [type(fault) for fault in world.faults] == [ZeroDivisionError]
+    assert world.reports == []
+
+
+def test_lost_ids_of_services_are_out_of_sync_and_nothing_is_written(world: World) -> None:
+    del world.site.tables[ResourceType.USERS]["user-sysinv"]
+    world.site.put(a_user("sysinv", "own"))
+    world.run()
+    assert world.told() == [OUT_OF_SYNC]
+    assert world.row().reason is Reason.IDS_NOT_ALIGNED
+    assert world.site.writes == []
+
+
+# --- guards ------------------------------------------------------------------------------------------------------
+
+
+def stubborn(world: World) -> None:
+    """The site takes every PUT of sysinv and keeps its own hash."""
+    own = a_user("sysinv", password="stubborn")
+    world.site.put(own)
+
+    def forget(call: str) -> None:
+        if call == "GET users":
+            world.site.put(own)
+
+    world.site.before_call = forget
+
+
+def test_the_same_difference_after_three_repairs_is_not_converging_and_left_alone(world: World) -> None:
+    stubborn(world)
+    for _ in range(3):
+        world.run_again()
+        assert world.row().reason is Reason.IDENTITY_NOT_VERIFIED
+    writes = len(world.site.writes)
+    world.run_again()
+    row = world.row()
+    assert row.reason is Reason.NOT_CONVERGING
+    assert "users sysinv: password" in row.detail
+    assert len(world.site.writes) == writes
+    assert world.told() == [OUT_OF_SYNC]
+    assert row.due_at == world.now + INTERVAL
+
+
+def test_what_was_not_converging_is_tried_again_when_an_operator_asks_or_the_centre_changed(world: World) -> None:
+    stubborn(world)
+    for _ in range(4):
+        world.run_again()
+    writes = len(world.site.writes)
+    world.store.request(None, [IDENTITY], now=world.now, by="eve")
+    world.run()
+    assert len(world.site.writes) == writes + 1
+    for _ in range(3):
+        world.run_again()
+    writes = len(world.site.writes)
+    changed = tuple(a_user("sysinv", password="newer") if u.name == "sysinv" else u for u in records().users)
+    world.clouds.central = replace(world.clouds.central, records=replace(records(), users=changed))
+    world.run_again()
+    assert len(world.site.writes) == writes + 1
+
+
+def many_placed(world: World, count: int) -> None:
+    users = tuple(a_user(f"u{n}", f"c-u{n}") for n in range(count))
+    world.clouds.site = MemorySite(Cloud(records(users=users)))
+    world.store.placed[REGION] = Placed({ResourceType.USERS: frozenset(user.id for user in users)})
+
+
+def test_more_deletions_than_allowed_stop_before_the_first_write(world: World) -> None:
+    many_placed(world, 6)
+    world.site.put(a_user("sysinv", password="drifted"))
+    world.run()
+    assert world.site.writes == []
+    row = world.row()
+    assert (row.reason, row.result, world.told()) == (Reason.GUARD_REFUSED, OUT_OF_SYNC, [OUT_OF_SYNC])
+    assert "6" in row.detail
+    assert row.due_at == NOON + INTERVAL
+
+
+def test_as_many_deletions_as_allowed_are_carried_out(world: World) -> None:
+    many_placed(world, 5)
+    world.run()
+    assert len(world.site.writes) == 5
+    assert world.told() == [IN_SYNC]
+
+
+def test_deletions_an_operator_allowed_are_carried_out_once(world: World) -> None:
+    many_placed(world, 6)
+    world.store.request(None, [IDENTITY], now=NOON, by="eve", allow_deletes=True)
+    world.run()
+    assert len(world.site.writes) == 6
+    assert not world.row().deletes_allowed
+
+
+def test_a_centre_that_shrank_beyond_belief_changes_nothing(world: World) -> None:
+    seen = CentralState(kind=IDENTITY, fingerprint="", events_fingerprint="", counts={"users": 7})
+    world.store.accept_central(seen, old=None, now=NOON)
+    world.site.put(a_user("sysinv", password="drifted"))
+    world.run()
+    assert world.site.writes == []
+    assert world.row().reason is Reason.GUARD_REFUSED
+    assert "users went from 7 to 3" in world.row().detail
+    assert world.told() == []
+    world.store.request(None, [IDENTITY], now=world.now, by="eve", allow_deletes=True)
+    world.run()
+    assert world.told() == [IN_SYNC]
+
+
+# --- parts and previews ------------------------------------------------------------------------------------------
+
+
+def test_a_restricted_repair_leaves_the_rest_and_is_not_in_sync(world: World) -> None:
+    world.site.put(a_user("sysinv", password="drifted"))
+    world.centre_has(groups=(a_group("ops"),))
+    world.store.request(None, [IDENTITY], now=NOON, by="eve", resource_types=["groups"])
+    world.run()
+    assert world.site.writes == ["POST groups ops"]
+    row = world.row()
+    assert (row.result, row.reason, row.observed_generation) == (OUT_OF_SYNC, None, 1)
+    assert world.told() == [OUT_OF_SYNC]
+    world.run_again()
+    assert world.told() == [IN_SYNC]
+
+
+def test_a_preview_tells_what_would_be_done_and_does_nothing(world: World) -> None:
+    world.site.put(a_user("sysinv", password="CANARY"))
+    world.site.keys = some_keys("drifted")
+    identity, platform = world.engine().preview(REGION, frozenset(SYNCED_ENDPOINT_TYPES))
+    assert identity.writes == ("PUT users sysinv",)
+    assert platform.writes == ("POST fernet_repo",)
+    assert "CANARY" not in repr((identity, platform))
+    assert world.site.writes == []
+    assert world.row().status is AuditStatus.NONE
+    with pytest.raises(UnknownSubcloud):
+        world.engine().preview("nowhere", frozenset(SYNCED_ENDPOINT_TYPES))
+
+
+def test_a_preview_says_what_a_guard_would_refuse(world: World) -> None:
+    many_placed(world, 6)
+    (identity,) = world.engine().preview(REGION, frozenset({IDENTITY}))
+    assert identity.deletions == 6
+    assert identity.refused is not None
+    assert identity.refused.reason is Reason.GUARD_REFUSED
+
+
+def test_an_outcome_is_told_in_plain_values_without_secrets(world: World) -> None:
+    world.site.put(a_user("sysinv", password="CANARY"))
+    told = world.run().as_dict()
+    assert told["identity"] == "repaired"
+    assert told["platform"] == "in-sync"
+    assert told["differences"] == ["users sysinv: password"]
+    assert "CANARY" not in repr(told)
