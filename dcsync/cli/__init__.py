@@ -62,6 +62,7 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
     Examples:
       dcsync demo                                         see it work on this machine
       dcsync subcloud add edge-1 --management-ip 10.10.0.5
+      dcsync wait --for online edge-1                     until the probe has seen it
       dcsync subcloud manage edge-1                       from now on it is kept in line
       dcsync wait --for completed edge-1 --timeout 300
       dcsync subcloud list --state failed                 who needs attention, and why

@@ -73,7 +73,7 @@ def add(
     fields = {"name": name, "management_ip": management_ip}
     new = _checked(operator, fields | {"region_name": region_name or "", "software_version": software_version or ""})
     operator.inventory.add([new], now=operator.now())
-    say(f"{new.name} added, unmanaged; next: dcsync subcloud manage {new.name}")
+    say(f"{new.name} added, unmanaged; next, once it is online: dcsync subcloud manage {new.name}")
 
 
 @subcloud.command("import")

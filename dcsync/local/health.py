@@ -23,8 +23,9 @@ class Code(IntEnum):
     NOT_RUNNING = 7
 
 
-HUNG_SECONDS = 15.0
-"""A process that has not written its record for so long hangs; it writes one every second, beat at each tick."""
+HUNG_SECONDS = {Role.SYNC: 15.0, Role.STATE: 15.0, Role.BEAT: 60.0}
+"""A process that has not written its record for so long hangs. Workers write one every second, beat at each tick: every
+5 s at most, but it may have to give up on a broker that is away first."""
 LOOP_SECONDS = 20.0
 """A worker whose loop has not come round for so long hangs; it comes round every 5 s."""
 SENT_SECONDS = 60.0
@@ -50,7 +51,7 @@ def status(found: Sequence[Found], *, role: Role, now: float) -> Health:
     for each in there:
         if each.life is Life.STOPPED:
             return Health(Code.FAILED, f"{_name(each.record)} is stopped by a signal")
-        if (silent := now - each.record.shown_at) > HUNG_SECONDS:
+        if (silent := now - each.record.shown_at) > HUNG_SECONDS[role]:
             return Health(Code.FAILED, f"{_name(each.record)} hangs: no sign of life for {silent:.0f} s")
     return Health(Code.RUNNING, f"{role}: {_names(there)}")
 

@@ -57,7 +57,7 @@ class WorkerRecord:
         self._file.remove()
 
     def _now(self) -> ProcessRecord:
-        taken, active = sum(tasks_of_this_worker.total_count.values()), len(tasks_of_this_worker.active_requests)
+        taken, active = sum(list(tasks_of_this_worker.total_count.values())), len(tasks_of_this_worker.active_requests)
         now = time.monotonic()
         if taken - active != self._ended:
             self._ended, self._ended_at = taken - active, now

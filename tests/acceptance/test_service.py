@@ -52,33 +52,33 @@ def until(system: System, action: str, role: str, code: int) -> str:
 
 
 def test_nothing_runs_before_anything_was_started(system: System) -> None:
-    for role in ROLES:
-        for action in ("status", "monitor"):
-            done = asked(system, action, role)
-            assert (done.returncode, done.stdout) == (NOT_RUNNING, ""), done.stderr
-            assert done.stderr == f"no {role} process runs on this host\n"
+    for action, role in (("status", "sync"), ("monitor", "state"), ("monitor", "beat")):
+        done = asked(system, action, role)
+        assert (done.returncode, done.stdout) == (NOT_RUNNING, ""), done.stderr
+        assert done.stderr == f"no {role} process runs on this host\n"
 
 
 def test_a_healthy_process_runs_a_stopped_one_failed_and_a_killed_one_does_not_run(
     system: System, running: dict[str, Running]
 ) -> None:
-    for role, process in running.items():
+    for role, action in (("sync", "monitor"), ("state", "status"), ("beat", "monitor")):
+        process = running[role]
         assert str(process.pid) in asked(system, "status", role).stdout
         process.signal(signal.SIGSTOP)
-        for action in ("status", "monitor"):
-            assert "is stopped by a signal" in until(system, action, role, FAILED)
+        assert "is stopped by a signal" in until(system, action, role, FAILED)
         process.signal(signal.SIGCONT)
-        until(system, "monitor", role, RUNNING)
+        until(system, action, role, RUNNING)
         process.kill()
-        for action in ("status", "monitor"):
-            told = asked(system, action, role)
-            assert told.returncode == NOT_RUNNING, told
-            assert "died without a word" in told.stderr
+        told = asked(system, action, role)
+        assert told.returncode == NOT_RUNNING, told
+        assert "died without a word" in told.stderr
 
 
-def test_a_process_that_ended_in_order_leaves_no_record(system: System, running: dict[str, Running]) -> None:
+def test_processes_that_ended_in_order_leave_no_record(system: System, running: dict[str, Running]) -> None:
+    for process in running.values():
+        process.signal(signal.SIGTERM)
     for role, process in running.items():
-        process.stop()
+        process.wait()
         assert asked(system, "status", role).stderr == f"no {role} process runs on this host\n"
 
 
@@ -86,15 +86,14 @@ def test_a_server_that_is_away_fails_the_monitor_and_not_the_status(
     system: System, running: dict[str, Running]
 ) -> None:
     nowhere = {"DCSYNC_DATABASE_URL": "postgresql://dcsync:s3cret@127.0.0.1:1/dcsync"}
-    for role in ("sync", "state"):
-        told = asked(system, "monitor", role, **nowhere)
-        assert (told.returncode, told.stdout) == (FAILED, "")
-        assert told.stderr.startswith("the database does not answer: ")
-        assert "s3cret" not in told.stderr
+    told = asked(system, "monitor", "sync", **nowhere)
+    assert (told.returncode, told.stdout) == (FAILED, "")
+    assert told.stderr.startswith("the database does not answer: ")
+    assert "s3cret" not in told.stderr
     system.redis.stop()
     try:
+        assert asked(system, "status", "sync").returncode == RUNNING
         for role in ROLES:
-            assert asked(system, "status", role).returncode == RUNNING
             told = asked(system, "monitor", role)
             assert (told.returncode, told.stderr.partition(":")[0]) == (FAILED, "the broker does not answer")
     finally:
