@@ -259,6 +259,8 @@ def _line(row: AuditRow, operator: Operator) -> list[str]:
         detail = f"{row.reason}: {row.detail}; next try {until(row.due_at, now=operator.now())}"
     elif row.result is SyncStatus.IN_SYNC:
         detail = f"repaired {'; '.join(row.differences)}"
+    elif row.result is SyncStatus.OUT_OF_SYNC and row.difference_at == row.last_audit_time:
+        detail = "; ".join(row.differences)
     else:
         detail = f"asked for {ago(row.requested_at, now=operator.now())}"
     return [row.name, row.endpoint_type, row.result or SyncStatus.UNKNOWN, detail]

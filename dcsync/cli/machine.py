@@ -37,14 +37,16 @@ def up(*, flower: bool, flower_port: int | None, verbose: bool) -> int:
 @click.command(short_help="See it work with a fake cloud.")
 @click.option("--subclouds", type=click.IntRange(1, 5000), default=20, show_default=True, metavar="N", help="How many.")
 @click.option("--latency", type=click.FloatRange(0, 10), default=0.0, metavar="SECONDS", help="Added to every request.")
+@click.option("--drift", is_flag=True, help="Damage subclouds and change the centre, in place of an outage.")
 @_process_options
-def demo(*, subclouds: int, latency: float, flower: bool, flower_port: int | None, verbose: bool) -> int:
+def demo(*, subclouds: int, latency: float, drift: bool, flower: bool, flower_port: int | None, verbose: bool) -> int:
     """The whole system with a fake central cloud and N fake subclouds; ends with a verdict, exit 0 or 1."""
     from dcsync.local import demo as local_demo
+    from dcsync.local.drift import DriftDemo
     from dcsync.local.up import Options
 
     options = Options(flower=flower, flower_port=flower_port, verbose=verbose)
-    return local_demo.run(subclouds, latency=latency, options=options)
+    return local_demo.run(subclouds, latency=latency, options=options, story=DriftDemo if drift else None)
 
 
 @click.group("db")

@@ -69,20 +69,45 @@ class Interrupted(Exception):
     """Somebody asked to stop."""
 
 
-def run(subclouds: int = 20, *, latency: float = 0.0, options: Options | None = None, say: Say = click.echo) -> int:
+def run(
+    subclouds: int = 20,
+    *,
+    latency: float = 0.0,
+    options: Options | None = None,
+    say: Say = click.echo,
+    story: type[Demo] | None = None,
+) -> int:
     """Bring `subclouds` fake subclouds from added to completed; 0 when all are, verified at the far end, else 1.
 
     `latency` in seconds is added to every request to a subcloud. Stops and removes everything, also on Ctrl-C (130).
+    `story`: another one than that of an outage.
     """
     with StopSignals() as signals, ExitStack() as closing:
         try:
-            return _run(subclouds, latency=latency, options=options or Options(), say=say, signals=signals, to=closing)
+            return _run(
+                subclouds,
+                latency=latency,
+                options=options or Options(),
+                say=say,
+                signals=signals,
+                to=closing,
+                story=story or Demo,
+            )
         except Interrupted:
             say("\ninterrupted; stopping everything")
             return INTERRUPTED
 
 
-def _run(count: int, *, latency: float, options: Options, say: Say, signals: StopSignals, to: ExitStack) -> int:
+def _run(
+    count: int,
+    *,
+    latency: float,
+    options: Options,
+    say: Say,
+    signals: StopSignals,
+    to: ExitStack,
+    story: type[Demo],
+) -> int:
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="dcsync-demo-"))
     to.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -95,7 +120,7 @@ def _run(count: int, *, latency: float, options: Options, say: Say, signals: Sto
     machine.start_servers(interrupted=signals.interrupted)
     settings = load(machine.environ)
     machine.start_processes(options=options, settings=settings, interrupted=signals.interrupted)
-    demo = Demo(machine=machine, cloud=cloud, count=count, signals=signals, say=say)
+    demo = story(machine=machine, cloud=cloud, count=count, signals=signals, say=say)
     demo.wait_for_workers()
     start_up = time.monotonic() - began
     say(machine.table())
