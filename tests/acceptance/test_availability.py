@@ -123,6 +123,7 @@ def test_a_running_sync_is_cancelled_when_its_subcloud_goes_away_and_done_on_its
     system.cloud.set_fault(name, slow, Fault("status", path="/v3", verb="GET"))
     until_seen(system, name, OFFLINE)
     assert system.row(name).initial_sync_state is InitialSyncState.NONE
+    system.until(lambda: system.endings(name)[0], "the run has ended")
     system.cloud.set_fault(name, None)
     system.until_completed(name)
     system.assert_good(name)

@@ -51,11 +51,11 @@ def until(system: System, action: str, role: str, code: int) -> str:
     return answers[-1].stdout + answers[-1].stderr
 
 
-def test_nothing_runs_before_anything_was_started(system: System) -> None:
+def test_nothing_runs_where_nothing_was_started_or_all_was_killed(system: System) -> None:
     for action, role in (("status", "sync"), ("monitor", "state"), ("monitor", "beat")):
         done = asked(system, action, role)
         assert (done.returncode, done.stdout) == (NOT_RUNNING, ""), done.stderr
-        assert done.stderr == f"no {role} process runs on this host\n"
+        assert done.stderr.startswith(f"no {role} process runs on this host")
 
 
 def test_a_healthy_process_runs_a_stopped_one_failed_and_a_killed_one_does_not_run(
