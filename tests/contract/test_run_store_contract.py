@@ -347,6 +347,34 @@ def test_audit_init_resets_the_audit_columns_of_platform_and_identity(engine: En
     assert [tuple(row) for row in found] == [("none", "none", None, None)] * 2
 
 
+def test_completing_makes_the_audits_of_that_subcloud_due_at_once_and_of_no_other(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE subcloud_sync SET due_at='2030-01-01', dispatched_at=now()")
+    run = claimed(rows)
+    assert rows.store.init_audit(run, now=NOON)
+    assert rows.store.complete(run, now=LATER)
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            f"SELECT subcloud_id = {run.subcloud.id}, due_at, dispatched_at IS NULL FROM subcloud_sync ORDER BY 1 DESC"
+        ).all()
+    assert [tuple(row) for row in found[:2]] == [(True, LATER, True)] * 2
+    assert all((due_at > LATER, is_free) == (True, False) for _, due_at, is_free in found[2:])
+
+
+def test_audit_init_takes_a_dead_audit_s_rows_from_it(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE subcloud_sync SET audit_status='in-progress', run_id='dead', attempt=3")
+    run = claimed(rows)
+    assert rows.store.init_audit(run, now=NOON)
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            f"SELECT audit_status, run_id, attempt FROM subcloud_sync WHERE subcloud_id={run.subcloud.id}"
+        ).all()
+    assert [tuple(row) for row in found] == [("none", None, 0)] * 2
+
+
 def test_old_history_goes_and_the_latest_request_stays(engine: Engine) -> None:
     rows = _sql_rows(engine)
     rows.store.complete(claimed(rows), now=NOON)
