@@ -328,6 +328,23 @@ def test_a_failure_of_one_endpoint_leaves_the_other_its_chance(world: World) -> 
     assert world.row().due_at < world.row(PLATFORM).due_at
 
 
+def test_where_nobody_answers_the_other_endpoint_is_not_tried(world: World) -> None:
+    world.just_before("GET revocation", raising(CloudError(Reason.UNREACHABLE, "gone")))
+    world.run()
+    assert world.reports == [(IDENTITY, UNKNOWN, True), (PLATFORM, UNKNOWN, True)]
+    assert "GET fernet_repo" not in world.site.calls
+
+
+def test_what_a_repair_that_failed_had_placed_by_then_is_remembered(world: World) -> None:
+    world.centre_has(users=(a_user("bob"), a_user("carol")))
+    world.just_before("POST users carol", raising(CloudError(Reason.SERVER_ERROR, "500")))
+    world.run()
+    assert "user-bob" in world.site.tables[ResourceType.USERS]
+    world.centre_has()
+    world.run_again()
+    assert "user-bob" not in world.site.tables[ResourceType.USERS]
+
+
 def test_a_repair_that_is_refused_is_reported_out_of_sync_and_tried_again(world: World) -> None:
     world.site.put(a_user("sysinv", password="drifted"))
     world.just_before("PUT users", raising(CloudError(Reason.SERVER_ERROR, "500")))
