@@ -227,3 +227,18 @@ def test_initial_sync_and_audit_never_work_on_one_subcloud_at_once(system: Syste
     for name in names:
         state = system.cloud.state(name)
         assert state["violations"] == {}, state["described"]
+
+
+def test_an_audit_whose_worker_is_killed_is_finished_by_another(system: System, subclouds: Subclouds) -> None:
+    (name,) = in_line(system, subclouds)
+    system.cloud.drift(name, "set-password", user="sysinv", password="Drifted-pw-3!")
+    system.cloud.set_fault(name, Fault("latency", seconds=1))
+    system.cli("audit", name)
+    until(system, name, lambda row: row.audit_status is AuditStatus.IN_PROGRESS)
+    for running in [running for running in system.running if running.name.startswith("sync") and running.alive]:
+        running.kill()
+    system.cloud.set_fault(name, None)
+    system.start_sync_worker("sync-again")
+    until(system, name, lambda row: row.observed_generation == row.generation)
+    system.until(lambda: audited(system, name), f"{name} repaired")
+    assert system.cloud.state(name)["violations"] == {}
