@@ -281,6 +281,7 @@ def audit_engine(
             interval=timedelta(seconds=settings.audit_interval or NEVER_SECONDS),
             hold_off=timedelta(seconds=settings.hold_off),
             hold_off_max=timedelta(seconds=settings.hold_off_max),
+            token_lifetime=timedelta(seconds=settings.token_lifetime),
         ),
         now=utc_now,
         new_run_id=_new_run_id,

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -243,6 +244,10 @@ REVOCATION_EVENT_COLUMNS = (
 )  # fmt: skip
 
 
+EVENT_LEFT_OVER = timedelta(minutes=30)
+"""How long Keystone keeps a revocation event once the tokens it revokes have expired."""
+
+
 @dataclass(frozen=True)
 class RevocationEvent:
     """One row of Keystone's revocation events; two are the same when all columns but the automatic `id` are."""
@@ -253,6 +258,18 @@ class RevocationEvent:
     @property
     def body(self) -> dict[str, str | None]:
         return dict(self.columns)
+
+    def matters_at(self, now: datetime, *, token_lifetime: timedelta) -> bool:
+        """Whether a token it revokes may still be alive; True where the cloud does not say when it was revoked.
+
+        Keystone removes older events itself, each cloud when it next revokes something: what one side has removed
+        already is no difference. Source: keystone's `prune` (an expired token's event, half an hour later).
+        """
+        try:
+            revoked_at = datetime.fromisoformat(self.body.get("revoked_at") or "")
+        except ValueError:
+            return True
+        return now - revoked_at.replace(tzinfo=UTC) <= token_lifetime + EVENT_LEFT_OVER
 
 
 def revocation_event(row: Mapping[str, Any]) -> RevocationEvent:

@@ -97,6 +97,8 @@ class Limits:
     interval: timedelta
     hold_off: timedelta
     hold_off_max: timedelta
+    token_lifetime: timedelta
+    """Of the centre's tokens: a revocation longer ago concerns nobody."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ class Audit:
         placed, groups = run.placed, dict(run.groups_to_refill)
         before: str | None = None
         for passes_left in reversed(range(PASSES + 1)):
-            audit = _audit_of(run, progress.part, central, await read_cloud(session), placed, groups)
+            audit = self._audit_of(run, progress.part, central, await read_cloud(session), placed, groups)
             found = digest(audit.differences)
             if progress.found is None:
                 progress.note(_named(audit.differences), found)
@@ -288,6 +290,26 @@ class Audit:
         progress.is_partial = progress.part.resource_types is not None and audit.repair.is_empty
         if not progress.is_partial:
             raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"still differs: {_few(_named(audit.differences))}")
+
+    def _audit_of(
+        self,
+        run: AuditRun,
+        part: AuditPart,
+        central: CentralData,
+        subcloud: Cloud,
+        placed: Placed,
+        groups: Mapping[str, tuple[str, ...]],
+    ) -> IdentityAudit:
+        now, lifetime = self.now(), self.limits.token_lifetime
+        events = frozenset(e for e in central.revocation_events if e.matters_at(now, token_lifetime=lifetime))
+        return audit_identity(
+            central=Cloud(central.records, central.assignments, events),
+            subcloud=subcloud,
+            region_name=run.subcloud.region_name,
+            placed=placed,
+            groups_to_refill=groups,
+            only=part.resource_types,
+        )
 
     def _guard(self, progress: _Progress, audit: IdentityAudit) -> None:
         """Before the first write: raises _Refused where the repair must not begin."""
@@ -354,7 +376,7 @@ class Audit:
             writes = ("POST fernet_repo",) if differences else ()
             return Preview(part.endpoint_type, _named(differences), writes, refused=shrunk)
         cloud = await read_cloud(session)
-        audit = _audit_of(run, part, central, cloud, run.placed, run.groups_to_refill)
+        audit = self._audit_of(run, part, central, cloud, run.placed, run.groups_to_refill)
         return Preview(
             part.endpoint_type,
             in_words(audit.differences, central=central.records, subcloud=cloud.records, only=part.resource_types),
@@ -507,24 +529,6 @@ def _believe_the_centre(run: AuditRun, part: AuditPart, central: CentralData) ->
     refused = _shrunk(run, part, central)
     if refused is not None:
         raise _Refused(refused)
-
-
-def _audit_of(
-    run: AuditRun,
-    part: AuditPart,
-    central: CentralData,
-    subcloud: Cloud,
-    placed: Placed,
-    groups: Mapping[str, tuple[str, ...]],
-) -> IdentityAudit:
-    return audit_identity(
-        central=Cloud(central.records, central.assignments, central.revocation_events),
-        subcloud=subcloud,
-        region_name=run.subcloud.region_name,
-        placed=placed,
-        groups_to_refill=groups,
-        only=part.resource_types,
-    )
 
 
 def _key_differences(central: FernetKeys, stored: FernetKeys) -> tuple[Difference, ...]:

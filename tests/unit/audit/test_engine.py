@@ -13,7 +13,7 @@ import pytest
 from dcsync.audit.engine import Audit, Limits, Outcome, Result
 from dcsync.audit.identity_audit import Cloud
 from dcsync.errors import BrokerUnreachable, CloudError, Reason, UnknownSubcloud, WorkerStopping
-from dcsync.identity import FernetKeys, Placed, Record, ResourceType
+from dcsync.identity import FernetKeys, Placed, Record, ResourceType, revocation_event
 from dcsync.ports import CentralState
 from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, InitialSyncState, SyncStatus
 from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
@@ -32,6 +32,7 @@ LIMITS = Limits(
     interval=INTERVAL,
     hold_off=HOLD_OFF,
     hold_off_max=timedelta(minutes=15),
+    token_lifetime=timedelta(hours=1),
 )
 
 
@@ -528,3 +529,20 @@ def test_an_outcome_is_told_in_plain_values_without_secrets(world: World) -> Non
     assert told["platform"] == "in-sync"
     assert told["differences"] == ["users sysinv: password"]
     assert "CANARY" not in repr(told)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "is_copied"), [(0, True), (89, True), (91, False)], ids=["just now", "lately", "long ago"]
+)
+def test_revocations_are_copied_until_keystone_would_remove_them(minutes: int, is_copied: bool) -> None:
+    revoked_at = (NOON - timedelta(minutes=minutes)).strftime("%Y-%m-%d %H:%M:%S")
+    event = revocation_event({"audit_id": "a1", "issued_before": revoked_at, "revoked_at": revoked_at})
+    world = World()
+    world.clouds.central = replace(world.clouds.central, revocation_events=frozenset({event}))
+    outcome = world.run()
+    assert (event in world.clouds.site.events) is is_copied
+    assert {finding.result for finding in outcome.findings} == {IN_SYNC}
+
+
+def test_a_revocation_without_a_date_counts() -> None:
+    assert revocation_event({"audit_id": "a1"}).matters_at(NOON, token_lifetime=timedelta(0))
