@@ -36,6 +36,7 @@ from dcsync.tasks.app import make_app
 from tests.conftest import data_folder
 from tests.processes import Processes, Running, wait_until
 
+GOOD_SECONDS = 20.0
 SECONDS = 60.0
 """How long a test waits for what takes a second or two: the machine may be busy."""
 
@@ -48,7 +49,7 @@ FAST = {
     "DCSYNC_READ_TIMEOUT": "4",
     "DCSYNC_REQUEST_TIMEOUT": "6",
     "DCSYNC_RUN_DEADLINE": "30",
-    "DCSYNC_CENTRAL_MAX_AGE": "0.2",
+    "DCSYNC_CENTRAL_MAX_AGE": "0",
     "DCSYNC_MAX_REPLY_BYTES": "2097152",
     "DCSYNC_STOP_GRACE": "3",
     "DCSYNC_PROBE_INTERVAL": "0",
@@ -113,7 +114,7 @@ class System:
                 *arguments,
                 "--without-mingle",
                 *options,
-                environ=self.environ | environ,
+                environ={**self.environ, **environ},
                 name=name,
                 ready="ready." if ready else None,
             )
@@ -200,9 +201,13 @@ class System:
     def endings(self, name: str) -> list[str | None]:
         return [attempt.ending for attempt in self.attempts(name)]
 
-    def until(self, question: Callable[[], object], what: str, *, seconds: float = SECONDS) -> None:
+    def until(self, question: Callable[[], object], what: str | Callable[[], str], *, seconds: float = SECONDS) -> None:
         """Until it is true; AssertionError with what the processes printed last otherwise."""
-        wait_until(question, seconds=seconds, what=lambda: f"{what}\n{self.last_lines()}")
+
+        def told() -> str:
+            return f"{what if isinstance(what, str) else what()}\n{self.last_lines()}"
+
+        wait_until(question, seconds=seconds, what=told)
 
     def until_state(self, state: InitialSyncState, *names: str, seconds: float = SECONDS) -> None:
         def reached() -> bool:
@@ -221,7 +226,7 @@ class System:
             seen.append(self.row(name))
             return seen[-1].initial_sync_state is InitialSyncState.FAILED
 
-        self.until(failed, f"{name} failed", seconds=seconds)
+        self.until(failed, lambda: f"{name} failed, but it is {seen[-1]}", seconds=seconds)
         return seen[-1]
 
     def until_writing(self, *names: str) -> None:
@@ -241,11 +246,24 @@ class System:
         found: dict[str, int] = self.cloud.state(name)["requests"]
         return found
 
+    def problems(self, name: str) -> list[str]:
+        """What is wrong with ids, hashes, keys, members and grants of this subcloud; empty when it is as it must be.
+
+        The audit that follows an initial sync adds what only the centre has, so a subcloud it is at work on is given
+        the time to get there.
+        """
+        deadline = time.monotonic() + GOOD_SECONDS
+        while True:
+            found: list[str] = self.cloud.state(name)["problems"]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
+
     def assert_good(self, *names: str) -> None:
-        """Ids, hashes, keys, members and grants are as they must be, and nothing happened that must never happen."""
+        """No problems, and nothing happened that must never happen."""
         for name in names:
+            assert self.problems(name) == [], name
             state = self.cloud.state(name)
-            assert state["good"], (name, state["problems"])
             assert state["violations"] == {}, (name, state["described"])
 
 

@@ -132,7 +132,6 @@ def told(system: System) -> dict[str, Told]:
     for name in names.values():
         system.cloud.set_fault(name, None)
     system.until_completed(*names.values())
-    states = {kind: system.cloud.state(name) for kind, name in names.items()}
     return {
         kind: Told(
             name=name,
@@ -141,8 +140,8 @@ def told(system: System) -> dict[str, Told]:
             requests=failed[kind][2],
             later=system.row(name),
             attempts=system.attempts(name),
-            problems=states[kind]["problems"],
-            violations=states[kind]["violations"],
+            problems=system.problems(name),
+            violations=system.cloud.state(name)["violations"],
         )
         for kind, name in names.items()
     }
@@ -348,7 +347,8 @@ def test_who_is_unmanaged_or_gone_during_a_run_is_not_written_to_any_more(
     if command == "unmanage":
         system.unmanage(name)
     else:
-        system.cli("state", "availability", "offline", name)
+        system.cli("state", "availability", "offline", "--no-wait", name)
+        system.until(lambda: system.row(name).availability_status == "offline", "it is written down")
     since, carried_out = wall_clock(), system.writes(name)
     system.until(lambda: system.endings(name)[0] is not None, "the run has ended")
     assert system.endings(name) == [Ending.CANCELLED]
