@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,15 @@ from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
 from tests.processes import Processes, wait_until
 
 TEMPLATE = "dcsync_template"
+
+
+def pytest_configure() -> None:
+    """Whoever runs the tests in the background may have had SIGINT and SIGHUP ignored, and every process we start would
+    inherit that and not hear the signals some tests send."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @contextmanager
