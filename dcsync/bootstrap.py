@@ -41,12 +41,13 @@ from dcsync.adapters.tls import Trust
 from dcsync.audit import engine as audit
 from dcsync.audit import rotate_keys
 from dcsync.audit.availability import AvailabilityProbe, AvailabilitySweep
-from dcsync.audit.sweep import AuditSweep, AuditSweepLimits
+from dcsync.audit.sweep import AuditSweep
 from dcsync.audit.watch import CentralWatch
+from dcsync.dispatch import SweepLimits
 from dcsync.errors import MisconfiguredError
 from dcsync.initial_sync import engine as initial_sync
 from dcsync.initial_sync.preview import SyncPreview, preview
-from dcsync.initial_sync.sweep import Sweep, SweepLimits
+from dcsync.initial_sync.sweep import Sweep
 from dcsync.ports import AlarmSink, AuditReports, Owner, Progress
 from dcsync.settings import Settings
 from dcsync.state.alarms import AlarmFeed
@@ -199,12 +200,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             store=run_store,
             locks=locks,
             messenger=messenger(settings, app),
-            limits=SweepLimits(
-                max_in_flight=settings.max_in_flight,
-                lock_ttl=timedelta(seconds=settings.lock_ttl),
-                patience=timedelta(seconds=HINT_PATIENCE_SECONDS),
-                quarantine=timedelta(seconds=settings.hold_off_max),
-            ),
+            limits=_sweep_limits(settings),
         ),
         initial_sync=initial_sync.InitialSync(
             store=run_store,
@@ -245,12 +241,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             store=audit_store,
             locks=locks,
             messenger=messenger(settings, app),
-            limits=AuditSweepLimits(
-                max_in_flight=settings.max_in_flight,
-                lock_ttl=timedelta(seconds=settings.lock_ttl),
-                patience=timedelta(seconds=HINT_PATIENCE_SECONDS),
-                quarantine=timedelta(seconds=settings.hold_off_max),
-            ),
+            limits=_sweep_limits(settings),
         ),
         central_watch=CentralWatch(store=audit_store, clouds=reach, loop=loop),
         reporter=reporter,
@@ -392,6 +383,15 @@ def alarm_sinks(settings: Settings) -> list[AlarmSink]:
 def reports(app: Celery) -> CeleryReports:
     """The way to the state service, for whoever observes something."""
     return CeleryReports(app)
+
+
+def _sweep_limits(settings: Settings) -> SweepLimits:
+    return SweepLimits(
+        max_in_flight=settings.max_in_flight,
+        lock_ttl=timedelta(seconds=settings.lock_ttl),
+        patience=timedelta(seconds=HINT_PATIENCE_SECONDS),
+        quarantine=timedelta(seconds=settings.hold_off_max),
+    )
 
 
 def _new_run_id() -> str:

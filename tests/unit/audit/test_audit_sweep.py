@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from dcsync.audit.sweep import AuditSweep, AuditSweepLimits, AuditSweepReport
+from dcsync.audit.sweep import AuditSweep, AuditSweepReport
 from dcsync.audit.watch import EVENTS_APART, CentralWatch, Sight
+from dcsync.dispatch import SweepLimits
 from dcsync.errors import BrokerUnreachable, CloudError, Reason
 from dcsync.identity import ActorType, Assignment, revocation_event
 from dcsync.messages import AuditHint
@@ -39,7 +40,7 @@ class World:
 
     @property
     def sweeping(self) -> AuditSweep:
-        limits = AuditSweepLimits(self.max_in_flight, lock_ttl=TTL, patience=PATIENCE, quarantine=QUARANTINE)
+        limits = SweepLimits(self.max_in_flight, lock_ttl=TTL, patience=PATIENCE, quarantine=QUARANTINE)
         return AuditSweep(self.store, self.locks, self.messenger, limits)
 
     def sweep(self, now: datetime = NOON) -> AuditSweepReport:

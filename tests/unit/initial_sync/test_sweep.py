@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
+from dcsync.dispatch import SweepLimits
 from dcsync.errors import BrokerUnreachable, Reason
-from dcsync.initial_sync.sweep import Sweep, SweepLimits, SweepReport
+from dcsync.initial_sync.sweep import Sweep, SweepReport
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
 from dcsync.subcloud import InitialSyncState
 from tests.builders import NOON
