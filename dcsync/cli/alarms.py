@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcsync.cli.operator import Operator, pass_operator
-from dcsync.cli.output import ago, json_text, note, output_option, rfc3339, say_table
+from dcsync.cli.output import ago, json_text, note, output_option, say_table
 
 if TYPE_CHECKING:
     from dcsync.ports import AlarmNotice
@@ -49,4 +49,4 @@ def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> No
 
 def _row(alarm: AlarmNotice, operator: Operator, *, history: bool) -> list[str]:
     row = [alarm.alarm_id, alarm.severity, alarm.entity, alarm.reason_text, ago(alarm.raised_at, now=operator.now())]
-    return [*row, rfc3339(alarm.cleared_at) if alarm.cleared_at else "active"] if history else row
+    return [*row, ago(alarm.cleared_at, now=operator.now()) if alarm.cleared_at else "active"] if history else row
