@@ -14,6 +14,8 @@ from dcsync.adapters.locks import RedisLocks
 from dcsync.fake_cloud.faults import Fault
 from tests.system import FAST, System, open_system, redis_client
 
+pytestmark = [pytest.mark.xdist_group("audit-cli"), pytest.mark.timeout(240)]
+
 SETTINGS = FAST | {"DCSYNC_CENTRAL_WATCH_INTERVAL": "1", "DCSYNC_TOKEN_LIFETIME": "0", "DCSYNC_PROBE_INTERVAL": "0"}
 """Audits come round every 20 minutes: whatever is repaired here was asked for, or the centre changed."""
 

@@ -11,6 +11,7 @@ import pytest
 from dcsync.adapters.central_rotation import new_key, rotate_command
 from dcsync.errors import KeyRotationFailed, MisconfiguredError
 from dcsync.identity import FernetKeys
+from dcsync.settings import load
 from tests.processes import wait_until
 
 
@@ -65,4 +66,4 @@ def test_a_command_that_is_not_there_is_named() -> None:
 @pytest.mark.parametrize("text", ["'", "   "])
 def test_a_command_that_cannot_be_taken_apart_is_a_wrong_setting(text: str) -> None:
     with pytest.raises(MisconfiguredError, match="DCSYNC_KEY_ROTATE_COMMAND"):
-        rotate_command(text, deadline_seconds=1)
+        load({"DCSYNC_KEY_ROTATE_COMMAND": text})
