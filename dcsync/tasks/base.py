@@ -38,7 +38,7 @@ class WorkerProcess:
     """What one worker process keeps between tasks."""
 
     def __init__(self, app: Celery, settings: Settings) -> None:
-        self._app = app
+        self.app = app
         self.settings = settings
         self._guard = threading.Lock()
         self._sync: bootstrap.SyncServices | None = None
@@ -51,16 +51,14 @@ class WorkerProcess:
     def sync(self) -> bootstrap.SyncServices:
         with self._guard:
             if self._sync is None:
-                self._sync = bootstrap.sync_services(
-                    self.settings, self._app, progress=self.show_step, worker=self.name
-                )
+                self._sync = bootstrap.sync_services(self.settings, self.app, progress=self.show_step, worker=self.name)
             return self._sync
 
     @property
     def state(self) -> bootstrap.StateServices:
         with self._guard:
             if self._state is None:
-                self._state = bootstrap.state_services(self.settings, self._app, worker=self.name)
+                self._state = bootstrap.state_services(self.settings, self.app, worker=self.name)
             return self._state
 
     @property

@@ -10,11 +10,12 @@ from typing import Any
 
 import structlog
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown, worker_shutting_down
+from kombu.exceptions import OperationalError
 
 from dcsync import logs
 from dcsync.adapters.clock import utc_now
-from dcsync.errors import MisconfiguredError, TemporaryError
-from dcsync.messages import Queue
+from dcsync.errors import DcsyncError, MisconfiguredError
+from dcsync.messages import Queue, TaskName
 from dcsync.settings import load
 from dcsync.tasks.base import WorkerProcess, process_of
 from dcsync.tasks.control import sweep_now
@@ -81,10 +82,16 @@ def _sweep_when_late(process: WorkerProcess) -> None:
             if (since is None or since > interval * LATE_AFTER_INTERVALS) and services.ticks.take():
                 log.warning("the sweep is late, sweeping here", seconds_since_sweep=since)
                 sweep_now(services)
-                if services.availability_sweep is not None:
-                    services.availability_sweep.run(now=utc_now())
-        except TemporaryError as exc:
+                _send_what_else_beat_sends(process.app)
+        except (DcsyncError, OperationalError) as exc:
             log.warning("late sweep not possible", error=str(exc))
+
+
+def _send_what_else_beat_sends(app: Any) -> None:
+    """Audits, probes, alarms and the rest, each once: twice is harmless, and unread they expire as beat's own do."""
+    for entry in app.conf.beat_schedule.values():
+        if entry["task"] != TaskName.SWEEP.value:
+            app.send_task(entry["task"], retry=False, **entry["options"])
 
 
 @worker_shutting_down.connect

@@ -191,6 +191,17 @@ def test_without_beat_the_workers_sweep_themselves(broken_system: BrokenSystem) 
     assert [system.endings(name) for name in names] == [[Ending.FAILED, Ending.COMPLETED]] * 3
     assert "the sweep is late, sweeping here" in system.running[0].output()
     assert_all_is_well(system, *names)
+    system.cloud.change_central("add-user", user="newcomer", password="Newcomer-pw-1!")
+    system.until(
+        lambda: all(is_audited(system, name) for name in names),
+        "what else beat sends goes on: the watch and the audits",
+        seconds=60,
+    )
+
+
+def is_audited(system: System, name: str) -> bool:
+    """Whether the subcloud holds everything an audit brings of the centre."""
+    return bool(system.cloud.state(name)["audited"])
 
 
 @pytest.mark.faults
