@@ -31,7 +31,6 @@ from dcsync.adapters.prober import HttpProber
 from dcsync.adapters.reporter import CeleryReports, Observer, StateReporter
 from dcsync.adapters.store.alarms import SqlAlarmStore
 from dcsync.adapters.store.audits import SqlAuditStore
-from dcsync.adapters.store.inventory import SqlInventory
 from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.store.probes import SqlProbeStore
 from dcsync.adapters.store.runs import SqlRunStore
@@ -94,16 +93,6 @@ class StateServices:
 
 
 @dataclass(frozen=True)
-class OperatorServices:
-    """What the command line does its work with."""
-
-    inventory: SqlInventory
-    audits: SqlAuditStore
-    messenger: CeleryMessenger
-    reports: CeleryReports
-
-
-@dataclass(frozen=True)
 class PreviewServices:
     """What the command line finds out with what would be written; none of it writes anything."""
 
@@ -135,17 +124,6 @@ def redis_connection(settings: Settings) -> redis.Redis:
 def messenger(settings: Settings, app: Celery) -> CeleryMessenger:
     """Sends hints over `app`."""
     return CeleryMessenger(app, redis_connection(settings), sweep_expires_seconds=settings.sweep_interval)
-
-
-def operator_services(settings: Settings, app: Celery) -> OperatorServices:
-    """For the command line: rows, and a way to wake the workers."""
-    rows = engine(settings, application_name="dcsync cli", pool_size=2)
-    return OperatorServices(
-        inventory=SqlInventory(rows),
-        audits=SqlAuditStore(rows),
-        messenger=messenger(settings, app),
-        reports=reports(app),
-    )
 
 
 def clouds(settings: Settings) -> HttpClouds:
