@@ -228,6 +228,8 @@ class AuditPart:
     deletes_allowed: bool = False
     resource_types: frozenset[str] | None = None
     """Repair these only (None: all); compared is everything."""
+    requested_at: datetime | None = None
+    """When it was asked for, by a central change or a person: what was read of the centre earlier will not do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -867,8 +869,11 @@ class Clouds(Protocol):
         Raises CloudError with a central-* reason; an empty list of users, projects, roles or keys is `central-empty`.
         """
 
-    async def central_audit_data(self) -> CentralData:
-        """The same with the centre's assignments and revocation events, all of one fetch and shared in the same way."""
+    async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
+        """The same with the centre's assignments and revocation events, all of one fetch and shared in the same way.
+
+        `max_age`: seconds, for who must not be given what was read before something happened.
+        """
 
     def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AbstractAsyncContextManager[SubcloudSession]:
         """A session, logged in. Every request carries `X-Openstack-Request-Id: <request_id>`."""

@@ -238,11 +238,13 @@ class AuditClouds:
         self.site = site or MemorySite()
         self.central_error: CloudError | None = None
         self.site_error: CloudError | None = None
+        self.asked_ages: list[float | None] = []
 
     async def central_data(self) -> CentralData:
         return await self.central_audit_data()
 
-    async def central_audit_data(self) -> CentralData:
+    async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
+        self.asked_ages.append(max_age)
         if self.central_error is not None:
             raise self.central_error
         return self.central
@@ -566,6 +568,7 @@ class MemoryAuditStore:
                 difference_repairs=row.difference_repairs,
                 deletes_allowed=row.deletes_allowed,
                 resource_types=row.resource_types,
+                requested_at=row.requested_at,
             )
             for (_, type_), row in sorted(rows.items())
         ]

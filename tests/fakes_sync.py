@@ -385,7 +385,7 @@ class MemoryClouds:
         self.note("central data")
         return self.central
 
-    async def central_audit_data(self) -> CentralData:
+    async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
         self.note("central audit data")
         return self.central
 

@@ -69,24 +69,30 @@ class _Shared(Generic[T]):
         self._name = name
         self._fetched: tuple[T, float] | None = None
         self._fetching: asyncio.Task[T] | None = None
+        self._started = 0.0
 
-    def held(self) -> T | None:
+    def held(self, *, max_age: float | None = None) -> T | None:
         """What was fetched, None when that is too long ago."""
         if self._fetched is None:
             return None
         found, at = self._fetched
-        return found if self._monotonic() - at < self._max_age else None
+        return found if self._monotonic() - at < self._limit(max_age) else None
 
-    async def get(self) -> T:
-        """At most `max_age` old when handed out, or being fetched when asked for.
+    def _limit(self, max_age: float | None) -> float:
+        return self._max_age if max_age is None else min(self._max_age, max_age)
+
+    async def get(self, *, max_age: float | None = None) -> T:
+        """At most `max_age` seconds old when handed out (never more than usual), or being fetched when asked for.
 
         A caller that goes away leaves the fetch to the others, and a fetch that failed is not remembered.
         Raises CloudError with a central-* reason.
         """
-        held = self.held()
+        held = self.held(max_age=max_age)
         if held is not None:
             return held
-        if self._fetching is None or self._fetching.done():
+        is_too_old = self._monotonic() - self._started >= self._limit(max_age)
+        if self._fetching is None or self._fetching.done() or is_too_old:
+            self._started = self._monotonic()
             self._fetching = asyncio.create_task(self._fetch_one(), name=self._name)
             self._fetching.add_done_callback(_note_failure)
         return await asyncio.shield(self._fetching)
@@ -98,7 +104,8 @@ class _Shared(Generic[T]):
         except CloudError as exc:
             failure = of_the_centre(exc)
         else:
-            self._fetched = found, started
+            if self._fetched is None or self._fetched[1] <= started:
+                self._fetched = found, started
             return found
         raise failure
 
@@ -137,9 +144,9 @@ class HttpClouds:
         """Central records and keys, or what was fetched for audits if that is young enough; see `_Shared.get`."""
         return self._for_audits.held() or await self._for_syncs.get()
 
-    async def central_audit_data(self) -> CentralData:
+    async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
         """Central records and keys with role assignments and revocation events; see `_Shared.get`."""
-        return await self._for_audits.get()
+        return await self._for_audits.get(max_age=max_age)
 
     async def _read_for_syncs(self) -> CentralData:
         async with self._centre() as centre:

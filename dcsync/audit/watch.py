@@ -54,7 +54,10 @@ class CentralWatch:
     def _compare(self, seen: CentralState, *, now: datetime) -> Sight:
         old = self.store.central_state(seen.kind)
         if old is None:
-            return Sight(seen.kind, raised=self.store.accept_central(seen, old=None, now=now) or 0)
+            # Audits may have been done with what the centre held before this first look: nobody can tell any more.
+            raised = self.store.raise_generation(seen.kind, now=now, by="first look at the centre")
+            self.store.accept_central(seen, old=None, now=now)
+            return Sight(seen.kind, raised=raised)
         shrunk = None if old.shrink_allowed else guards.shrunk(before=old.counts, now=seen.counts)
         if shrunk is not None:
             self.store.refuse_central(seen.kind, why=shrunk.detail, now=now)

@@ -522,6 +522,7 @@ def _part(row: Row[Any]) -> AuditPart:
         difference_repairs=row.difference_repairs,
         deletes_allowed=row.deletes_allowed,
         resource_types=None if row.resource_types is None else frozenset(row.resource_types),
+        requested_at=row.requested_at,
     )
 
 

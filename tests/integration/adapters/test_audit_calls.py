@@ -295,6 +295,18 @@ async def test_a_fetch_for_audits_is_shared_and_serves_initial_syncs_while_it_is
     assert len(site.sent("GET", "role_assignments")) == 2
 
 
+async def test_who_must_have_newer_data_gets_it_and_shares_it(clouds: HttpClouds, site: Site, clock: Clock) -> None:
+    old = await clouds.central_audit_data()
+    clock.now += 1
+    assert await clouds.central_audit_data(max_age=2) is old
+    newer = await clouds.central_audit_data(max_age=0.5)
+    assert newer is not old
+    clock.now += 0.25
+    assert await clouds.central_audit_data(max_age=0.5) is newer
+    assert await clouds.central_audit_data() is newer
+    assert len(site.sent("GET", "role_assignments")) == 2
+
+
 async def test_an_empty_list_at_the_centre_is_refused_for_audits_as_well(clouds: HttpClouds, site: Site) -> None:
     site.lists["users"] = []
     with pytest.raises(CloudError) as caught:

@@ -139,10 +139,11 @@ def test_one_subcloud_can_be_sent_at_once(world: World) -> None:
 # --- the watch ---------------------------------------------------------------------------------------------------
 
 
-def test_the_first_look_makes_nothing_due_and_neither_does_an_unchanged_centre(world: World) -> None:
+def test_the_first_look_asks_for_every_audit_and_an_unchanged_centre_for_none(world: World) -> None:
+    """Subclouds may have been given what the centre held before the first look."""
+    assert {(sight.kind, sight.raised) for sight in world.look()} == {(IDENTITY, 3), (PLATFORM, 3)}
     assert world.look() == []
-    assert world.look() == []
-    assert world.generations() == [0, 0, 0]
+    assert (world.generations(), world.generations(PLATFORM)) == ([1, 1, 1], [1, 1, 1])
 
 
 def test_a_changed_password_raises_identity_of_every_subcloud_and_nothing_else(world: World) -> None:
@@ -150,7 +151,7 @@ def test_a_changed_password_raises_identity_of_every_subcloud_and_nothing_else(w
     newer = tuple(a_user(u.name, password="newer") for u in records().users)
     world.clouds.central = central_data(replace(records(), users=newer))
     assert world.look() == [Sight(IDENTITY, raised=3)]
-    assert (world.generations(), world.generations(PLATFORM)) == ([1, 1, 1], [0, 0, 0])
+    assert (world.generations(), world.generations(PLATFORM)) == ([2, 2, 2], [1, 1, 1])
     assert world.look() == []
 
 
@@ -187,7 +188,7 @@ def test_a_centre_that_cannot_be_read_changes_nothing_and_is_noted(world: World,
     world.look()
     world.clouds.central_error = CloudError(reason, "gone")
     assert [sight.refused for sight in world.look()] == [f"{reason}: gone"] * 2
-    assert world.generations() == [0, 0, 0]
+    assert world.generations() == [1, 1, 1]
     kept = world.store.central_state(IDENTITY)
     assert kept is not None
     assert kept.refused == f"{reason}: gone"
@@ -204,7 +205,7 @@ def test_a_centre_that_shrank_is_refused_until_an_operator_allows_it_for_all(wor
     (sight,) = world.look()
     assert sight.refused is not None
     assert "users went from 8 to 3" in sight.refused
-    assert world.generations() == [0, 0, 0]
+    assert world.generations() == [1, 1, 1]
     world.store.request(None, SYNCED_ENDPOINT_TYPES, now=NOON, by="eve", allow_deletes=True)
     assert world.look() == [Sight(IDENTITY, raised=3)]
     assert world.look() == []

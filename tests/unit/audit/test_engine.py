@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dcsync.audit.engine import Audit, Limits, Outcome, Result
+from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, Limits, Outcome, Result
 from dcsync.audit.identity_audit import Cloud
 from dcsync.errors import BrokerUnreachable, CloudError, Reason, UnknownSubcloud, WorkerStopping
 from dcsync.identity import FernetKeys, Placed, Record, ResourceType, revocation_event
@@ -546,3 +546,17 @@ def test_revocations_are_copied_until_keystone_would_remove_them(minutes: int, i
 
 def test_a_revocation_without_a_date_counts() -> None:
     assert revocation_event({"audit_id": "a1"}).matters_at(NOON, token_lifetime=timedelta(0))
+
+
+def test_what_was_read_of_the_centre_before_the_request_will_not_do() -> None:
+    world = World()
+    world.store.request([REGION], SYNCED_ENDPOINT_TYPES, now=NOON - timedelta(seconds=3), by="the watch")
+    world.run()
+    assert world.clouds.asked_ages == [3.0]
+
+
+def test_audits_asked_for_just_now_do_not_each_read_the_whole_centre() -> None:
+    world = World()
+    world.store.request([REGION], SYNCED_ENDPOINT_TYPES, now=NOON, by="the watch")
+    world.run()
+    assert world.clouds.asked_ages == [AGE_FLOOR_SECONDS]
