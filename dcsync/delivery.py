@@ -13,12 +13,35 @@ from typing import Any, TypeVar
 from dcsync.alignment import Update, stored_as_sent
 from dcsync.errors import CloudError, Reason
 from dcsync.identity import FernetKeys, Record, Records, ResourceType
-from dcsync.ports import FernetRepo, IdentityService, SubcloudSession
+from dcsync.lifecycle import Ending
+from dcsync.ports import FernetRepo, IdentityService, Owner, Ownership, Standing, SubcloudSession
 
 T = TypeVar("T")
 
 MayWrite = Callable[[], Awaitable[None]]
 """Returns if the run still owns its subcloud; raises what ends the run if not."""
+
+
+class Stopped(Exception):
+    """The run no longer owns its subcloud: raised before the write that would have been one too many."""
+
+    def __init__(self, standing: Standing) -> None:
+        super().__init__(standing)
+        self.standing = standing
+
+
+async def require_ownership(ownership: Ownership, run: Owner) -> None:
+    """Returns if the run still owns its subcloud, by row and lock; raises Stopped if not."""
+    standing = await ownership.standing(run)
+    if standing is not None:
+        raise Stopped(standing)
+
+
+async def write_own(ownership: Ownership, run: Owner, write: Callable[..., bool], *args: object) -> None:
+    """A write to our own rows, refused when the run lost its subcloud; raises Stopped with the reason why then."""
+    if not await asyncio.to_thread(write, *args):
+        standing = await ownership.standing(run)
+        raise Stopped(standing or Standing(Ending.SUPERSEDED, "its row was no longer its own"))
 
 
 async def read_records(identity: IdentityService) -> Records:

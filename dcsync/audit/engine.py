@@ -18,7 +18,7 @@ from dcsync.audit import guards
 from dcsync.audit.identity_audit import Cloud, Difference, IdentityAudit, audit_identity, digest
 from dcsync.audit.preview import in_words
 from dcsync.audit.repair import Repairer, read_cloud
-from dcsync.delivery import replace_fernet_keys
+from dcsync.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
 from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Reason, WorkerStopping
 from dcsync.identity import CentralData, FernetKeys, Placed
 from dcsync.lifecycle import Ending, Failure, hold_off
@@ -114,14 +114,6 @@ class Preview:
     deletions: int = 0
     refused: Failure | None = None
     """Why a real audit would leave it as it is."""
-
-
-class _Stopped(Exception):
-    """The run no longer owns its subcloud."""
-
-    def __init__(self, standing: Standing) -> None:
-        super().__init__(standing)
-        self.standing = standing
 
 
 class _Refused(Exception):
@@ -221,7 +213,7 @@ class Audit:
         """Do what can be done; why the run may not say anything about its subcloud, None when it may."""
         try:
             self.loop.run(self._audit(run, progress))
-        except _Stopped as stopped:
+        except Stopped as stopped:
             return stopped.standing
         except WorkerStopping:
             return Standing(Ending.GIVEN_BACK, "the worker was stopped")
@@ -397,15 +389,10 @@ class Audit:
     # --- ownership, and what the rows keep ---
 
     async def _may_write(self, run: AuditRun) -> None:
-        standing = await self.ownership.standing(run)
-        if standing is not None:
-            raise _Stopped(standing)
+        await require_ownership(self.ownership, run)
 
     async def _own(self, run: AuditRun, write: Callable[..., bool], *args: object) -> None:
-        """A write to our own rows that is refused when the run lost its subcloud; the reason why ends the run."""
-        if not await asyncio.to_thread(write, *args):
-            standing = await self.ownership.standing(run)
-            raise _Stopped(standing or Standing(Ending.SUPERSEDED, "its rows were no longer its own"))
+        await write_own(self.ownership, run, write, *args)
 
     async def _remember(self, run: AuditRun, *, old: Placed | None, new: Placed) -> None:
         """What is on the subcloud from the centre: before the first write all it may become, at the end what it is."""

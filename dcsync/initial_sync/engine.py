@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from dcsync.delivery import replace_fernet_keys
+from dcsync.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
 from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Reason, WorkerStopping
 from dcsync.identity import Records
 from dcsync.initial_sync.steps import align_identity
 from dcsync.lifecycle import Ending, Failure, hold_off
-from dcsync.ports import Clouds, Locks, Loop, Ownership, Progress, Run, RunStore, Standing, SubcloudSession
+from dcsync.ports import Clouds, Locks, Loop, Ownership, Progress, Run, RunStore, SubcloudSession
 from dcsync.subcloud import Step
 
 
@@ -64,14 +64,6 @@ class Limits:
     users_at_once: int
     hold_off: timedelta
     hold_off_max: timedelta
-
-
-class _Stopped(Exception):
-    """The run no longer owns its subcloud."""
-
-    def __init__(self, standing: Standing) -> None:
-        super().__init__(standing)
-        self.standing = standing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +119,7 @@ class InitialSync:
         """How the steps ended: the one place where errors become an ending."""
         try:
             self.loop.run(self._steps(run))
-        except _Stopped as stopped:
+        except Stopped as stopped:
             return stopped.standing.ending, None, stopped.standing.detail
         except WorkerStopping:
             return Ending.GIVEN_BACK, None, "the worker was stopped"
@@ -200,7 +192,7 @@ class InitialSync:
         except CloudError as exc:
             outcome, detail = "failed", str(exc)
             raise
-        except _Stopped as stopped:
+        except Stopped as stopped:
             outcome, detail = "stopped", stopped.standing.detail
             raise
         finally:
@@ -209,15 +201,10 @@ class InitialSync:
             )
 
     async def _may_write(self, run: Run) -> None:
-        standing = await self.ownership.standing(run)
-        if standing is not None:
-            raise _Stopped(standing)
+        await require_ownership(self.ownership, run)
 
     async def _own(self, run: Run, write: Callable[..., bool], *args: object) -> None:
-        """A write to our own rows that is refused when the run lost its subcloud; the reason why ends the run."""
-        if not await asyncio.to_thread(write, *args):
-            standing = await self.ownership.standing(run)
-            raise _Stopped(standing or Standing(Ending.SUPERSEDED, "its row was no longer its own"))
+        await write_own(self.ownership, run, write, *args)
 
     def _settle(self, run: Run, ending: Ending, failure: Failure | None, detail: str, *, now: datetime) -> Ending:
         """Record the end where the row is still the run's own; what is recorded if it is not, is why it is not."""
