@@ -136,6 +136,7 @@ def redis_dump(system: System) -> str:
         "hash": lambda client, key: client.hgetall(key),
         "set": lambda client, key: sorted(client.smembers(key)),
         "zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
+        "none": lambda client, key: "(gone since it was listed)",  # the system is alive: locks come and go
     }
     with redis_client(system) as client:
         return "\n".join(f"{key} {readers[client.type(key)](client, key)}" for key in client.scan_iter())
