@@ -1,7 +1,7 @@
 """The store as the sweep and the runs see it (port `RunStore`), in PostgreSQL.
 
 Each method is one transaction. Every write of a run is "where the row still carries my run id"; what a state becomes
-is read from the one table in `lifecycle`, never written here by name.
+is read from the one table in `lifecycle`, never written here by name. What a run writes is in `run_statements`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from dcsync.adapters.database import database_errors
+from dcsync.adapters.store import run_statements
 from dcsync.adapters.store.rows import subcloud_from_row
-from dcsync.adapters.tables import subcloud, subcloud_sync, sync_attempt, sync_request, sync_step
+from dcsync.adapters.store.run_statements import NO_RUN, moved, where_allowed
+from dcsync.adapters.tables import subcloud, sync_attempt, sync_request
 from dcsync.errors import Reason
-from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure, state_after, states_before
+from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure
 from dcsync.messages import SyncHint
 from dcsync.ports import Run, Standing
-from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, InitialSyncState, Step
-
-_NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "step": None}
-"""What a row carries of its run once no run owns it."""
-
-
-def _moved(event: Event, *, now: datetime, **values: Any) -> dict[str, Any]:
-    return {"initial_sync_state": state_after(event), "updated_at": now, **values}
-
-
-def _where_allowed(event: Event) -> sa.ColumnElement[bool]:
-    return subcloud.c.initial_sync_state.in_(states_before(event))
+from dcsync.subcloud import InitialSyncState, Step
 
 
 class SqlRunStore:
@@ -48,14 +39,14 @@ class SqlRunStore:
     def requeue_due(self, *, now: datetime) -> int:
         due = (
             sa.select(subcloud.c.id)
-            .where(_where_allowed(Event.RETRY_DUE), subcloud.c.retry_at <= now)
+            .where(where_allowed(Event.RETRY_DUE), subcloud.c.retry_at <= now)
             .order_by(subcloud.c.id)
             .with_for_update(skip_locked=True)
         )
         update = (
             sa.update(subcloud)
             .where(subcloud.c.id.in_(due.scalar_subquery()))
-            .values(_moved(Event.RETRY_DUE, now=now, requested_at=now, dispatched_at=None, retry_at=None))
+            .values(moved(Event.RETRY_DUE, now=now, requested_at=now, dispatched_at=None, retry_at=None))
         )
         with self._single.connect() as connection:
             return connection.execute(update).rowcount
@@ -80,12 +71,12 @@ class SqlRunStore:
             _lock_runs(connection, run_ids)
             quarantined = connection.execute(
                 sa.update(subcloud)
-                .where(lost, _where_allowed(Event.QUARANTINED), subcloud.c.abandoned >= ABANDONED_LIMIT - 1)
+                .where(lost, where_allowed(Event.QUARANTINED), subcloud.c.abandoned >= ABANDONED_LIMIT - 1)
                 .values(
-                    _moved(
+                    moved(
                         Event.QUARANTINED,
                         now=now,
-                        **_NO_RUN,
+                        **NO_RUN,
                         abandoned=0,
                         retry_at=hold_off_until,
                         reason=Reason.QUARANTINED.value,
@@ -96,9 +87,9 @@ class SqlRunStore:
             ).scalars()
             requested = connection.execute(
                 sa.update(subcloud)
-                .where(lost, _where_allowed(Event.ABANDONED))
+                .where(lost, where_allowed(Event.ABANDONED))
                 .values(
-                    _moved(Event.ABANDONED, now=now, **_NO_RUN, abandoned=subcloud.c.abandoned + 1, dispatched_at=None)
+                    moved(Event.ABANDONED, now=now, **NO_RUN, abandoned=subcloud.c.abandoned + 1, dispatched_at=None)
                 )
                 .returning(subcloud.c.region_name)
             ).scalars()
@@ -189,41 +180,18 @@ class SqlRunStore:
 
     @database_errors()
     def claim(self, *, region_name: str, generation: int, run_id: str, worker: str, now: datetime) -> Run | None:
-        update = (
-            sa.update(subcloud)
-            .where(
-                subcloud.c.region_name == region_name,
-                subcloud.c.generation == generation,
-                _where_allowed(Event.CLAIMED),
-            )
-            .values(
-                _moved(
-                    Event.CLAIMED,
-                    now=now,
-                    run_id=run_id,
-                    claimed_at=now,
-                    step=None,
-                    dispatched_at=None,
-                    attempt=subcloud.c.attempt + 1,
-                )
-            )
-            .returning(subcloud)
-        )
-        with self._engine.begin() as connection:
-            found = connection.execute(update).mappings().one_or_none()
-            if found is None:
-                return None
-            row = dict(found)
-            connection.execute(
-                sa.insert(sync_attempt).values(
-                    run_id=run_id,
-                    subcloud_id=row["id"],
-                    generation=generation,
-                    attempt=row["attempt"],
-                    worker=worker,
-                    started_at=now,
-                )
-            )
+        given = {
+            "given_region_name": region_name,
+            "given_generation": generation,
+            "given_run_id": run_id,
+            "given_worker": worker,
+            "now": now,
+        }
+        with self._single.connect() as connection:
+            found = connection.execute(run_statements.CLAIM, given).mappings().one_or_none()
+        if found is None:
+            return None
+        row = dict(found)
         return Run(
             run_id=run_id,
             subcloud=subcloud_from_row(row),
@@ -233,119 +201,58 @@ class SqlRunStore:
 
     @database_errors()
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
-        query = (
-            sa.select(
-                sync_attempt.c.run_id,
-                sync_attempt.c.generation.label("own_generation"),
-                subcloud.c.run_id.label("owner"),
-                subcloud.c.generation,
-                subcloud.c.initial_sync_state,
-            )
-            .join(subcloud, subcloud.c.id == sync_attempt.c.subcloud_id)
-            .where(sync_attempt.c.run_id.in_(run_ids))
-        )
         with self._single.connect() as connection:
-            rows = {row.run_id: row for row in connection.execute(query)}
+            found = connection.execute(run_statements.STANDING, {"run_ids": list(run_ids)})
+            rows = {row.run_id: row for row in found}
         return {run_id: _standing(run_id, rows.get(run_id)) for run_id in run_ids}
 
     @database_errors()
     def start_step(self, run: Run, step: Step, *, now: datetime) -> bool:
-        with self._engine.begin() as connection:
-            if not _update_own(connection, run, step=step):
-                return False
-            connection.execute(sa.insert(sync_step).values(run_id=run.run_id, step=step, started_at=now))
-            return True
+        return self._write(run_statements.STEP_STARTED, run, given_step=step, now=now)
 
     @database_errors()
     def end_step(self, run: Run, step: Step, *, now: datetime, outcome: str, detail: str = "") -> None:
-        update = (
-            sa.update(sync_step)
-            .where(sync_step.c.run_id == run.run_id, sync_step.c.step == step)
-            .values(ended_at=now, outcome=outcome, detail=detail)
-        )
+        given = {"given_run_id": run.run_id, "given_step": step, "given_outcome": outcome, "given_detail": detail}
         with self._single.connect() as connection:
-            connection.execute(update)
+            connection.execute(run_statements.STEP_ENDED, given | {"now": now})
 
     @database_errors()
     def record_identity(self, run: Run, *, fingerprint: str) -> bool:
-        with self._single.connect() as connection:
-            return _update_own(connection, run, subsequent_sync=True, identity_fingerprint=fingerprint)
+        return self._write(run_statements.IDENTITY_RECORDED, run, given_identity_fingerprint=fingerprint)
 
     @database_errors()
     def remember_groups(self, run: Run, groups: Mapping[str, tuple[str, ...]]) -> bool:
-        with self._single.connect() as connection:
-            return _update_own(connection, run, groups_to_refill={group: list(ids) for group, ids in groups.items()})
+        kept = {group: list(ids) for group, ids in groups.items()}
+        return self._write(run_statements.GROUPS_REMEMBERED, run, given_groups_to_refill=kept)
 
     @database_errors()
     def init_audit(self, run: Run, *, now: datetime) -> bool:
-        reset = (
-            sa.update(subcloud_sync)
-            .where(
-                subcloud_sync.c.subcloud_id == run.subcloud.id,
-                subcloud_sync.c.endpoint_type.in_(SYNCED_ENDPOINT_TYPES),
-            )
-            .values(
-                audit_status="none",
-                sync_status_reported="none",
-                sync_status_report_time=None,
-                last_audit_time=None,
-                run_id=None,
-                claimed_at=None,
-                reason=None,
-                detail="",
-                attempt=0,
-                abandoned=0,
-                difference=None,
-                difference_repairs=0,
-            )
-        )
-        with self._engine.begin() as connection:
-            if not _update_own(connection, run, updated_at=now):
-                return False
-            return connection.execute(reset).rowcount == len(SYNCED_ENDPOINT_TYPES)
+        return self._write(run_statements.AUDIT_INITIALISED, run, now=now)
 
     @database_errors()
     def complete(self, run: Run, *, now: datetime) -> bool:
-        with self._engine.begin() as connection:
-            if not _move_own(
-                connection, run, Event.SUCCEEDED, now=now, attempt=0, abandoned=0, reason=None, detail="", retry_at=None
-            ):
-                return False
-            connection.execute(
-                sa.update(subcloud_sync)
-                .where(subcloud_sync.c.subcloud_id == run.subcloud.id)
-                .values(due_at=now, dispatched_at=None)
-            )
-            _end_attempts(connection, [run.run_id], Ending.COMPLETED, "", now)
-            return True
+        return self._write(run_statements.COMPLETED, run, now=now)
 
     @database_errors()
     def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:
-        reason, detail = failure.reason.value, failure.detail
-        with self._engine.begin() as connection:
-            if not _move_own(
-                connection,
-                run,
-                Event.STEP_FAILED,
-                now=now,
-                reason=reason,
-                detail=detail,
-                retry_at=retry_at,
-                abandoned=0,
-            ):
-                return False
-            _end_attempts(connection, [run.run_id], Ending.FAILED, detail, now, reason=reason)
-            return True
+        return self._write(
+            run_statements.FAILED,
+            run,
+            given_reason=failure.reason.value,
+            given_detail=failure.detail,
+            given_retry_at=retry_at,
+            now=now,
+        )
 
     @database_errors()
     def give_back(self, run: Run, *, ending: Ending, detail: str, now: datetime) -> bool:
-        with self._engine.begin() as connection:
-            if not _move_own(
-                connection, run, Event.GIVEN_BACK, now=now, attempt=subcloud.c.attempt - 1, dispatched_at=None
-            ):
-                return False
-            _end_attempts(connection, [run.run_id], ending, detail, now)
-            return True
+        return self._write(run_statements.GIVEN_BACK, run, given_ending=ending, given_detail=detail, now=now)
+
+    def _write(self, statement: sa.Select[Any], run: Run, **given: object) -> bool:
+        """Whether the row was still the run's own; if not, nothing was written."""
+        own = {"given_id": run.subcloud.id, "given_run_id": run.run_id}
+        with self._single.connect() as connection:
+            return connection.execute(statement, own | given).one_or_none() is not None
 
     @database_errors()
     def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
@@ -384,34 +291,12 @@ def _lock_runs(connection: Connection, run_ids: list[str]) -> None:
     ).all()
 
 
-def _update_own(connection: Connection, run: Run, **values: Any) -> bool:
-    update = sa.update(subcloud).where(subcloud.c.id == run.subcloud.id, subcloud.c.run_id == run.run_id)
-    return connection.execute(update.values(**values)).rowcount == 1
-
-
-def _move_own(connection: Connection, run: Run, event: Event, *, now: datetime, **values: Any) -> bool:
-    update = (
-        sa.update(subcloud)
-        .where(subcloud.c.id == run.subcloud.id, subcloud.c.run_id == run.run_id, _where_allowed(event))
-        .values(_moved(event, now=now, **(_NO_RUN | values)))
-    )
-    return connection.execute(update).rowcount == 1
-
-
-def _end_attempts(
-    connection: Connection,
-    run_ids: Collection[str],
-    ending: Ending,
-    detail: str,
-    now: datetime,
-    *,
-    reason: str | None = None,
-) -> None:
+def _end_attempts(connection: Connection, run_ids: Collection[str], ending: Ending, detail: str, now: datetime) -> None:
     """Close attempts that are still open; one that was closed already keeps its first ending."""
     connection.execute(
         sa.update(sync_attempt)
         .where(sync_attempt.c.run_id.in_(run_ids), sync_attempt.c.ended_at.is_(None))
-        .values(ended_at=now, ending=ending, detail=detail, reason=reason)
+        .values(ended_at=now, ending=ending, detail=detail)
     )
 
 
