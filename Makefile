@@ -1,5 +1,7 @@
 # make demo    the whole system on this machine, with a fake central cloud and 20 fake subclouds
 # make test    every check and every test but the slow ones of `make faults`
+# make bench   the next three: bench-sync, bench-state, bench-audit
+# make bench-sync    what an initial sync costs
 # make bench-state   how much the state service carries
 # make bench-audit   what it costs to keep 1,000 subclouds in line, and how soon a central change is everywhere
 # All install what they need into .venv, once. PYTHON=... chooses the Python, SUBCLOUDS=... the size of the demo.
@@ -17,7 +19,7 @@ STAMP := $(VENV)/installed-in-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1
 # By file: xdist 3.8 under pytest 9.2 ignores its own groups, and a module's servers are to be started once.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: venv demo test lint faults bench-state bench-audit clean
+.PHONY: venv demo test lint faults bench bench-sync bench-state bench-audit clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -44,6 +46,11 @@ test: lint
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest -n 1 -m faults tests/faults
+
+bench: bench-sync bench-state bench-audit
+
+bench-sync: $(STAMP)
+	@$(BIN)/python -m bench.sync
 
 bench-state: $(STAMP)
 	@$(BIN)/python -m bench.state
