@@ -21,17 +21,17 @@ def beat_schedule(
     """Celery's `beat_schedule`. A message that nobody took before the next one is due is worthless: it expires.
 
     A `probe_interval` of 0 is for systems whose availability others observe, an `audit_interval` of 0 for those that
-    audit only when asked to.
+    audit only when asked to: nobody watches the centre then, but what was asked for is swept up as ever.
     """
     schedule = {
         "sweep": _entry(TaskName.SWEEP, sweep_interval),
+        "audit-sweep": _entry(TaskName.AUDIT_SWEEP, sweep_interval),
         "housekeeping": _entry(TaskName.HOUSEKEEPING, HOUSEKEEPING_SECONDS),
         "deliver-alarms": _entry(TaskName.DELIVER_ALARMS, DELIVER_ALARMS_SECONDS),
         "reconcile-alarms": _entry(TaskName.RECONCILE_ALARMS, RECONCILE_ALARMS_SECONDS),
         "key-rotation": _entry(TaskName.ROTATE_KEYS, min(KEY_ROTATION_SECONDS, sweep_interval)),
     }
     if audit_interval:
-        schedule["audit-sweep"] = _entry(TaskName.AUDIT_SWEEP, sweep_interval)
         schedule["watch-central"] = _entry(TaskName.WATCH_CENTRAL, central_watch_interval)
     if probe_interval:
         least, most = PROBE_SWEEP_SECONDS

@@ -192,6 +192,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
                 users_at_once=settings.users_at_once,
                 hold_off=timedelta(seconds=settings.hold_off),
                 hold_off_max=timedelta(seconds=settings.hold_off_max),
+                first_audit=timedelta(seconds=0 if settings.audit_interval else NEVER_SECONDS),
             ),
             now=utc_now,
             new_run_id=_new_run_id,

@@ -193,9 +193,9 @@ class RunStore(Protocol):
         Source: spec/initial-sync.md section 9. False as in start_step.
         """
 
-    def complete(self, run: Run, *, now: datetime) -> bool:
-        """in-progress -> completed, its audits due at once, and the end of the attempt, together; False when the row
-        is not its own."""
+    def complete(self, run: Run, *, now: datetime, audits_due_at: datetime) -> bool:
+        """in-progress -> completed and the end of the attempt, together; its audits are due then, and those somebody
+        has asked for at once. False when the row is not its own."""
 
     def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:
         """in-progress -> failed with reason and retry_at, and the attempt's end; False as in complete."""

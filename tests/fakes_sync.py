@@ -225,7 +225,7 @@ class MemoryRunStore:
         self.rows[run.subcloud.region_name].audit_is_due = True
         return True
 
-    def complete(self, run: Run, *, now: datetime) -> bool:
+    def complete(self, run: Run, *, now: datetime, audits_due_at: datetime) -> bool:
         return self._finish(
             run, Event.SUCCEEDED, Ending.COMPLETED, "", attempt=0, reason=None, retry_at=None, detail=""
         )

@@ -64,6 +64,8 @@ class Limits:
     users_at_once: int
     hold_off: timedelta
     hold_off_max: timedelta
+    first_audit: timedelta
+    """From completed to the first audit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,9 @@ class InitialSync:
 
     def _settle(self, run: Run, ending: Ending, failure: Failure | None, detail: str, *, now: datetime) -> Ending:
         """Record the end where the row is still the run's own; what is recorded if it is not, is why it is not."""
-        if ending is Ending.COMPLETED and self.store.complete(run, now=now):
+        if ending is Ending.COMPLETED and self.store.complete(
+            run, now=now, audits_due_at=now + self.limits.first_audit
+        ):
             return ending
         if failure and self.store.fail(run, failure, now=now, retry_at=now + self._hold_off(run, failure)):
             return ending

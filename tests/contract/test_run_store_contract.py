@@ -124,7 +124,7 @@ def test_completing_clears_what_failed_before(rows: Rows) -> None:
     rows.store.requeue_due(now=NOON)
     run = claimed(rows, run_id="run-2")
     assert run.subcloud.attempt == 2
-    assert rows.store.complete(run, now=LATER)
+    assert rows.store.complete(run, now=LATER, audits_due_at=LATER)
     after = rows.subcloud("s1")
     assert (after.initial_sync_state, after.run_id, after.attempt, after.reason, after.retry_at, after.step) == (
         InitialSyncState.COMPLETED, None, 0, None, None, None,
@@ -157,7 +157,7 @@ WRITES: dict[str, Callable[[RunStore, Run], bool]] = {
     "record_identity": lambda store, run: store.record_identity(run, fingerprint="f"),
     "remember_groups": lambda store, run: store.remember_groups(run, {"g": ("u",)}),
     "init_audit": lambda store, run: store.init_audit(run, now=NOON),
-    "complete": lambda store, run: store.complete(run, now=NOON),
+    "complete": lambda store, run: store.complete(run, now=NOON, audits_due_at=NOON),
     "fail": lambda store, run: store.fail(run, Failure(Reason.TIMEOUT, ""), now=NOON, retry_at=LATER),
     "give_back": lambda store, run: store.give_back(run, ending=Ending.GIVEN_BACK, detail="", now=NOON),
 }
@@ -347,19 +347,36 @@ def test_audit_init_resets_the_audit_columns_of_platform_and_identity(engine: En
     assert [tuple(row) for row in found] == [("none", "none", None, None)] * 2
 
 
-def test_completing_makes_the_audits_of_that_subcloud_due_at_once_and_of_no_other(engine: Engine) -> None:
+def test_completing_says_when_the_audits_of_that_subcloud_are_due_and_of_no_other(engine: Engine) -> None:
     rows = _sql_rows(engine)
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE subcloud_sync SET due_at='2030-01-01', dispatched_at=now()")
     run = claimed(rows)
     assert rows.store.init_audit(run, now=NOON)
-    assert rows.store.complete(run, now=LATER)
+    assert rows.store.complete(run, now=LATER, audits_due_at=LATER)
     with engine.connect() as connection:
         found = connection.exec_driver_sql(
             f"SELECT subcloud_id = {run.subcloud.id}, due_at, dispatched_at IS NULL FROM subcloud_sync ORDER BY 1 DESC"
         ).all()
     assert [tuple(row) for row in found[:2]] == [(True, LATER, True)] * 2
     assert all((due_at > LATER, is_free) == (True, False) for _, due_at, is_free in found[2:])
+
+
+def test_an_audit_that_was_asked_for_meanwhile_is_due_at_once(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    run = claimed(rows)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"UPDATE subcloud_sync SET generation=generation+1 WHERE subcloud_id={run.subcloud.id}"
+            " AND endpoint_type='identity'"
+        )
+    assert rows.store.complete(run, now=NOON, audits_due_at=LATER)
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            "SELECT endpoint_type, due_at FROM subcloud_sync"
+            f" WHERE subcloud_id={run.subcloud.id} AND endpoint_type IN ('identity', 'platform') ORDER BY 1"
+        ).all()
+    assert [tuple(row) for row in found] == [("identity", NOON), ("platform", LATER)]
 
 
 def test_audit_init_takes_a_dead_audit_s_rows_from_it(engine: Engine) -> None:
@@ -377,11 +394,11 @@ def test_audit_init_takes_a_dead_audit_s_rows_from_it(engine: Engine) -> None:
 
 def test_old_history_goes_and_the_latest_request_stays(engine: Engine) -> None:
     rows = _sql_rows(engine)
-    rows.store.complete(claimed(rows), now=NOON)
+    rows.store.complete(claimed(rows), now=NOON, audits_due_at=NOON)
     rows.ask("s1")
     run = claim(rows, run_id="run-2", generation=2)
     assert run is not None
-    rows.store.complete(run, now=NOON)
+    rows.store.complete(run, now=NOON, audits_due_at=NOON)
     assert rows.store.delete_history(ended_before=LATER, limit=100) == 1
     assert rows.ending("run-1") is None
     assert rows.ending("run-2") is Ending.COMPLETED

@@ -134,8 +134,11 @@ def _audit_initialised() -> sa.Select[Any]:
 
 def _completed() -> sa.Select[Any]:
     own = _own_moved(Event.SUCCEEDED, attempt=0, abandoned=0, reason=None, detail="", retry_at=None)
+    was_asked = subcloud_sync.c.generation > subcloud_sync.c.observed_generation
     audits = (
-        sa.update(subcloud_sync).where(subcloud_sync.c.subcloud_id == own.c.id).values(due_at=_NOW, dispatched_at=None)
+        sa.update(subcloud_sync)
+        .where(subcloud_sync.c.subcloud_id == own.c.id)
+        .values(due_at=sa.case((was_asked, _NOW), else_=given(subcloud_sync.c.due_at)), dispatched_at=None)
     )
     return _with(own, audits, _attempt_ended(own, ending=Ending.COMPLETED))
 

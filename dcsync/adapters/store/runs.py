@@ -230,8 +230,8 @@ class SqlRunStore:
         return self._write(run_statements.AUDIT_INITIALISED, run, now=now)
 
     @database_errors()
-    def complete(self, run: Run, *, now: datetime) -> bool:
-        return self._write(run_statements.COMPLETED, run, now=now)
+    def complete(self, run: Run, *, now: datetime, audits_due_at: datetime) -> bool:
+        return self._write(run_statements.COMPLETED, run, given_due_at=audits_due_at, now=now)
 
     @database_errors()
     def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:

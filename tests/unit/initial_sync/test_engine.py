@@ -20,7 +20,13 @@ from tests.builders import NOON, a_group, a_user, central_data, records, some_ke
 from tests.fakes_sync import DirectOwnership, MemoryClouds, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
 
 REGION = "subcloud1"
-LIMITS = Limits(run_deadline=5, users_at_once=4, hold_off=timedelta(seconds=60), hold_off_max=timedelta(minutes=15))
+LIMITS = Limits(
+    run_deadline=5,
+    users_at_once=4,
+    hold_off=timedelta(seconds=60),
+    hold_off_max=timedelta(minutes=15),
+    first_audit=timedelta(0),
+)
 
 
 @dataclass

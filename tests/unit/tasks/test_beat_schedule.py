@@ -1,0 +1,26 @@
+"""What beat fires: everything that makes a lost message good is there whatever is switched off."""
+
+from __future__ import annotations
+
+import pytest
+
+from beat_schedule import beat_schedule
+from dcsync.messages import QUEUE_OF, TaskName
+
+USUAL = {"sweep_interval": 10.0, "probe_interval": 30.0, "audit_interval": 1200.0, "central_watch_interval": 10.0}
+
+
+def test_all_sweeps_are_fired_and_expire_when_the_next_one_is_due() -> None:
+    schedule = beat_schedule(**USUAL)
+    assert {"sweep", "audit-sweep", "availability-sweep", "watch-central", "housekeeping"} < set(schedule)
+    for entry in schedule.values():
+        queue = QUEUE_OF[TaskName(str(entry["task"]))].value
+        assert entry["options"] == {"queue": queue, "expires": entry["schedule"]}
+
+
+@pytest.mark.parametrize(
+    ("switched_off", "missing"), [("audit_interval", "watch-central"), ("probe_interval", "availability-sweep")]
+)
+def test_what_is_switched_off_is_not_fired_but_what_was_asked_for_is_swept_up(switched_off: str, missing: str) -> None:
+    usual, less = set(beat_schedule(**USUAL)), set(beat_schedule(**(USUAL | {switched_off: 0.0})))
+    assert usual - less == {missing}
