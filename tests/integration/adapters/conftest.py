@@ -14,8 +14,7 @@ import pytest
 
 from dcsync.adapters.clouds import HttpClouds
 from dcsync.adapters.endpoints import CentralEndpoints
-from dcsync.adapters.http import Limits
-from tests.integration.adapters.scripted_site import ADDRESS, CREDENTIALS, QUICK, Clock, Site, assert_no_secret_in
+from tests.integration.adapters.scripted_site import ADDRESS, CREDENTIALS, LIMITS, Clock, Site, assert_no_secret_in
 
 
 @pytest.fixture
@@ -46,14 +45,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 def make_clouds(site: Site, clock: Clock) -> Callable[..., HttpClouds]:
-    def make(*, limits: Limits = QUICK, ca_file: Path | None = None, **central: str) -> HttpClouds:
+    def make(*, ca_file: Path | None = None, **central: str) -> HttpClouds:
         return HttpClouds(
             credentials=CREDENTIALS,
             central=CentralEndpoints(auth=site.urls(ADDRESS).auth, region="RegionOne", **central),
             subcloud_templates=site.urls(),
             allowed_networks=[ipaddress.ip_network("127.0.0.0/8")],
             ca_file=ca_file,
-            limits=limits,
+            limits=LIMITS,
             max_age=5,
             monotonic=clock,
         )

@@ -14,6 +14,7 @@ from dcsync.adapters.endpoints import ServiceUrls
 from dcsync.adapters.http import Limits
 from dcsync.adapters.keystone import Credentials
 from dcsync.subcloud import AvailabilityStatus, InitialSyncState, ManagementState, Subcloud
+from tests.loop_time import time_passes
 
 ADDRESS = "127.18.0.1"
 PASSWORD = "canary-password"
@@ -71,14 +72,23 @@ def answer(status: int, body: bytes | str | list[Any] | dict[str, Any] = b"", **
     return f"HTTP/1.1 {status} Because\r\n{head}\r\n".encode() + raw
 
 
+async def a_moment() -> None:
+    """Seconds for the clients of this loop. Long enough for what was sent to arrive before the next one, so that not
+    the machine but the client's limits say when it has waited too long."""
+    await asyncio.sleep(0.02)
+    time_passes(5)
+
+
 def sends(raw: bytes, *, then: str = "stay") -> Behaviour:
-    """Send these bytes, then stay, hang (never answer again) or close."""
+    """Send these bytes, then stay, close, hang (never answer again), or last (the same, and time flies)."""
 
     async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
         await writer.drain()
         if then == "hang":
             await asyncio.Event().wait()
+        while then == "last":
+            await a_moment()
         if then == "close":
             writer.close()
 
@@ -187,7 +197,8 @@ CREDENTIALS = Credentials(
     user_domain_name="Default",
     project_domain_name="Default",
 )
-QUICK = Limits(connect_timeout=2, read_timeout=2, request_timeout=4, max_reply_bytes=50_000)
+LIMITS = Limits(connect_timeout=60, read_timeout=60, request_timeout=100, max_reply_bytes=50_000)
+"""Far beyond what a request needs on a busy machine; who wants to see them passed lets time fly."""
 
 
 def a_subcloud(management_ip: str = ADDRESS) -> Subcloud:

@@ -70,7 +70,7 @@ async def test_lists_and_keys_are_asked_for_together(clouds: HttpClouds, site: S
     gates["GET fernet_repo"] = Gate(answer(200, {"keys": site.keys}))
     site.behaviours |= gates
     waiting = asyncio.create_task(clouds.central_data())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         for gate in gates.values():
             await gate.asked.wait()
     for gate in gates.values():
@@ -200,6 +200,6 @@ async def test_no_groups_at_the_centre_are_fine(clouds: HttpClouds, site: Site) 
 
 async def test_a_fetch_leaves_no_connection_open(clouds: HttpClouds, site: Site) -> None:
     await clouds.central_data()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while site.connections:
             await asyncio.sleep(0)

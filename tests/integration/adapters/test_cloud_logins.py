@@ -17,9 +17,9 @@ from dcsync.identity import ResourceType, record_from_body
 from tests.integration.adapters.scripted_site import (
     ADDRESS,
     CREDENTIALS,
+    LIMITS,
     LISTS,
     PASSWORD,
-    QUICK,
     TOKEN,
     USER,
     Clock,
@@ -236,7 +236,7 @@ async def test_a_central_token_never_goes_to_a_site(clouds: HttpClouds, site: Si
 
 
 async def test_neither_password_nor_token_nor_answer_shows_in_a_repr(clouds: HttpClouds, site: Site) -> None:
-    async with open_http(limits=QUICK, trust=Trust(None), request_id="req-1") as http:
+    async with open_http(limits=LIMITS, trust=Trust(None), request_id="req-1") as http:
         login = Authenticated(http, auth_url=site.urls(ADDRESS).auth, credentials=CREDENTIALS, monotonic=Clock())
         token = await login.login()
         reply = await login.request("GET", f"{site.urls(ADDRESS).dbsync}/identity/users/", expected=(200,))

@@ -38,13 +38,13 @@ def test_many_threads_share_one_loop() -> None:
         threads.add(threading.get_ident())
         if len(arrived) == meeting:
             together.set()
-        await asyncio.wait_for(together.wait(), 20)
+        await asyncio.wait_for(together.wait(), 60)
 
     waiting = [threading.Thread(target=loop.run, args=(meet(number),)) for number in range(meeting)]
     for thread in waiting:
         thread.start()
     for thread in waiting:
-        thread.join(30)
+        thread.join(60)
     assert len(arrived) == meeting
     assert len(threads) == 1
 
@@ -72,9 +72,9 @@ def test_cancel_all_ends_what_runs_after_its_clean_up_and_refuses_what_comes_lat
 
     waiting = threading.Thread(target=run)
     waiting.start()
-    assert started.wait(10)
+    assert started.wait(60)
     loop.cancel_all()
-    waiting.join(10)
+    waiting.join(60)
     assert told == ["cleaned up", "stopped"]
     with pytest.raises(WorkerStopping):
         loop.run(come_late())

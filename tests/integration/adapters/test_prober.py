@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import time
 from collections.abc import Callable
 
 import pytest
@@ -16,9 +16,10 @@ from dcsync.fake_cloud.faults import Fault
 from dcsync.ports import ProbeTarget
 from dcsync.subcloud import AvailabilityStatus
 from tests.integration.adapters.scripted_site import ADDRESS, Behaviour, Site, answer, sends
+from tests.loop_time import time_passes
 
 Probe = Callable[..., HttpProber]
-TIMEOUT = 0.5
+TIMEOUT = 60
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ async def test_keystones_version_document_is_good_and_is_asked_for_without_a_sec
         (sends(answer(200, [])), "version document"),
         (sends(answer(200, b" " * 100_000)), "bytes"),
         (sends(b"", then="close"), "answer"),
-        (sends(b"", then="hang"), "s"),
+        (sends(b"", then="last"), f"{TIMEOUT} s"),
         (sends(b"nonsense\r\n\r\n", then="close"), "HTTP"),
     ],
 )
@@ -78,11 +79,9 @@ async def test_anything_else_is_bad_and_says_why(
     site: Site, make_prober: Probe, behaviour: Behaviour, problem: str
 ) -> None:
     site.behaviours["GET "] = behaviour
-    began = time.monotonic()
     (told,) = (await probed(make_prober(), a_target())).values()
     assert told is not None
     assert problem in told
-    assert time.monotonic() - began < TIMEOUT + 5
 
 
 async def test_an_address_we_must_not_go_to_is_bad_and_not_gone_to(site: Site, make_prober: Probe) -> None:
@@ -95,23 +94,29 @@ async def test_an_address_we_must_not_go_to_is_bad_and_not_gone_to(site: Site, m
 
 @pytest.mark.parametrize("at_once", [3, 1000])
 async def test_a_dead_site_delays_nobody_else(at_once: int) -> None:
+    dead, told = {"subcloud1", "subcloud2"}, {}
     with FakeCloud.start(subclouds=20) as cloud:
-        for name in ("subcloud1", "subcloud2"):
+        for name in dead:
             cloud.set_fault(name, Fault("hang"))
-        places = cloud.subclouds()
+        targets = [a_target(place["management_ip"], place["region_name"]) for place in cloud.subclouds()]
         prober = HttpProber(
             subcloud_templates=ServiceUrls(auth=f"http://{{ip}}:{cloud.port}/v3", dbsync="", sysinv=""),
             allowed_networks=[ipaddress.ip_network("127.0.0.0/8")],
             trust=Trust(None),
-            timeout_seconds=3,
+            timeout_seconds=TIMEOUT,
             at_once=at_once,
         )
-        began, at = time.monotonic(), {}
+        all_others = asyncio.Event()
 
         def tell(target: ProbeTarget, problem: str | None) -> None:
-            at[target.region_name] = (problem is None, time.monotonic() - began)
+            told[target.region_name] = problem
+            if len(told) == len(targets) - len(dead):
+                all_others.set()
 
-        await prober.probe([a_target(place["management_ip"], place["region_name"]) for place in places], tell=tell)
-        assert sorted(name for name, (good, _) in at.items() if not good) == ["subcloud1", "subcloud2"]
-        assert max(seconds for good, seconds in at.values() if good) < 2.9
-        assert max(seconds for _, seconds in at.values()) < 6
+        probing = asyncio.create_task(prober.probe(targets, tell=tell))
+        await all_others.wait()
+        assert set(told.values()) == {None}
+        assert not dead & told.keys()
+        time_passes(TIMEOUT)
+        await probing
+        assert {name for name, problem in told.items() if problem} == dead

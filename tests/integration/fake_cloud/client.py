@@ -14,6 +14,9 @@ from dcsync.fake_cloud.control import PASSWORD, FakeCloud
 SINGULAR = {"users": "user", "groups": "group", "projects": "project", "roles": "role"}
 LEFT_ALONE = {"dcdbsync", "dcorch", "fm", "smapi", "usm", "heat_stack_owner"}
 ALWAYS = {"admin", "sysinv", "dcmanager"}
+AT_ONCE = 2.0
+"""Seconds for which a write is in flight that others shall meet: they are sent within a millisecond of each other, and
+whoever sends them may be kept from it for a while."""
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Client:
     ip: str
     port: int
     request_id: str | None = None
-    timeout: float = 10.0
+    timeout: float = 60.0
     token: str = ""
     connection: http.client.HTTPConnection = field(init=False)
 
@@ -42,12 +45,20 @@ class Client:
         self.connection = http.client.HTTPConnection(self.ip, self.port, timeout=self.timeout)
 
     def ask(self, verb: str, path: str, body: Any = None, **headers: str) -> Reply:
+        self.send(verb, path, body, **headers)
+        return self.answer()
+
+    def send(self, verb: str, path: str, body: Any = None, **headers: str) -> None:
+        """Without waiting for the answer."""
         sent = {"X-Auth-Token": self.token} if self.token else {}
         if self.request_id:
             sent["X-Openstack-Request-Id"] = self.request_id
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         self.connection.request(verb, path, data, sent)
+
+    def answer(self) -> Reply:
+        """To what was sent last."""
         response = self.connection.getresponse()
         return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
@@ -68,6 +79,9 @@ class Client:
 
     def put(self, type_: str, id_: str, record: Any, **headers: str) -> Reply:
         return self.ask("PUT", f"/v1.0/identity/{type_}/{id_}", record, **headers)
+
+    def send_put(self, type_: str, id_: str, record: Any) -> None:
+        self.send("PUT", f"/v1.0/identity/{type_}/{id_}", record)
 
     def validate(self, subject: str) -> Reply:
         return self.ask("GET", "/v3/auth/tokens", X_Subject_Token=subject)
@@ -153,7 +167,7 @@ class Run:
 
 def is_refused(ip: str, port: int) -> bool:
     try:
-        socket.create_connection((ip, port), timeout=5).close()
+        socket.create_connection((ip, port), timeout=60).close()
     except ConnectionRefusedError:
         return True
     return False

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.faults import Fault
-from tests.integration.fake_cloud.client import Client, Reply, Run, id_of
+from tests.integration.fake_cloud.client import AT_ONCE, Client, Reply, Run, id_of
 
 BARBICAN = "Subcloud-barbican-pw-1!"
 CENTRAL_BARBICAN = "Central-barbican-pw-1!"
@@ -229,21 +228,18 @@ def test_a_put_may_be_repeated_to_the_old_and_to_the_new_id(run: Run) -> None:
 
 def test_tied_roles_written_at_once_are_500_and_untied_ones_are_not(fake: FakeCloud, run: Run, region: str) -> None:
     due = {record["role"]["name"]: (id_, record) for id_, record in run.due("roles")}
-    fake.set_fault(region, Fault("latency", verb="write", seconds=0.4))
-    statuses: dict[str, int] = {}
-
-    def write(name: str) -> None:
-        client = Client(run.site.ip, run.site.port, token=run.site.token)
-        statuses[name] = client.put("roles", *due[name]).status
-        client.close()
-
-    threads = [threading.Thread(target=write, args=(name,)) for name in ("manager", "member", "operator")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    clients = {name: other(run) for name in ("manager", "member", "operator")}
+    for client in clients.values():
+        client.token = run.site.token
+        client.connection.connect()
+    fake.set_fault(region, Fault("latency", verb="write", seconds=AT_ONCE))
+    for name, client in clients.items():
+        client.send_put("roles", *due[name])
+    statuses = {name: client.answer().status for name, client in clients.items()}
     assert statuses["operator"] == 200
     assert sorted([statuses["manager"], statuses["member"]]) == [200, 500]
+    for client in clients.values():
+        client.close()
     fake.set_fault(region, None)
     assert {run.site.put("roles", *item).status for item in due.values()} == {200}
 
