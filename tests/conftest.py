@@ -19,11 +19,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 import redis
-from psycopg2 import sql
+from hypothesis import HealthCheck, settings
+from psycopg2 import errors, sql
 from sqlalchemy import Engine
 
 from dcsync.adapters.database import make_engine, upgrade
@@ -31,6 +33,10 @@ from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
 from tests.processes import Processes, wait_until
 
 TEMPLATE = "dcsync_template"
+
+# What an example costs says more of the machine than of the code. All else is as Hypothesis has it, here or in CI.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 def pytest_configure() -> None:
@@ -50,18 +56,25 @@ def data_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # The children of a PostgreSQL that a test has killed may still be writing their last.
-        wait_until(lambda: _removed(folder), seconds=10, what=f"{folder} is removed")
+        remove(folder)
 
 
-def _removed(folder: Path) -> bool:
-    shutil.rmtree(folder, ignore_errors=True)
-    return not folder.exists()
+def remove(folder: Path) -> None:
+    """Though the children of a PostgreSQL that a test has killed may still be writing their last."""
+
+    def removed() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    wait_until(removed, seconds=60, what=f"{folder} is removed")
 
 
 @pytest.fixture(scope="session")
 def _postgres() -> Iterator[EmbeddedPostgres]:
     with data_folder() as folder, EmbeddedPostgres(folder, fast=True) as server:
+        # Its transactions would now and then be the oldest open one, up to which sinks are told of alarms.
+        _execute(server, sql.SQL("ALTER SYSTEM SET autovacuum = off"))
+        _execute(server, sql.SQL("SELECT pg_reload_conf()"))
         yield server
 
 
@@ -75,6 +88,9 @@ def _redis() -> Iterator[EmbeddedRedis]:
 def _template(_postgres: EmbeddedPostgres) -> str:
     _execute(_postgres, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
     upgrade(_postgres.url_of(TEMPLATE))
+    # The session of the upgrade ends a moment after its client, and nobody may be connected to what is copied.
+    sessions = sql.SQL("SELECT count(*) FROM pg_stat_activity WHERE datname = {}").format(sql.Literal(TEMPLATE))
+    wait_until(lambda: _execute(_postgres, sessions) == 0, seconds=60, what="nobody uses the template")
     return TEMPLATE
 
 
@@ -150,14 +166,26 @@ def _database(server: EmbeddedPostgres, *, template: str) -> Iterator[str]:
     try:
         yield server.url_of(name)
     finally:
+        wait_until(lambda: _dropped(server, name), seconds=60, what=f"{name} is dropped")
+
+
+def _dropped(server: EmbeddedPostgres, name: str) -> bool:
+    """False where sessions that were told to end take longer to do so than PostgreSQL waits for them."""
+    try:
         _execute(server, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    except errors.ObjectInUse:
+        return False
+    return True
 
 
-def _execute(server: EmbeddedPostgres, statement: sql.Composable) -> None:
+def _execute(server: EmbeddedPostgres, statement: sql.Composable) -> Any:
+    """The first value of what it answers, if it answers."""
     connection = psycopg2.connect(server.url)
     try:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(statement)
+            row = cursor.fetchone() if cursor.description else None
+            return row[0] if row else None
     finally:
         connection.close()
