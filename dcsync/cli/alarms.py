@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcsync.cli.operator import Operator, pass_operator
-from dcsync.cli.output import ago, json_text, note, output_option, say_table
+from dcsync.cli.operator import Operator, output_option, pass_operator
+from dcsync.cli.output import ago, json_text, note, say_table
 
 if TYPE_CHECKING:
     from dcsync.ports import AlarmNotice

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dcsync.cli import previews
-from dcsync.cli.operator import Operator, pass_operator
-from dcsync.cli.output import ago, json_text, many, note, output_option, say, say_table, span, until
+from dcsync.cli.operator import Operator, output_option, pass_operator
+from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
 from dcsync.errors import Reason
 from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, SyncStatus

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcsync.cli.operator import Operator, pass_operator
-from dcsync.cli.output import ago, json_text, many, note, output_option, say, span, until
+from dcsync.cli.operator import Operator, output_option, pass_operator
+from dcsync.cli.output import ago, json_text, many, note, say, span, until
 from dcsync.cli.selection import ask, yes_option
 from dcsync.errors import RefusedByGuard
 from dcsync.ports import RotationState

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from dcsync.cli.operator import Operator, pass_operator
-from dcsync.cli.output import json_text, output_option, say
+from dcsync.cli.operator import Operator, output_option, pass_operator
+from dcsync.cli.output import json_text, say
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

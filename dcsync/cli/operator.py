@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcsync.cli.output import note
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -137,7 +139,6 @@ class Operator:
         self._hint(self.messenger.send_key_rotation)
 
     def _hint(self, send: Callable[[], None]) -> None:
-        from dcsync.cli.output import note
         from dcsync.errors import BrokerUnreachable
 
         try:
@@ -173,3 +174,22 @@ class Operator:
 
 
 pass_operator = click.make_pass_decorator(Operator, ensure=True)
+
+
+def _chosen(context: click.Context, _parameter: click.Parameter, value: str) -> bool:
+    context.ensure_object(Operator).wants_json = value == "json"
+    return value == "json"
+
+
+output_option = click.option(
+    "-o",
+    "--output",
+    "as_json",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    is_eager=True,
+    callback=_chosen,
+    help="Table for people, JSON for programs.",
+)
+"""`-o table|json`; the command gets `as_json: bool`, and errors are JSON as well."""

@@ -7,6 +7,7 @@ terminal only, helps the eye.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -14,7 +15,6 @@ from typing import Any
 
 import click
 
-from dcsync.cli.operator import Operator
 from dcsync.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AvailabilityStatus,
@@ -180,27 +180,10 @@ def counts(words: Iterable[str], *, order: Sequence[str]) -> str:
     return ", ".join(f"{found[word]} {word}" for word in order if found[word])
 
 
+def in_natural_order(name: str) -> list[str | int]:
+    """To sort names by: subcloud2 before subcloud10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
 def many(count: int, noun: str = "subcloud") -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-# --- the option --------------------------------------------------------------------------------------------------
-
-
-def _chosen(context: click.Context, _parameter: click.Parameter, value: str) -> bool:
-    context.ensure_object(Operator).wants_json = value == "json"
-    return value == "json"
-
-
-output_option = click.option(
-    "-o",
-    "--output",
-    "as_json",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    is_eager=True,
-    callback=_chosen,
-    help="Table for people, JSON for programs.",
-)
-"""`-o table|json`; the command gets `as_json: bool`, and errors are JSON as well."""

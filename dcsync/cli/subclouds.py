@@ -9,17 +9,17 @@ from typing import IO
 
 import click
 
-from dcsync.cli.operator import Operator, pass_operator
+from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import (
     WORST_FIRST,
     ago,
     counts,
+    in_natural_order,
     json_text,
     least_in_sync,
     many,
     note,
     outlook,
-    output_option,
     say,
     say_table,
     subcloud_object,
@@ -204,7 +204,7 @@ def _managed_in_short(transitions: Sequence[Transition], state: ManagementState)
 # --- looking -----------------------------------------------------------------------------------------------------
 
 _ORDERS: dict[str, Callable[[Subcloud], float]] = {
-    "name": lambda known: 0,  # as the store gives them
+    "name": lambda known: 0,
     "state": lambda known: WORST_FIRST.index(known.initial_sync_state),
     "changed": lambda known: -known.updated_at.timestamp() if known.updated_at else 0,
 }
@@ -235,7 +235,7 @@ def list_(operator: Operator, *, as_json: bool, states: Sequence[str], sort_by: 
       dcsync subcloud list -o json
     """
     subclouds = [known for known in operator.inventory.all() if not states or known.initial_sync_state in states]
-    subclouds.sort(key=_ORDERS[sort_by])
+    subclouds.sort(key=lambda known: (_ORDERS[sort_by](known), in_natural_order(known.name)))
     if as_json:
         click.echo(json_text([subcloud_object(known) for known in subclouds]))
         return

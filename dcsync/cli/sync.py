@@ -8,8 +8,8 @@ from dataclasses import asdict
 import click
 
 from dcsync.cli import previews, waiting
-from dcsync.cli.operator import Operator, pass_operator
-from dcsync.cli.output import ago, json_text, many, note, output_option, say, span
+from dcsync.cli.operator import Operator, output_option, pass_operator
+from dcsync.cli.output import ago, json_text, many, note, say, span
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
 from dcsync.ports import AttemptHistory, Inventory, RequestHistory, StepHistory
 from dcsync.subcloud import AvailabilityStatus, ManagementState, Subcloud

@@ -10,7 +10,19 @@ from datetime import datetime
 import click
 
 from dcsync.cli.operator import Operator
-from dcsync.cli.output import LEAST_FIRST, WORST_FIRST, clean, counts, least_in_sync, many, note, outlook, say, span
+from dcsync.cli.output import (
+    LEAST_FIRST,
+    WORST_FIRST,
+    clean,
+    counts,
+    in_natural_order,
+    least_in_sync,
+    many,
+    note,
+    outlook,
+    say,
+    span,
+)
 from dcsync.errors import DatabaseUnreachable
 from dcsync.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, Subcloud, SyncStatus
 
@@ -116,7 +128,7 @@ def _looks(
 def _tell_missing(operator: Operator, subclouds: Sequence[Subcloud], goal: Goal, *, after: float) -> None:
     missing = sorted(
         (known for known in subclouds if goal.word(known) != goal.reached),
-        key=lambda known: (goal.order.index(goal.word(known)), known.name),
+        key=lambda known: (goal.order.index(goal.word(known)), in_natural_order(known.name)),
     )
     note(f"{len(missing)} of {many(len(subclouds))} not {goal.reached} after {span(after)}:")
     now = operator.now()

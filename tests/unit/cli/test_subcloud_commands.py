@@ -198,6 +198,13 @@ def test_a_list_can_be_narrowed_and_put_in_order(dcsync: Shell) -> None:
     assert [k["name"] for k in dcsync("subcloud", "list", "-o", "json", "--sort-by", "state").json] == ["c", "a", "b"]
 
 
+def test_names_with_numbers_are_listed_as_people_count(dcsync: Shell) -> None:
+    add(dcsync, "edge-10", "edge-9", "central", "edge-1a")
+    assert [k["name"] for k in dcsync("subcloud", "list", "-o", "json").json] == [
+        "central", "edge-1a", "edge-9", "edge-10",
+    ]  # fmt: skip
+
+
 def test_show_tells_reason_and_what_to_do(dcsync: Shell) -> None:
     add(dcsync, "edge-1")
     fail(dcsync, "edge-1")
