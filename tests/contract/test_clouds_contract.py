@@ -132,7 +132,8 @@ def clouds_of(backend: Backend, **credentials: str) -> HttpClouds:
             sysinv=environ["DCSYNC_SUBCLOUD_SYSINV_URL"],
         ),
         allowed_networks=[ipaddress.ip_network("127.0.0.0/8")],
-        limits=Limits(),
+        limits=Limits(connect_timeout=60, read_timeout=60, request_timeout=120),
+        max_age=600,
     )
 
 
@@ -170,7 +171,7 @@ class Site:
 
     async def says(self, status: int, token: str) -> None:
         """Wait until Keystone answers this token so."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (found := self.validated(token)) != status:
             assert time.monotonic() < deadline, f"{found} instead of {status}"
             await asyncio.sleep(0.05)
@@ -190,7 +191,7 @@ def ask(method: str, url: str, headers: dict[str, str], body: Any = None) -> tup
         url, data=data, headers=headers | {"Content-Type": "application/json"}, method=method
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, response.headers
     except urllib.error.HTTPError as exc:
         with exc:

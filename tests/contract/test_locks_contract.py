@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -55,20 +55,47 @@ def test_nothing_asked_is_nothing_answered(locks: Locks) -> None:
     assert locks.owners([]) == {}
 
 
-def test_a_held_lock_outlives_its_time_to_live_many_times(
+class Turns(threading.Event):
+    """In place of the pauses between renewals: each ends when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float | None] = []
+        self._due = threading.Semaphore(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses.append(timeout)
+        self._due.acquire()
+        return self.is_set()
+
+    def set(self) -> None:
+        super().set()
+        self._due.release()
+
+    def one(self) -> None:
+        """A pause is over, and the next one has begun: what was to be renewed is renewed."""
+        begun = len(self.pauses)
+        self._due.release()
+        wait_until(lambda: len(self.pauses) > max(begun, 1), seconds=60, what="the next pause")
+
+
+def in_turns(locks: RedisLocks) -> Turns:
+    locks._closing = turns = Turns()
+    return turns
+
+
+def test_a_held_lock_gets_its_whole_life_back_each_third_of_it(
     make_locks: Callable[[float], RedisLocks], redis_client: redis.Redis
 ) -> None:
-    locks = make_locks(0.6)
+    locks = make_locks(3000)
+    turns = in_turns(locks)
     locks.acquire("s1", owner="a")
-    begun = time.monotonic()
-    seen = set()
-
-    def four_lives_are_over() -> bool:
-        seen.add(redis_client.get("dcsync:lock:s1"))
-        return time.monotonic() > begun + 4 * 0.6
-
-    wait_until(four_lives_are_over, seconds=10, what="four lives over")
-    assert seen == {"a"}
+    for _ in range(4):
+        redis_client.expire("dcsync:lock:s1", 2000)
+        turns.one()
+        assert 2000 < redis_client.ttl("dcsync:lock:s1") <= 3000
+    assert redis_client.get("dcsync:lock:s1") == "a"
+    assert set(turns.pauses) == {1000}
 
 
 def test_the_lock_of_a_process_that_is_gone_runs_out(
@@ -77,7 +104,8 @@ def test_the_lock_of_a_process_that_is_gone_runs_out(
     gone = make_locks(0.5)
     gone.acquire("s1", owner="a")
     gone.close()
-    wait_until(lambda: make_locks(30).acquire("s1", owner="b"), seconds=5, what="free again")
+    after = make_locks(30)
+    wait_until(lambda: after.acquire("s1", owner="b"), seconds=60, what="free again")
     assert not gone.release("s1", owner="a")
     assert redis_client.get("dcsync:lock:s1") == "b"
 
@@ -85,11 +113,13 @@ def test_the_lock_of_a_process_that_is_gone_runs_out(
 def test_a_lock_taken_over_is_neither_renewed_nor_released_by_its_old_owner(
     make_locks: Callable[[float], RedisLocks], redis_client: redis.Redis
 ) -> None:
-    locks = make_locks(0.3)
+    locks = make_locks(3000)
+    turns = in_turns(locks)
     locks.acquire("s1", owner="a")
-    redis_client.set("dcsync:lock:s1", "b", px=60_000)
-    before = redis_client.pttl("dcsync:lock:s1")
-    wait_until(lambda: redis_client.pttl("dcsync:lock:s1") < before - 500, seconds=5, what="time passed unrenewed")
+    redis_client.set("dcsync:lock:s1", "b", ex=2000)
+    for _ in range(2):
+        turns.one()
+        assert redis_client.ttl("dcsync:lock:s1") <= 2000
     assert not locks.release("s1", owner="a")
     assert redis_client.get("dcsync:lock:s1") == "b"
 

@@ -305,7 +305,7 @@ def test_ten_claims_at_once_give_the_row_to_one(engine: Engine) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(got) == 10
     assert len([run for run in got if run is not None]) == 1
 
@@ -325,7 +325,7 @@ def test_two_dispatches_at_once_share_the_rows_between_them(engine: Engine) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     regions = [hint.region_name for hint in sent]
     assert len(regions) == len(set(regions))
 

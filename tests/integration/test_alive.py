@@ -26,11 +26,11 @@ def test_a_worker_shows_signs_of_life_also_while_redis_is_away(
 
     own_redis.stop()
     gone = time.time()
-    wait_until(lambda: shows_signs(file, since=gone + 2), seconds=30, what="a sign while Redis is away")
+    wait_until(lambda: shows_signs(file, since=gone + 2), seconds=60, what="a sign while Redis is away")
 
     own_redis.start()
     back = time.time()
-    wait_until(lambda: shows_signs(file, since=back + 2), seconds=30, what="a sign after Redis came back")
+    wait_until(lambda: shows_signs(file, since=back + 2), seconds=60, what="a sign after Redis came back")
 
 
 def test_beat_shows_signs_of_life(processes: Processes, own_redis: EmbeddedRedis, tmp_path: Path) -> None:
@@ -40,4 +40,4 @@ def test_beat_shows_signs_of_life(processes: Processes, own_redis: EmbeddedRedis
 
     wait_until(file.exists, seconds=60, what="a first sign of life")
     first = time.time()
-    wait_until(lambda: shows_signs(file, since=first), seconds=30, what="another sign")
+    wait_until(lambda: shows_signs(file, since=first), seconds=60, what="another sign")

@@ -140,10 +140,15 @@ def test_managing_waits_for_who_is_changing_the_row_and_goes_by_what_they_wrote(
             "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN"
             " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
         )
-        with engine.connect() as looking:
-            wait_until(lambda: looking.scalar(waiting), seconds=20, what="it waits for the other's lock")
+
+        def waits() -> bool:
+            """Asked in a transaction of its own each time: within one PostgreSQL shows the same sessions for ever."""
+            with engine.connect() as looking:
+                return bool(looking.scalar(waiting))
+
+        wait_until(waits, seconds=60, what="it waits for the other's lock")
         other.commit()
-        (transition,) = managing.result(timeout=20)
+        (transition,) = managing.result(timeout=60)
     assert transition.event is Event.BECAME_ELIGIBLE
 
 

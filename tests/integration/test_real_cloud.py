@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import remove
 from tests.processes import clean_environment, wait_until
 from tests.real_cloud import content
 from tests.real_cloud.by_hand import Operator
@@ -45,7 +46,10 @@ def operator(central: Cloud, site: Cloud) -> Operator:
 
 
 def running(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 # --- the clouds themselves
@@ -237,7 +241,7 @@ def test_r7_tied_roles_written_together_fail_sooner_or_later_and_a_repeat_mends_
         return site.identity("PUT", path, token=token, body=body).status
 
     seen: set[int] = set()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     with ThreadPoolExecutor(len(names)) as pool:
         for bodies in itertools.cycle(records):
             ids = site.ids("roles")
@@ -318,7 +322,7 @@ def test_the_token_that_wrote_the_keys_is_dead_at_dcdbsync_and_sysinv_at_once(ce
     assert site.fernet_repo("PUT", token=token, body=central.fernet_repo().body["keys"]).status == 202
     wait_until(
         lambda: {site.identity("GET", "roles/", token=token).status, site.fernet_repo(token=token).status} == {401},
-        seconds=10,
+        seconds=60,
         what="the token is refused",
     )
 
@@ -356,10 +360,8 @@ def test_killing_the_user_of_the_clouds_ends_them_and_removes_their_files(
     assert len(below) >= 4
     os.kill(user_of_clouds.pid, signal_number)
     wait_until(
-        lambda: (
-            not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below) and not directory.exists()
-        ),
-        seconds=20,
+        lambda: not any(map(running, below)) and not directory.exists(),
+        seconds=60,
         what="everything is gone",
     )
 
@@ -373,11 +375,9 @@ def test_killing_the_host_ends_its_children(user_of_clouds: subprocess.Popen[str
     host.kill()
     wait_until(
         lambda: not any(map(running, below)),
-        seconds=20,
+        seconds=60,
         what="its children are gone",
     )
     user_of_clouds.terminate()
-    user_of_clouds.wait(10)
-    for left in sorted(directory.rglob("*"), reverse=True):
-        left.rmdir() if left.is_dir() else left.unlink()
-    directory.rmdir()
+    user_of_clouds.wait(60)
+    remove(directory)

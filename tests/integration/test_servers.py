@@ -112,7 +112,7 @@ def test_stopped_server_leaves_no_process_and_may_be_stopped_again(server: Serve
     family = [process, *process.children(recursive=True)]
     server.stop()
     server.stop()
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
 def test_server_that_does_not_listen_to_signals_is_killed(server: Server) -> None:
@@ -147,9 +147,11 @@ def test_password_is_neither_on_a_command_line_nor_in_a_log_nor_readable_by_othe
     assert password not in repr(server)
     assert password not in " ".join(psutil.Process(server.pid).cmdline())
     assert password not in server.log_file.read_text()
-    for file in server.data_dir.rglob("*"):
-        holds_it = file.is_file() and file.stat().st_size < 100_000 and password.encode() in file.read_bytes()
-        assert not holds_it or stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    for folder, _, names in os.walk(server.data_dir):
+        for file in (Path(folder, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):  # a server at work puts files away
+                holds_it = file.stat().st_size < 100_000 and password.encode() in file.read_bytes()
+                assert not holds_it or stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
 def test_redis_keeps_everything_and_evicts_nothing(own_redis: EmbeddedRedis) -> None:
@@ -180,6 +182,14 @@ ORPHAN_MAKER = """
 """
 
 
+def _lives(process: psutil.Process) -> bool:
+    """One that is dead counts as gone, whether or not somebody has taken note of it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_server_ends_when_its_parent_is_killed_and_the_data_is_there(
     kind: type[Server], own_data_dir: Path, processes: Processes
@@ -188,10 +198,11 @@ def test_server_ends_when_its_parent_is_killed_and_the_data_is_there(
     parent = processes.start(sys.executable, "-c", code, kind.__name__, own_data_dir, name="parent", ready="serving")
     orphan = psutil.Process(int(parent.output().split()[1]))
     os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
     with kind(own_data_dir, fast=True) as server:
         _write(server, "new parent")
         assert _read(server) == "new parent"
-        wait_until(lambda: not orphan.is_running(), seconds=10, what="the orphan is gone")
+        wait_until(lambda: not _lives(orphan), seconds=60, what="the orphan is gone")
 
 
 def test_orphan_that_was_not_leashed_is_ended_before_the_next_start(server: Server) -> None:
@@ -203,7 +214,7 @@ def test_orphan_that_was_not_leashed_is_ended_before_the_next_start(server: Serv
     with _again(server) as second:
         assert second.pid != orphan.pid
         assert _read(second) == "from before"
-        assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+        assert not _lives(orphan)
 
 
 @pytest.mark.parametrize("content", ["{own}\n/elsewhere\n", "", "rubbish"])
@@ -392,7 +403,7 @@ def test_servers_start_as_a_user_who_is_not_root(own_data_dir: Path, tmp_path: P
         extra_groups=[],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ def _pids(output: str) -> dict[str, int]:
 
 
 def test_up_runs_everything_until_it_is_stopped(processes: Processes, environ: dict[str, str]) -> None:
-    up = _up(processes, environ)
+    up = _up(processes, environ, "--flower-port", str(free_port()))  # 5555 may be another test's, or a person's
     assert list(_pids(up.output())) == EVERYTHING
     family = [psutil.Process(pid) for pid in _pids(up.output()).values()]
     assert all(process.is_running() for process in family)
@@ -71,7 +71,7 @@ def test_up_runs_everything_until_it_is_stopped(processes: Processes, environ: d
     up.wait_for("state-worker started again")
 
     assert up.stop() == 0
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert psutil.wait_procs(family, timeout=60)[1] == []
     assert not endpoints.exists()
     assert find_endpoints(environ) == {}
     stopped = re.findall(r"(\S+) stopped", up.output())
@@ -90,7 +90,7 @@ def test_killed_up_leaves_nothing_and_its_data_is_there_the_next_time(
     with redis.Redis.from_url(urls["DCSYNC_REDIS_URL"]) as client:
         client.set("kept", "yes")
     os.kill(first.pid, signal.SIGKILL)
-    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert psutil.wait_procs(family, timeout=60)[1] == []
     assert find_endpoints(environ) == {}
 
     _up(processes, environ, "--no-flower")
@@ -118,7 +118,7 @@ def test_up_without_a_central_cloud_says_what_is_missing_and_starts_nothing(
 
 
 def test_flower_on_a_port_that_is_taken_is_refused(processes: Processes, environ: dict[str, str]) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = processes.cli("up", "--flower-port", port, environ=environ, expect=2)
     assert f"port {port} is taken" in done.stderr

@@ -174,7 +174,7 @@ def receiver() -> Iterator[http.server.HTTPServer]:
 
 def a_webhook(server: http.server.HTTPServer) -> WebhookSink:
     return WebhookSink(
-        f"http://127.0.0.1:{server.server_port}/token-4711", context=ssl.create_default_context, timeout_seconds=5
+        f"http://127.0.0.1:{server.server_port}/token-4711", context=ssl.create_default_context, timeout_seconds=60
     )
 
 

@@ -109,10 +109,10 @@ def test_a_flood_ends_in_exactly_the_right_rows_and_alarms_with_one_request_each
     with ThreadPoolExecutor(OBSERVERS + 2) as pool:
         workers = [pool.submit(work) for _ in range(2)]
         for observing in [pool.submit(observe, observer) for observer in range(OBSERVERS)]:
-            observing.result(timeout=60)
-        assert reporter.close(timeout_seconds=30)
+            observing.result(timeout=120)
+        assert reporter.close(timeout_seconds=120)
         all_told.set()
-        assert sum(worker.result(timeout=100) for worker in workers) > 0
+        assert sum(worker.result(timeout=200) for worker in workers) > 0
     assert reporter.dropped == 0
     assert_exactly_right(rows, regions)
 

@@ -20,6 +20,7 @@ from dcsync.state.service import StateService
 from dcsync.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, ManagementState
 from tests.builders import NOON
 from tests.integration.state.conftest import Rows
+from tests.processes import wait_until
 from tests.reports import (
     DC_CERT,
     FIRMWARE,
@@ -151,11 +152,13 @@ def test_going_offline_cancels_a_running_initial_sync_in_the_same_transaction(ro
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
         try:
+            wait_until(lambda: seen, seconds=60, what="somebody looks")
             rows.tell(offline(3))
         finally:
             done.set()
-        watching.result(timeout=10)
+        watching.result(timeout=60)
     before = (ONLINE, InitialSyncState.IN_PROGRESS, OUT_OF_SYNC)
+    assert before in seen
     assert set(seen) <= {before, (OFFLINE, InitialSyncState.NONE, UNKNOWN)}
     gone = rows.subcloud()
     assert (gone.run_id, gone.step, gone.initial_sync_state) == (None, None, InitialSyncState.NONE)
@@ -244,7 +247,7 @@ def test_batches_over_the_same_subclouds_at_once_neither_deadlock_nor_lose(rows:
 
     with ThreadPoolExecutor(4) as pool:
         for running in [pool.submit(flood, thread) for thread in range(4)]:
-            running.result(timeout=60)
+            running.result(timeout=200)
     for region in regions:
         assert {rows.status(type_, region) for type_ in types_} == {OUT_OF_SYNC}
     assert len(rows.active_alarms()) == 40 * 4
