@@ -26,7 +26,7 @@ IN_SYNC, OUT_OF_SYNC, UNKNOWN = SyncStatus.IN_SYNC, SyncStatus.OUT_OF_SYNC, Sync
 INTERVAL = timedelta(seconds=1200)
 HOLD_OFF = timedelta(seconds=60)
 LIMITS = Limits(
-    run_deadline=5,
+    run_deadline=3600,
     users_at_once=4,
     max_deletes=5,
     interval=INTERVAL,

@@ -20,7 +20,7 @@ def make(folder: Path, password: str = CENTRAL_PASSWORD + "\n") -> subprocess.Co
         input=password,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=200,
         check=False,
     )
 

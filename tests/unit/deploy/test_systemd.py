@@ -67,7 +67,7 @@ def test_systemd_finds_no_fault_with_them(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", *sorted(str(path) for path in tmp_path.iterdir())],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dcsync.local.demo import Outage, Progress, probe_interval, what_is_wrong
+from dcsync.local.demo import LINE_SECONDS, Outage, Progress, probe_interval, what_is_wrong
 from dcsync.subcloud import InitialSyncState
 
 SEEN = Outage(5, 2.0, 3.0, 4.0)
@@ -50,14 +51,23 @@ def test_a_large_demo_probes_less_often(count: int, seconds: float) -> None:
     assert probe_interval(count) == seconds
 
 
-def test_progress_is_plain_lines_without_a_terminal() -> None:
+def test_progress_is_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    progress = Progress(said.append, count=3, is_terminal=lambda: False)
-    progress.show({InitialSyncState.COMPLETED: 1, InitialSyncState.FAILED: 2})
-    progress.show({InitialSyncState.COMPLETED: 2, InitialSyncState.FAILED: 1})  # too soon after the last line
-    progress.show({InitialSyncState.COMPLETED: 3})
+    now = 1000.0
+    monkeypatch.setattr("dcsync.local.demo.time", SimpleNamespace(monotonic=lambda: now))
+    progress = Progress(said.append, count=4, is_terminal=lambda: False)
+    progress.show({InitialSyncState.COMPLETED: 1, InitialSyncState.FAILED: 3})
+    now += LINE_SECONDS - 1
+    progress.show({InitialSyncState.COMPLETED: 2, InitialSyncState.FAILED: 2})  # too soon after the last line
+    now += 1
+    progress.show({InitialSyncState.COMPLETED: 3, InitialSyncState.FAILED: 1})
+    progress.show({InitialSyncState.COMPLETED: 4})
     progress.end()
-    assert [line.partition(" s  ")[2] for line in said] == ["completed 1/3, failed 2", "completed 3/3"]
+    assert said == [
+        "    0.0 s  completed 1/4, failed 3",
+        "    5.0 s  completed 3/4, failed 1",
+        "    5.0 s  completed 4/4",
+    ]
 
 
 def test_progress_is_one_changing_line_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

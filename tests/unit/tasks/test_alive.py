@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
@@ -14,13 +13,13 @@ from dcsync.tasks.alive import STUCK_SECONDS, ConsumerWatch, SignsOfLife
 
 
 @pytest.fixture
-def systemd() -> Iterator[tuple[str, socket.socket]]:
-    """The path of a notify socket, and its other end. The folder's name is short, for such a path may not be long."""
-    with TemporaryDirectory(prefix="sd") as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        path = f"{folder}/notify"
-        manager.bind(path)
-        manager.settimeout(5)
-        yield path, manager
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, socket.socket]]:
+    """The path of a notify socket, and its other end. Seen from its folder, for such a path may not be long."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("notify")
+        manager.settimeout(60)
+        yield "notify", manager
 
 
 class Clock:
