@@ -21,6 +21,9 @@ from yarl import URL
 from dcsync.adapters.tls import Trust
 from dcsync.errors import CloudError, Reason
 
+LONGEST_RETRY_AFTER = 86400.0
+"""Seconds: the longest hold-off there can be. A site may ask for more than any clock can count."""
+
 CONNECTIONS_PER_CLOUD = 16
 """At most; a run has four lists or a few users under way at once."""
 
@@ -157,8 +160,10 @@ def _call(method: str, url: str) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """The number of seconds a Retry-After header asks for; a date, and nonsense, count as none."""
-    return float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
+    """The number of seconds a Retry-After header asks for, a day at most; a date, and nonsense, count as none."""
+    if not (retry_after and retry_after.isascii() and retry_after.isdigit()):
+        return None
+    return min(float(retry_after), LONGEST_RETRY_AFTER)
 
 
 def reason_for_status(status: int) -> Reason:

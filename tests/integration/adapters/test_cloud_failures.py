@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dcsync.adapters.clouds import HttpClouds, HttpSubcloudSession
+from dcsync.adapters.http import LONGEST_RETRY_AFTER
 from dcsync.errors import CloudError, Reason
 from dcsync.identity import FernetKeys, ResourceType, record_from_body
 from tests.integration.adapters.scripted_site import (
@@ -246,7 +247,17 @@ async def test_an_address_outside_the_allowed_networks_is_not_dialled(clouds: Ht
     assert "192.0.2.1" in caught.value.detail
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("120", 120), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("-5", None)])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("120", 120),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ("-5", None),
+        ("9" * 17, LONGEST_RETRY_AFTER),
+        ("9" * 400, LONGEST_RETRY_AFTER),
+    ],
+    ids=["seconds", "date", "nonsense", "more days than a date can hold", "more than a float can hold"],
+)
 async def test_how_long_a_site_asks_to_be_left_alone_is_heard(
     clouds: HttpClouds, site: Site, header: str, seconds: float | None
 ) -> None:
