@@ -342,18 +342,19 @@ _EXPECTED = """
 def reconcile_alarms(cursor: Any, *, now: datetime, subcloud_ids: Sequence[int] | None = None) -> tuple[int, int]:
     """Make the active alarms (of these subclouds, None: all) those that the rows ask for; (raised, cleared).
 
-    The same rule as `dcsync.state.rules.expected_alarms`; an integration test holds the two together.
+    The same rule as `dcsync.state.rules.expected_alarms`; an integration test holds the two together. Rows and alarms
+    are compared as they were at one moment: an alarm that a state worker clears meanwhile is not raised again.
     """
     if subcloud_ids is None:
         expected, of_these, parameters = _EXPECTED.format(subcloud="true", endpoint="true"), "true", {"now": now}
     else:
         expected = _EXPECTED.format(subcloud="id = ANY(%(ids)s)", endpoint="s.id = ANY(%(ids)s)")
-        of_these, parameters = "subcloud_id = ANY(%(ids)s)", {"now": now, "ids": list(subcloud_ids)}  # type: ignore[dict-item]
+        of_these, parameters = "a.subcloud_id = ANY(%(ids)s)", {"now": now, "ids": list(subcloud_ids)}  # type: ignore[dict-item]
     cursor.execute(
         f"""
-        UPDATE alarm SET cleared_at = greatest(%(now)s, raised_at), changed_xid = {_XID}
-        WHERE cleared_at IS NULL AND {of_these} AND (alarm_id, entity) NOT IN (
-            SELECT alarm_id, entity FROM ({expected}) AS expected)
+        UPDATE alarm AS a SET cleared_at = greatest(%(now)s, a.raised_at), changed_xid = {_XID}
+        WHERE a.cleared_at IS NULL AND {of_these} AND NOT EXISTS (
+            SELECT FROM ({expected}) AS x WHERE (x.alarm_id, x.entity) = (a.alarm_id, a.entity))
         """,  # noqa: S608 - constants
         parameters,
     )
@@ -362,7 +363,9 @@ def reconcile_alarms(cursor: Any, *, now: datetime, subcloud_ids: Sequence[int] 
         f"""
         INSERT INTO alarm (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, raised_at, changed_xid)
         SELECT alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, %(now)s, {_XID}
-        FROM ({expected}) AS expected ORDER BY entity
+        FROM ({expected}) AS x WHERE NOT EXISTS (
+            SELECT FROM alarm AS a WHERE a.cleared_at IS NULL AND (a.alarm_id, a.entity) = (x.alarm_id, x.entity))
+        ORDER BY entity
         ON CONFLICT (entity, alarm_id) WHERE cleared_at IS NULL DO NOTHING
         """,  # noqa: S608 - constants
         parameters,

@@ -7,16 +7,19 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from dcsync.adapters.alarm_sinks import SinkUnreachable, WebhookSink
+from dcsync.adapters.database import make_engine
 from dcsync.adapters.store.alarms import SqlAlarmStore
 from dcsync.ports import AlarmNotice
 from dcsync.state.alarms import AlarmFeed
 from tests.integration.state.conftest import Rows
+from tests.processes import wait_until
 from tests.reports import IN_SYNC, OUT_OF_SYNC, PLATFORM, at, endpoint, offline, online
 
 
@@ -130,6 +133,52 @@ def test_reconciling_repairs_what_was_damaged_and_tells_sinks(rows: Rows, clock:
     assert rows.active_alarms() == right
     a_feed(rows, clock, sink).deliver()
     assert {notice.entity for notice in sink.told if notice.cleared_at is None} == {entity for _, entity in right}
+
+
+def test_an_alarm_that_is_cleared_while_all_are_reconciled_is_not_raised_again(rows: Rows, clock: Clock) -> None:
+    """Another transaction holds the reconciliation up, between its look at the rows and its last write."""
+    rows.add(2)
+    rows.tell(online(1), online(1, "subcloud2"), offline(2), offline(2, "subcloud2"))
+    store = SqlAlarmStore(rows.engine)
+    with rows.engine.begin() as connection:
+        connection.execute(text("DELETE FROM alarm WHERE entity = 'subcloud=name-of-subcloud1'"))
+    with rows.engine.connect() as other, ThreadPoolExecutor(1) as pool:
+        other.execute(
+            text(
+                "INSERT INTO alarm (alarm_id, entity, severity, reason_text, raised_at, changed_xid)"
+                " VALUES ('280.001', 'subcloud=name-of-subcloud1', 'critical', '', now(), 1)"
+            )
+        )
+        reconciling = pool.submit(store.reconcile, now=clock())
+        wait_until(lambda: somebody_waits(rows), seconds=60, what="the reconciliation waits")
+        rows.tell(online(3, "subcloud2"))
+        other.commit()
+        reconciling.result(timeout=60)
+    assert rows.active_alarms() == {("280.001", "subcloud=name-of-subcloud1")}
+
+
+def somebody_waits(rows: Rows) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with rows.engine.connect() as connection:
+        return bool(connection.scalar(text(waiting)))
+
+
+def test_very_many_alarms_are_compared_with_rows_within_the_time_a_statement_has(
+    rows: Rows, clock: Clock, database_url: str
+) -> None:
+    """With little memory these 28,000 stand for the 140,000 of 20,000 subclouds: no hash table of them fits."""
+    rows.add(4_000, managed=False)
+    with rows.engine.begin() as connection:
+        connection.execute(text("UPDATE endpoint_status SET sync_status = 'out-of-sync'"))
+        connection.execute(text("ANALYZE"))
+        connection.execute(text(f"ALTER DATABASE {make_url(database_url).database} SET work_mem = '64kB'"))
+    engine = make_engine(database_url)
+    try:
+        store = SqlAlarmStore(engine)
+        assert store.reconcile(now=clock()) == (28_000, 0)
+        assert store.reconcile(now=clock()) == (0, 0)
+    finally:
+        engine.dispose()
 
 
 def test_history_shows_cleared_alarms_until_they_are_pruned(rows: Rows, clock: Clock) -> None:
