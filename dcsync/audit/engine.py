@@ -469,6 +469,9 @@ _NOBODY_THERE = frozenset(
 )
 """The subcloud as a whole does not take part: nothing is known of it, and nothing else need be tried now."""
 
+_NOT_VERIFIED = frozenset({Reason.IDENTITY_NOT_VERIFIED, Reason.KEYS_NOT_VERIFIED})
+"""All writes were taken, and something differs all the same."""
+
 _SETTLED = frozenset({Reason.GUARD_REFUSED, Reason.NOT_CONVERGING})
 """What was asked was done as far as it may be: the next look is at the usual time."""
 
@@ -504,13 +507,17 @@ def _reported(result: SyncStatus | None, failure: Failure | None) -> SyncStatus 
 
 
 def _repairs(progress: _Progress) -> int:
-    """How often what was found has been repaired in a row, this run included; a run nobody answered counts for none."""
+    """How often what was found has been repaired in a row, this run included.
+
+    A repair that was refused or broke off counts for none: it is tried again at its hold-off, for whatever stopped it
+    may pass, and then nobody would ask for it.
+    """
     if not progress.found:
         return 0
     part, failure = progress.part, progress.failure
     earlier = part.difference_repairs if part.difference == progress.difference else 0
-    answered = failure is None or failure.reason not in _NOBODY_THERE
-    return earlier + (progress.was_tried and answered)
+    was_carried_out = failure is None or failure.reason in _NOT_VERIFIED
+    return earlier + (progress.was_tried and was_carried_out)
 
 
 def _shrunk(run: AuditRun, part: AuditPart, central: CentralData) -> Failure | None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, Limits, Outcome, Result
+from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
 from dcsync.audit.identity_audit import Cloud
 from dcsync.errors import BrokerUnreachable, CloudError, Reason, UnknownSubcloud, WorkerStopping
 from dcsync.identity import FernetKeys, Placed, Record, ResourceType, revocation_event
@@ -351,8 +352,27 @@ def test_a_repair_that_is_refused_is_reported_out_of_sync_and_tried_again(world:
     world.just_before("PUT users", raising(CloudError(Reason.SERVER_ERROR, "500")))
     world.run()
     assert world.told() == [OUT_OF_SYNC]
-    assert (world.row().reason, world.row().difference_repairs) == (Reason.SERVER_ERROR, 1)
+    assert world.row().reason is Reason.SERVER_ERROR
     assert world.row().due_at - NOON < INTERVAL
+
+
+@pytest.mark.parametrize("reason", [Reason.SERVER_ERROR, Reason.REFUSED, Reason.BAD_REPLY, Reason.UNREACHABLE])
+def test_repairs_that_a_fault_stopped_are_made_good_once_it_is_over_however_long_it_took(
+    world: World, reason: Reason
+) -> None:
+    world.site.put(a_user("sysinv", password="drifted"))
+
+    def refuse(call: str) -> None:
+        if call.startswith("PUT"):
+            raise CloudError(reason, "not now")
+
+    world.site.before_call = refuse
+    for _ in range(REPAIRS_OF_ONE_DIFFERENCE + 1):
+        world.run_again()
+        assert (world.row().reason, world.row().result) == (reason, OUT_OF_SYNC)
+    world.site.before_call = lambda call: None
+    world.run_again()
+    assert world.told() == [IN_SYNC]
 
 
 def test_a_site_that_goes_away_during_the_repair_is_unknown(world: World) -> None:
