@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import stat
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -114,10 +115,15 @@ class RecordFile:
         self._path = folder / f"{os.getpid()}.json"
         self._pid = os.getpid()
         self._is_prepared = False
+        self._is_removed = False
+        self._guard = threading.Lock()
 
     def write(self, record: ProcessRecord) -> None:
-        """Replaces the file in one step; the first time files of processes that are gone are removed."""
-        with contextlib.suppress(OSError):
+        """Replaces the file in one step; the first time files of processes that are gone are removed. Does nothing
+        after `remove`: the thread that keeps a record may outlive its removal by a moment."""
+        with self._guard, contextlib.suppress(OSError):
+            if self._is_removed:
+                return
             if not self._is_prepared:
                 _make_private(self._folder)
                 remove_old(self._folder)
@@ -129,7 +135,8 @@ class RecordFile:
     def remove(self) -> None:
         """At the end of the process; does nothing in a child of it."""
         if os.getpid() == self._pid:
-            with contextlib.suppress(OSError):
+            with self._guard, contextlib.suppress(OSError):
+                self._is_removed = True
                 self._path.unlink(missing_ok=True)
 
 

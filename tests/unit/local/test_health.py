@@ -198,6 +198,14 @@ def test_a_new_process_removes_the_records_of_dead_ones(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_once_removed_a_record_is_not_written_again(tmp_path: Path) -> None:
+    file = RecordFile(tmp_path)
+    file.write(our_record())
+    file.remove()
+    file.write(our_record())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_record_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     RecordFile(tmp_path / "file").write(our_record())
