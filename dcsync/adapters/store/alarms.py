@@ -28,6 +28,8 @@ _SHOWN = (
     alarm.c.cleared_at,
 )
 _PRUNED_AT_ONCE = 10_000
+_BEFORE_ALL = -(2**63)
+"""The position of a sink that was told nothing yet."""
 
 
 class SqlAlarmStore:
@@ -50,7 +52,9 @@ class SqlAlarmStore:
     def take_turn(self, sink: str, *, now: datetime, until: datetime) -> SinkTurn | None:
         with self._engine.begin() as connection:
             connection.execute(
-                insert(alarm_sink).values(name=sink, next_attempt_at=now).on_conflict_do_nothing(),
+                insert(alarm_sink)
+                .values(name=sink, next_attempt_at=now, told_xid=_BEFORE_ALL)
+                .on_conflict_do_nothing(),
             )
             taken = connection.execute(
                 update(alarm_sink)
@@ -89,6 +93,7 @@ class SqlAlarmStore:
         with self._engine.begin() as connection:
             dbapi_connection: Any = connection.connection.dbapi_connection
             with dbapi_connection.cursor() as cursor:
+                _move_positions_of_another_server(cursor)
                 return reconcile_alarms(cursor, now=now)
 
     @database_errors()
@@ -101,6 +106,26 @@ class SqlAlarmStore:
                 delete(rejected_report).where(rejected_report.c.id <= newest - rejected_kept)
             ).rowcount
         return removed
+
+
+def _move_positions_of_another_server(cursor: Any) -> None:
+    """A dump restored elsewhere brings transaction ids that are still to come there: nothing raised from now on would
+    follow upon them, and sinks would hear of nothing for years. Such ids are moved below zero, their order kept, and
+    with them the positions; a sink whose position is none of them is told everything again."""
+    cursor.execute(
+        "SELECT greatest((SELECT max(changed_xid) FROM alarm), (SELECT max(told_xid) FROM alarm_sink)),"
+        " pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+    )
+    newest, coming = cursor.fetchone()
+    if newest is None or newest < coming:
+        return
+    moved = {"coming": coming, "by": newest + 1, "before_all": _BEFORE_ALL}
+    cursor.execute("UPDATE alarm SET changed_xid = changed_xid - %(by)s WHERE changed_xid >= %(coming)s", moved)
+    cursor.execute(
+        "UPDATE alarm_sink SET"
+        " told_xid = CASE WHEN told_xid >= %(coming)s THEN told_xid - %(by)s ELSE %(before_all)s END",
+        moved,
+    )
 
 
 def _bound(position: AlarmPosition) -> Sequence[Any]:

@@ -181,6 +181,30 @@ def test_very_many_alarms_are_compared_with_rows_within_the_time_a_statement_has
         engine.dispose()
 
 
+def test_sinks_are_told_of_what_changes_after_the_database_was_restored_elsewhere(rows: Rows, clock: Clock) -> None:
+    """There the transactions are counted anew: what was dumped seems to come from the future."""
+    rows.add(3)
+    told, behind, silent, new = Sink("told"), Sink("behind"), Sink("silent"), Sink("new")
+    silent.refuses = True
+    feed = a_feed(rows, clock, told, behind, silent)
+    rows.tell(online(1), offline(2))
+    feed.deliver()
+    behind.refuses = True
+    rows.tell(online(1, "subcloud2"), offline(2, "subcloud2"))
+    feed.deliver()
+    with rows.engine.begin() as connection:
+        connection.execute(text("UPDATE alarm SET changed_xid = changed_xid + 1000000000"))
+        connection.execute(text("UPDATE alarm_sink SET told_xid = told_xid + 1000000000 WHERE told_xid > 0"))
+    rows.tell(online(1, "subcloud3"), offline(2, "subcloud3"))
+    behind.refuses = silent.refuses = False
+    clock.pass_(20)
+    assert SqlAlarmStore(rows.engine).reconcile(now=clock()) == (0, 0)
+    feed.deliver()
+    a_feed(rows, clock, new).deliver()
+    all_three = [(f"subcloud{number}", True) for number in (1, 2, 3)]
+    assert [sink.states() for sink in (told, behind, silent, new)] == [all_three] * 4
+
+
 def test_history_shows_cleared_alarms_until_they_are_pruned(rows: Rows, clock: Clock) -> None:
     rows.add()
     rows.tell(online(1), offline(2), online(3), offline(4))
