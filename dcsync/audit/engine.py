@@ -270,12 +270,14 @@ class Audit:
         """Plan, write and look again until nothing differs, or nothing changes any more."""
         placed, groups = run.placed, dict(run.groups_to_refill)
         before: str | None = None
+        deletions = 0
         for passes_left in reversed(range(PASSES + 1)):
             audit = self._audit_of(run, progress.part, central, await read_cloud(session), placed, groups)
             found = digest(audit.differences)
             if progress.found is None:
                 progress.note(_named(audit.differences), found)
-                self._guard(progress, audit)
+            deletions += audit.repair.deletions
+            self._guard(progress, audit, deletions=deletions)
             if audit.is_in_sync:
                 await self._remember(run, old=run.placed, new=audit.placed)
                 await self._remember_groups(run, old=groups, new={})
@@ -312,17 +314,18 @@ class Audit:
             only=part.resource_types,
         )
 
-    def _guard(self, progress: _Progress, audit: IdentityAudit) -> None:
-        """Before the first write: raises _Refused where the repair must not begin."""
-        refused = self._refusal(progress.part, audit)
+    def _guard(self, progress: _Progress, audit: IdentityAudit, *, deletions: int) -> None:
+        """Before the first write of each pass, for some repairs show what else would be deleted only once they are
+        done: raises _Refused where the repair must not begin. `deletions`: of this pass and those before it."""
+        refused = self._refusal(progress.part, audit, deletions=deletions)
         if refused is not None:
             raise _Refused(refused)
-        progress.was_tried = not audit.is_in_sync
+        progress.was_tried = progress.was_tried or not audit.is_in_sync
 
-    def _refusal(self, part: AuditPart, audit: IdentityAudit) -> Failure | None:
+    def _refusal(self, part: AuditPart, audit: IdentityAudit, *, deletions: int) -> Failure | None:
         named, found = _few(_named(audit.differences)), digest(audit.differences)
         return guards.not_converging(part=part, difference=found, named=named) or guards.too_many_deletions(
-            deletions=audit.repair.deletions, allowed=self.limits.max_deletes, part=part
+            deletions=deletions, allowed=self.limits.max_deletes, part=part
         )
 
     async def _write_identity(
@@ -383,7 +386,7 @@ class Audit:
             in_words(audit.differences, central=central.records, subcloud=cloud.records, only=part.resource_types),
             audit.repair.writes,
             audit.repair.deletions,
-            shrunk or self._refusal(part, audit),
+            shrunk or self._refusal(part, audit, deletions=audit.repair.deletions),
         )
 
     # --- ownership, and what the rows keep ---

@@ -40,7 +40,8 @@ def too_many_deletions(*, deletions: int, allowed: int, part: AuditPart) -> Fail
     if part.deletes_allowed or deletions <= allowed:
         return None
     return Failure(
-        Reason.GUARD_REFUSED, f"{deletions} records and grants would be deleted, {allowed} may be; nothing was changed"
+        Reason.GUARD_REFUSED,
+        f"{deletions} records and grants would be deleted, {allowed} may be; the repair was not begun",
     )
 
 

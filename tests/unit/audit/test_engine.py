@@ -14,10 +14,10 @@ from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, Limits, Outcome, Resul
 from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
 from dcsync.audit.identity_audit import Cloud
 from dcsync.errors import BrokerUnreachable, CloudError, Reason, UnknownSubcloud, WorkerStopping
-from dcsync.identity import FernetKeys, Placed, Record, ResourceType, revocation_event
+from dcsync.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
 from dcsync.ports import CentralState
 from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, InitialSyncState, SyncStatus
-from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
+from tests.builders import NOON, a_group, a_project, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop
 
@@ -474,6 +474,21 @@ def test_more_deletions_than_allowed_stop_before_the_first_write(world: World) -
     assert (row.reason, row.result, world.told()) == (Reason.GUARD_REFUSED, OUT_OF_SYNC, [OUT_OF_SYNC])
     assert "6" in row.detail
     assert row.due_at == NOON + INTERVAL
+
+
+def a_domain(id_: str) -> Record:
+    row = {**a_project("d", id_, domain_id="root").body["project"], "is_domain": True, "parent_id": None}
+    return record_from_body(ResourceType.PROJECTS, {"project": row})
+
+
+def test_deletions_that_show_only_after_a_domain_was_moved_are_stopped_as_well(world: World) -> None:
+    many_placed(world, 6)
+    world.site.put(a_domain("s-d"))
+    world.centre_has(projects=(a_domain("c-d"),))
+    world.run()
+    assert world.site.writes == ["PUT projects d", "POST fernet_repo"]
+    assert (world.row().reason, world.told()) == (Reason.GUARD_REFUSED, [OUT_OF_SYNC])
+    assert "6" in world.row().detail
 
 
 def test_as_many_deletions_as_allowed_are_carried_out(world: World) -> None:
