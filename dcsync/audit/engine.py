@@ -279,13 +279,14 @@ class Audit:
             deletions += audit.repair.deletions
             self._guard(progress, audit, deletions=deletions)
             if audit.is_in_sync:
-                await self._remember(run, old=run.placed, new=audit.placed)
+                await self._remember(run, old=placed, new=audit.placed)
                 await self._remember_groups(run, old=groups, new={})
                 return
+            await self._remember(run, old=placed, new=placed | audit.placed)
+            placed = placed | audit.placed
             if audit.repair.is_empty or found == before or not passes_left:
                 break
-            before, placed = found, placed | audit.placed
-            await self._remember(run, old=None, new=placed)
+            before = found
             refilled = groups | dict(audit.repair.groups_to_refill)
             await self._remember_groups(run, old=groups, new=refilled)
             groups = refilled
@@ -397,7 +398,7 @@ class Audit:
     async def _own(self, run: AuditRun, write: Callable[..., bool], *args: object) -> None:
         await write_own(self.ownership, run, write, *args)
 
-    async def _remember(self, run: AuditRun, *, old: Placed | None, new: Placed) -> None:
+    async def _remember(self, run: AuditRun, *, old: Placed, new: Placed) -> None:
         """What is on the subcloud from the centre: before the first write all it may become, at the end what it is."""
         if old != new:
             await self._own(run, self.store.remember_placed, run, new)

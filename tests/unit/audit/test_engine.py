@@ -194,6 +194,17 @@ def test_what_is_placed_is_remembered_and_a_central_deletion_deletes_exactly_tha
     assert "c-bob" not in world.store.placed[REGION].of(ResourceType.USERS)
 
 
+def test_a_conflict_only_a_person_can_resolve_does_not_keep_central_deletions_from_a_subcloud(world: World) -> None:
+    """What an initial sync aligned is the centre's, also where the first audit finds nothing that it could repair."""
+    world.site.put(a_user("carol"), a_user("old-bob", "c-bob"), a_user("bob", "s-own"))
+    world.centre_has(users=(a_user("carol"), a_user("bob", "c-bob")))
+    world.run()
+    assert (world.row().reason, world.site.writes) == (Reason.IDENTITY_NOT_VERIFIED, [])
+    world.centre_has(users=(a_user("bob", "c-bob"),))
+    world.run_again()
+    assert world.site.writes == ["DELETE users carol"]
+
+
 def test_a_planned_rotation_is_reported_as_worth_no_alarm(world: World) -> None:
     world.store.keys_planned_until = NOON + INTERVAL
     world.site.keys = some_keys("drifted")
