@@ -282,8 +282,8 @@ class Audit:
                 await self._remember(run, old=placed, new=audit.placed)
                 await self._remember_groups(run, old=groups, new={})
                 return
-            await self._remember(run, old=placed, new=placed | audit.placed)
-            placed = placed | audit.placed
+            await self._remember(run, old=placed, new=placed | audit.placed_meanwhile)
+            placed = placed | audit.placed_meanwhile
             if audit.repair.is_empty or found == before or not passes_left:
                 break
             before = found

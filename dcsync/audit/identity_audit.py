@@ -161,6 +161,12 @@ class IdentityAudit:
     placed: Placed
 
     @property
+    def placed_meanwhile(self) -> Placed:
+        """The same as long as the repair is not done; what was placed before may be there as well. Grants to be revoked
+        are named as they will be, for they follow records that take other ids."""
+        return self.placed | Placed(assignments=frozenset(self.repair.revoked))
+
+    @property
     def is_in_sync(self) -> bool:
         return not self.differences
 
@@ -513,7 +519,8 @@ def _grants(
 ) -> _Grants:
     """Central grants among what both sides know; of the subcloud's other grants, those dcsync placed are extra.
 
-    Grants follow a record's id when it changes, so the subcloud's are read as they will be after the writes.
+    Grants follow a record's id when it changes, so the subcloud's are read as they will be after the writes, and those
+    that were placed as well: who was deleted and made anew at the centre must not inherit what the other was granted.
     """
     known = {
         type_: {record.id for record in concerned(central.records, type_, region_name=region_name).values()}
@@ -526,7 +533,10 @@ def _grants(
         for update in part.updates
         if update.changes_id
     }
-    present = {_moved(assignment, moved) for assignment in subcloud.assignments} if moved else subcloud.assignments
+    present, ours = subcloud.assignments, placed.assignments
+    if moved:
+        present = frozenset(_moved(assignment, moved) for assignment in present)
+        ours |= frozenset(_moved(assignment, moved) for assignment in ours)
     after = {type_: part.ids_after for type_, part in parts.items()}
     missing = sorted(wanted - present)
     return _Grants(
@@ -534,9 +544,7 @@ def _grants(
         missing=tuple(missing),
         grantable=tuple(a for a in missing if all(id_ in after[type_] for type_, id_ in _ids_of(a))),
         revocable=tuple(
-            a
-            for a in sorted((present & placed.assignments) - wanted)
-            if all(id_ in after[type_] for type_, id_ in _ids_of(a))
+            a for a in sorted((present & ours) - wanted) if all(id_ in after[type_] for type_, id_ in _ids_of(a))
         ),
     )
 

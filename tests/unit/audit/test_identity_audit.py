@@ -229,6 +229,25 @@ def test_a_grant_that_was_placed_and_is_gone_centrally_is_revoked_and_another_st
     assert found.repair.deletions == 1
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["in one go", "the run dies once the id is written"])
+def test_who_was_made_anew_at_the_centre_does_not_inherit_the_grants_of_the_one_before(dies: bool) -> None:
+    hers, own = grant("project-admin", "c-alice1", "role-admin"), grant("project-services", "c-alice1", "role-admin")
+    central = of(users=(a_user("alice", "c-alice2"),))
+    site = MemorySite(Cloud(records(users=(a_user("alice", "c-alice1"),)), frozenset({hers, own})))
+    placed = Placed({USERS: frozenset({"c-alice1"})}, frozenset({hers}))
+    left = iter(range(1 if dies else 9))
+
+    async def until_it_dies() -> None:
+        if next(left, None) is None:
+            raise Dies
+
+    meanwhile = placed | audit(central, site.cloud, placed).placed_meanwhile
+    with contextlib.suppress(Dies):
+        repaired(central, site, placed, may_write=until_it_dies)
+    repaired(central, site, meanwhile)
+    assert site.grants == {replace(own, actor_id="c-alice2")}
+
+
 def test_grants_of_a_deleted_user_are_not_counted_beside_it() -> None:
     hers = grant("project-admin", "c-gone", "role-admin")
     site = MemorySite(Cloud(records(users=(a_user("gone", "c-gone"),)), frozenset({hers})))
@@ -429,11 +448,12 @@ def test_a_repair_that_dies_after_any_write_is_finished_by_the_next(drift: Drift
     with contextlib.suppress(Dies):
         repaired(drift.central, half, drift.placed, may_write=until_it_dies)
     # What the engine keeps in its rows before the first write.
-    placed = drift.placed | first.placed
+    placed = drift.placed | first.placed_meanwhile
     second = repaired(drift.central, half, placed, groups_to_refill=dict(first.repair.groups_to_refill))
     left_over = audit(drift.central, half.cloud, second.placed).differences
     assert {each.fields for each in left_over} <= {(IN_USE,)}
     assert _members_by_name(half) == _members_by_name(whole)
+    assert _grants_by_name(half) == _grants_by_name(whole)
     assert {t: {r.key for r in half.tables[t].values()} for t in ResourceType} == {
         t: {r.key for r in whole.tables[t].values()} for t in ResourceType
     }
@@ -442,6 +462,11 @@ def test_a_repair_that_dies_after_any_write_is_finished_by_the_next(drift: Drift
 def _members_by_name(site: MemorySite) -> dict[str, set[str]]:
     names = {user.id: user.name for user in site.cloud.records.users}
     return {group.name: {names[member] for member in group.member_ids} for group in site.cloud.records.groups}
+
+
+def _grants_by_name(site: MemorySite) -> set[tuple[str, ...]]:
+    names = _names(site.cloud)
+    return {_by_name(a, names) for a in site.grants}
 
 
 @given(drifts(renames=True))
