@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -55,8 +55,8 @@ def run(settings: Settings | None = None, *, options: Options | None = None, say
     """
     options = options or Options()
     settings = (settings or load()).required("central_auth_url", "password")
-    if options.flower:
-        options = replace(options, flower_port=_flower_port(options.flower_port))
+    if options.flower and options.flower_port is not None:
+        _flower_port(options.flower_port)  # refused before anything starts; the default is chosen when Flower does
     data_dir = make_data_dir(
         settings.data_dir.expanduser().absolute() if settings.data_dir else default_data_dir(os.environ)
     )
