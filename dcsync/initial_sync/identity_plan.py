@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dcsync.alignment import Update, plan_groups, refuse_unusable, same_named
-from dcsync.identity import Records, ResourceType
+from dcsync.identity import Record, Records, ResourceType
 
 ALWAYS_WRITTEN_USERS = frozenset({"admin", "sysinv", "dcmanager"})
 """Written even when ids agree: their ids were aligned at deployment, their password hashes were not."""
@@ -46,7 +46,9 @@ def plan_identity(
 ) -> Plan:
     """Updates that give same-named subcloud records the central id; records on one side only are left alone.
 
-    Matches on (name, domain_id). Users admin, sysinv and dcmanager are updated even when ids agree. A group is updated
+    Matches on (name, domain_id); where one of the two ids belongs to another record of the other side, the record was
+    renamed at the centre, or its name was given anew there, and who it is is for the audit, which can rename and create
+    as well. Users admin, sysinv and dcmanager are updated even when ids agree. A group is updated
     when its id or its members differ; central members the subcloud does not know are left out. A user whose id changes
     is first taken out of its groups, for Keystone's foreign keys refuse the change otherwise. Applying a plan retires
     the old ids, so plan anew for every try. `groups_to_refill` is what an earlier plan left to be remembered.
@@ -56,12 +58,12 @@ def plan_identity(
     refuse_unusable(central=central, subcloud=subcloud, region_name=region_name)
     users = tuple(
         Update(old.id, new)
-        for new, old in same_named(central, subcloud, ResourceType.USERS, region_name=region_name)
+        for new, old in _same(central, subcloud, ResourceType.USERS, region_name)
         if new.id != old.id or new.name in ALWAYS_WRITTEN_USERS
     )
     new_ids = {update.old_id: update.record.id for update in users if update.changes_id}
     groups = plan_groups(
-        matched={old.id: new for new, old in same_named(central, subcloud, ResourceType.GROUPS, region_name="")},
+        matched={old.id: new for new, old in _same(central, subcloud, ResourceType.GROUPS, region_name)},
         subcloud=subcloud,
         new_ids=new_ids,
         user_ids={new_ids.get(user.id, user.id) for user in subcloud.users},
@@ -78,5 +80,18 @@ def plan_identity(
 
 
 def _differing(central: Records, subcloud: Records, type_: ResourceType, region_name: str) -> tuple[Update, ...]:
-    pairs = same_named(central, subcloud, type_, region_name=region_name)
+    pairs = _same(central, subcloud, type_, region_name)
     return tuple(Update(old.id, new) for new, old in pairs if new.id != old.id)
+
+
+def _same(
+    central: Records, subcloud: Records, type_: ResourceType, region_name: str
+) -> tuple[tuple[Record, Record], ...]:
+    """(central, subcloud) records that are the same thing by name, and not something else by id."""
+    central_ids, subcloud_ids = ({record.id for record in side.of(type_)} for side in (central, subcloud))
+    pairs = same_named(central, subcloud, type_, region_name=region_name)
+    return tuple(
+        (new, old)
+        for new, old in pairs
+        if new.id == old.id or (old.id not in central_ids and new.id not in subcloud_ids)
+    )

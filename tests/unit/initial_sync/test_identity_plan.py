@@ -77,6 +77,27 @@ def test_what_only_one_side_knows_is_neither_created_nor_touched() -> None:
     assert names == {"admin", "sysinv", "dcmanager"}
 
 
+@pytest.mark.parametrize(
+    ("central", "site"),
+    [
+        ({"old-bob": "c-1", "bob": "c-2"}, {"bob": "c-1"}),
+        ({"bob": "c-1", "eve": "c-2"}, {"bob": "c-2", "eve": "c-1"}),
+        ({"bob": "c-1"}, {"bob": "s-1", "own": "c-1"}),
+    ],
+    ids=["renamed, and its name given anew", "names exchanged", "the id is another record's here"],
+)
+@pytest.mark.parametrize("type_", ResourceType)
+def test_a_record_that_is_another_one_by_its_id_does_not_take_the_id_of_its_namesake(
+    type_: ResourceType, central: dict[str, str], site: dict[str, str]
+) -> None:
+    made = {ResourceType.USERS: a_user, ResourceType.GROUPS: a_group, ResourceType.PROJECTS: a_project}
+
+    def side(ids: dict[str, str]) -> Records:
+        return records(**{type_.value: tuple(made.get(type_, a_role)(name, id_) for name, id_ in ids.items())})
+
+    assert [update.record.name for update in plan(side(central), side(site)).updates if update.changes_id] == []
+
+
 @pytest.mark.parametrize("type_", [ResourceType.USERS, ResourceType.PROJECTS, ResourceType.ROLES])
 def test_an_empty_list_of_either_side_is_refused(type_: ResourceType) -> None:
     nothing = replace(records(), **{type_.value: ()})
