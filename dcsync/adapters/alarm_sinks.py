@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
 
+import aiohttp
 import structlog
+from yarl import URL
 
-from dcsync.errors import TemporaryError
+from dcsync.errors import CloudError, TemporaryError
 from dcsync.ports import AlarmNotice
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -34,7 +33,10 @@ class LogSink:
 
 
 class WebhookSink:
-    """POSTs {"alarms": [...]} to a URL; any 2xx means taken. Redirects are not followed, the body is not read."""
+    """POSTs {"alarms": [...]} to a URL; any 2xx means taken. Redirects are not followed, the body is not read.
+
+    `timeout_seconds` is all that one POST may take, however slowly the answer drips.
+    """
 
     name = "webhook"
 
@@ -46,28 +48,30 @@ class WebhookSink:
     def tell(self, notices: Sequence[AlarmNotice]) -> None:
         """Raises SinkUnreachable, which names the kind of failure and never the URL, for that may hold a token."""
         body = json.dumps({"version": 1, "alarms": [notice_as_json(notice) for notice in notices]}).encode()
-        request = urllib.request.Request(  # noqa: S310 - settings allow http and https only
-            self._url, data=body, headers={"Content-Type": "application/json", "User-Agent": "dcsync"}, method="POST"
-        )
         try:
-            with self._opener().open(request, timeout=self._timeout) as answer:
-                status = answer.status
-        except urllib.error.HTTPError as error:
-            status = error.code
-            error.close()
-        except (OSError, http.client.HTTPException) as error:
-            raise SinkUnreachable(f"webhook: {type(error).__name__}") from error
-        if not 200 <= status < 300:
-            raise SinkUnreachable(f"webhook: status {status}")
+            status = asyncio.run(self._post(body))
+        except (aiohttp.ClientError, OSError, ValueError, CloudError) as error:
+            why = type(error).__name__
+        else:
+            if 200 <= status < 300:
+                return
+            why = f"status {status}"
+        log.warning("the webhook does not take alarms, it is tried again later", waiting=len(notices), why=why)
+        raise SinkUnreachable(f"webhook: {why}")
 
-    def _opener(self) -> urllib.request.OpenerDirector:
-        https = urllib.request.HTTPSHandler(context=self._context())
-        return urllib.request.build_opener(urllib.request.ProxyHandler({}), https, _NoRedirect)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """A redirect is an answer, and not a good one."""
+    async def _post(self, body: bytes) -> int:
+        async with (
+            asyncio.timeout(self._timeout),
+            aiohttp.ClientSession(trust_env=False) as session,
+            session.post(
+                URL(self._url, encoded=self._url.isascii()),
+                data=body,
+                headers={"Content-Type": "application/json", "User-Agent": "dcsync"},
+                ssl=self._context() if self._url.startswith("https:") else True,
+                allow_redirects=False,
+            ) as answer,
+        ):
+            return answer.status
 
 
 def notice_as_json(notice: AlarmNotice) -> dict[str, str | None]:

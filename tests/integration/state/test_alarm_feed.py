@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import make_url, text
+from structlog.testing import capture_logs
 
 from dcsync.adapters.alarm_sinks import SinkUnreachable, WebhookSink
 from dcsync.adapters.database import make_engine
@@ -221,8 +224,10 @@ def test_history_shows_cleared_alarms_until_they_are_pruned(rows: Rows, clock: C
 class Receiver(http.server.BaseHTTPRequestHandler):
     statuses: list[int]
     bodies: list[object]
+    logins: list[str | None]
 
     def do_POST(self) -> None:
+        self.logins.append(self.headers["Authorization"])
         self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         status = self.statuses.pop(0) if self.statuses else 204
         self.send_response(status)
@@ -236,7 +241,7 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver() -> Iterator[http.server.HTTPServer]:
-    handler = type("Handler", (Receiver,), {"statuses": [], "bodies": []})
+    handler = type("Handler", (Receiver,), {"statuses": [], "bodies": [], "logins": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -295,3 +300,39 @@ def test_a_webhook_that_is_away_is_named_without_its_url(receiver: http.server.H
     with pytest.raises(SinkUnreachable) as raised:
         sink.tell([NOTICE])
     assert "token-4711" not in str(raised.value)
+
+
+def test_a_webhook_may_want_a_user_and_a_password(receiver: http.server.HTTPServer) -> None:
+    url = f"http://dcsync:token-4711@127.0.0.1:{receiver.server_port}/alarms"
+    WebhookSink(url, context=ssl.create_default_context, timeout_seconds=60).tell([NOTICE])
+    assert receiver.RequestHandlerClass.logins == ["Basic ZGNzeW5jOnRva2VuLTQ3MTE="]  # type: ignore[attr-defined]
+
+
+def test_a_webhook_whose_answer_drips_is_given_up_in_time() -> None:
+    """Else it would hold one thread of a worker more with every turn."""
+    ended = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not ended.wait(0.05):
+                connection.sendall(b"X")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(2) as pool:
+        pool.submit(drip)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        sink = WebhookSink(url, context=ssl.create_default_context, timeout_seconds=1)
+        try:
+            with pytest.raises(SinkUnreachable):
+                pool.submit(sink.tell, [NOTICE]).result(timeout=60)
+        finally:
+            ended.set()
+
+
+def test_an_operator_sees_in_the_log_that_a_webhook_fails_and_why(receiver: http.server.HTTPServer) -> None:
+    receiver.RequestHandlerClass.statuses.append(403)  # type: ignore[attr-defined]
+    with capture_logs() as logged, pytest.raises(SinkUnreachable):
+        a_webhook(receiver).tell([NOTICE])
+    assert [(line["log_level"], line["why"], line["waiting"]) for line in logged] == [("warning", "status 403", 1)]
+    assert "token-4711" not in str(logged)
