@@ -16,12 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from celery.beat import PersistentScheduler
+import structlog
+from celery.beat import PersistentScheduler, SchedulingError
 from celery.signals import worker_ready, worker_shutting_down
+from kombu.exceptions import OperationalError
 
 from dcsync.settings import Settings
 from dcsync.tasks import record
 from dcsync.tasks.base import process_of
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 SIGN_SECONDS = 5.0
 """Between two signs; supervisors wait for several of them."""
@@ -130,6 +134,14 @@ class BeatScheduler(PersistentScheduler):
         self._signs.show()
         self._record.ticked()
         return super().tick(*args, **kwargs)
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """One line for what cannot be sent: Celery prints two stacks, for every entry at every tick of an outage."""
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except SchedulingError as exc:
+            is_away = isinstance(exc.__context__, OperationalError | OSError)
+            log.warning("not sent", task=entry.task, error=str(exc.__context__), exc_info=None if is_away else exc)
 
     def apply_async(self, *args: Any, **kwargs: Any) -> Any:
         sent = super().apply_async(*args, **kwargs)

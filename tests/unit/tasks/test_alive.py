@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from celery.beat import ScheduleEntry, SchedulingError
+from kombu.exceptions import OperationalError
+from structlog.testing import capture_logs
 
-from dcsync.tasks.alive import STUCK_SECONDS, ConsumerWatch, SignsOfLife
+from dcsync.messages import TaskName
+from dcsync.settings import load
+from dcsync.tasks.alive import STUCK_SECONDS, BeatScheduler, ConsumerWatch, SignsOfLife
+from dcsync.tasks.app import make_app
 
 
 @pytest.fixture
@@ -116,3 +125,28 @@ def test_a_new_connection_leaves_one_entry_on_the_timer() -> None:
     watch.watch()
 
     assert [entry.cancelled for entry in loop.asked] == [True, False]
+
+
+# --- beat ---
+
+
+def scheduled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, raises: Exception) -> list[MutableMapping[str, Any]]:
+    """What beat logs of one due entry that cannot be sent because of this."""
+    app = make_app(load({"DCSYNC_REDIS_URL": "redis://127.0.0.1:1/0"}))
+    monkeypatch.setattr(app, "send_task", Mock(side_effect=raises))
+    beat = BeatScheduler(app, schedule_filename=str(tmp_path / "schedule"), lazy=True)
+    with capture_logs() as logged:
+        beat.apply_entry(ScheduleEntry(name="sweep", task=TaskName.SWEEP.value, schedule=timedelta(seconds=1), app=app))
+    app.close()
+    return logged
+
+
+def test_beat_says_in_one_line_that_the_broker_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = scheduled(tmp_path, monkeypatch, raises=OperationalError("connection refused"))
+    assert (line["task"], line["error"]) == (TaskName.SWEEP.value, "connection refused")
+    assert not line.get("exc_info")
+
+
+def test_beat_tells_a_fault_of_its_own_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = scheduled(tmp_path, monkeypatch, raises=ZeroDivisionError())
+    assert isinstance(line["exc_info"], SchedulingError)
