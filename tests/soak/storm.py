@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+import sqlalchemy as sa
+
 from dcsync.errors import DatabaseUnreachable, LocalProcessFailed
 from dcsync.fake_cloud.faults import Fault
 from dcsync.local.servers import Server
@@ -276,7 +278,7 @@ class Storm:
             self.counts["postgresql cut connections"] += 1
             cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dcsync %'"
             with self.system.engine.connect() as connection:
-                connection.exec_driver_sql(cut)
+                connection.execute(sa.text(cut))
 
     # --- the operator ---
 

@@ -27,6 +27,9 @@ SAMPLE_SECONDS = 10.0
 CONNECTIONS = {"sync": 60, "state": 20}
 """What the pools of one worker may keep: `docs/operations.md` says 40 and 10, and alarms have a pool of their own."""
 
+EXPECTED = ("Couldn't ack",)
+"""Faults Celery itself tells with a traceback, once for each message at hand when Redis goes."""
+
 KNOWN_KEYS = re.compile(
     r"_kombu\.binding(_permanent)?\..+|_kombu\.binding_deadlines|unacked|unacked_index|unacked_mutex|dcsync:sweep:(tick|last)|dcsync:lock:.+"
     r"|control|sync|audit|state|.+\.reply\.celery\.pidbox|/0\.celery\.pidbox|.+\.celery\.pidbox"
@@ -175,9 +178,9 @@ class Told:
             said = json.loads(line)
         except ValueError:
             return
-        if "exception" in said:
+        if "exception" in said and not str(said["event"]).startswith(EXPECTED):
             self.tracebacks.append(f"{where}: {said['event'][:200]}\n{said['exception'][-1500:]}")
-        elif said.get("level") in ("warning", "error", "critical"):
+        elif "exception" in said or said.get("level") in ("warning", "error", "critical"):
             self.warnings[f"{said['level']}: {_in_general(str(said.get('event')))}"] += 1
 
 
