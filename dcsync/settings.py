@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -21,11 +22,31 @@ from dcsync.errors import MisconfiguredError
 from dcsync.subcloud import Network
 
 PREFIX = "DCSYNC_"
-SECRETS = ("database_url", "redis_url", "password", "alarm_webhook_url")
+SECRETS = ("database_url", "redis_url", "password", "admin_password", "alarm_webhook_url")
 
 
 def _knob(default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, description=description, **limits)
+
+
+def _is_http_url(text: str) -> bool:
+    parts = _url_parts(text)
+    return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _is_redis_url(text: str) -> bool:
+    parts = _url_parts(text)
+    return parts is not None and parts.scheme in ("redis", "rediss") and (parts.path.strip("/") or "0").isdecimal()
+
+
+def _url_parts(text: str) -> SplitResult | None:
+    """None for what is no URL: a blank, a bracket that is not closed, a port that is no number."""
+    try:
+        parts = urlsplit(text)
+        has_blank = any(char.isspace() for char in text)
+        return None if has_blank or parts.port == 0 else parts
+    except ValueError:
+        return None
 
 
 class Settings(BaseSettings):
@@ -134,21 +155,29 @@ class Settings(BaseSettings):
     @classmethod
     def _has_ip(cls, value: str) -> str:
         rest = value.replace("{ip}", "")
-        if rest == value or "{" in rest or "}" in rest or not value.startswith(("http://", "https://")):
+        if rest == value or "{" in rest or "}" in rest or not _is_http_url(value.replace("{ip}", "10.0.0.1")):
             raise ValueError("must be an http(s) URL with {ip} where the management IP goes")
         return value.rstrip("/")
 
     @field_validator("central_auth_url", "central_dbsync_url", "central_sysinv_url")
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
+        if value is not None and not _is_http_url(value):
             raise ValueError("must be an http(s) URL")
         return value.rstrip("/") if value else None
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        """As Celery and redis-py both understand it."""
+        if value is not None and not _is_redis_url(value.get_secret_value()):
+            raise ValueError("give redis://:password@host:6379/0, or rediss:// for TLS")
+        return value
 
     @field_validator("alarm_webhook_url")
     @classmethod
     def _is_webhook(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+        if value is not None and not _is_http_url(value.get_secret_value()):
             raise ValueError("must be an http(s) URL")
         return value
 
@@ -204,17 +233,21 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
     values: dict[str, Any] = {}
     problems: list[str] = []
     for variable, text in sorted(environ.items()):
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or text == "":
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name.removesuffix("_file") in SECRETS and name.endswith("_file"):
             try:
-                values.setdefault(name.removesuffix("_file"), Path(text).read_text(encoding="utf-8").rstrip("\r\n"))
+                secret = Path(text).read_text(encoding="utf-8").rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as exc:
                 problems.append(f"{variable}: {exc.__class__.__name__}: {text} cannot be read")
+                continue
+            if secret:
+                values.setdefault(name.removesuffix("_file"), secret)
+            else:
+                problems.append(f"{variable}: {text} is empty")
         elif name in Settings.model_fields:
-            if text != "":
-                values[name] = text
+            values[name] = text
         else:
             problems.append(f"{variable}: unknown setting")
     try:

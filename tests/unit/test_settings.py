@@ -1,0 +1,80 @@
+"""What is wrong with settings is told before anything is started, all at once, and without their secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dcsync.errors import MisconfiguredError
+from dcsync.settings import SECRETS, load
+
+
+def problems(**environ: str) -> list[str]:
+    with pytest.raises(MisconfiguredError) as raised:
+        load({f"DCSYNC_{name.upper()}": value for name, value in environ.items()})
+    return str(raised.value).split("; ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost",
+        "http://127.0.0.1:6379/0",
+        "amqp://guest@localhost//",
+        "redis://127.0.0.1:port/0",
+        "redis://127.0.0.1:6379/first",
+        "redis://[::1",
+        "redis://:pass/word@127.0.0.1:6379/0",
+    ],
+)
+def test_a_broker_that_celery_and_our_locks_cannot_both_reach_is_refused(url: str) -> None:
+    (problem,) = problems(redis_url=url)
+    assert problem.startswith("DCSYNC_REDIS_URL: give redis://")
+    assert url not in problem
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://localhost", "redis://:p%2Fw@[::1]:6379/0", "rediss://user:p@r.example/3?ssl_cert_reqs=required"]
+)
+def test_usual_addresses_of_a_broker_are_taken(url: str) -> None:
+    loaded = load({"DCSYNC_REDIS_URL": url}).redis_url
+    assert loaded is not None
+    assert loaded.get_secret_value() == url
+
+
+@pytest.mark.parametrize("url", ["http://", "https:///token", "http://[::1/token", "https://a b/", "http://a:port/"])
+@pytest.mark.parametrize("setting", ["alarm_webhook_url", "central_auth_url"])
+def test_addresses_nobody_can_dial_are_refused(setting: str, url: str) -> None:
+    assert problems(**{setting: url}) == [f"DCSYNC_{setting.upper()}: must be an http(s) URL"]
+
+
+@pytest.mark.parametrize("template", ["https://{ip}:port/v3", "https:{ip}", "ftp://{ip}/", "https://host/v3"])
+def test_templates_nobody_can_dial_are_refused(template: str) -> None:
+    (problem,) = problems(subcloud_auth_url=template)
+    assert "{ip}" in problem
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_every_secret_may_be_given_as_a_file(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "secret"
+    file.write_text("redis://word\n" if name == "redis_url" else "https://word\n")
+    loaded = getattr(load({f"DCSYNC_{name.upper()}_FILE": str(file)}), name)
+    assert loaded.get_secret_value().endswith("://word")
+    assert "word" not in str(loaded)
+
+
+def test_no_secret_is_left_out() -> None:
+    masked = {name for name, field in type(load({})).model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert masked == set(SECRETS)
+
+
+def test_a_secret_whose_file_is_empty_is_a_problem_and_not_an_empty_secret(tmp_path: Path) -> None:
+    empty = tmp_path / "redis_url"
+    empty.write_text("\n")
+    assert problems(redis_url_file=str(empty)) == [f"DCSYNC_REDIS_URL_FILE: {empty} is empty"]
+
+
+def test_an_empty_value_counts_as_not_set() -> None:
+    loaded = load({"DCSYNC_REDIS_URL": "", "DCSYNC_PASSWORD_FILE": "", "DCSYNC_SWEEP_INTERVAL": ""})
+    assert (loaded.redis_url, loaded.password, loaded.sweep_interval) == (None, None, 10)
