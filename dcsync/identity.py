@@ -237,6 +237,21 @@ class Assignment:
     actor_id: str
     role_id: str
 
+    @property
+    def ids(self) -> tuple[tuple[ResourceType, str], ...]:
+        """Of the records it ties together: the actor's, the project's, the role's."""
+        actors = ResourceType.USERS if self.actor_type is ActorType.USER else ResourceType.GROUPS
+        return (actors, self.actor_id), (ResourceType.PROJECTS, self.project_id), (ResourceType.ROLES, self.role_id)
+
+    def moved(self, new_ids: NewIds) -> Assignment:
+        """As it is once these records have other ids: grants follow."""
+        actor, project, role = (new_ids.get(each, each[1]) for each in self.ids)
+        return Assignment(project_id=project, actor_type=self.actor_type, actor_id=actor, role_id=role)
+
+
+NewIds = Mapping[tuple[ResourceType, str], str]
+"""(type, old id) -> new id, of the records of a cloud that change theirs."""
+
 
 REVOCATION_EVENT_COLUMNS = (
     "domain_id", "project_id", "user_id", "role_id", "trust_id", "consumer_id", "access_token_id", "issued_before",
@@ -292,6 +307,11 @@ class Placed:
         """What either of them holds."""
         ids = {type_: self.of(type_) | other.of(type_) for type_ in ResourceType}
         return Placed(ids=ids, assignments=self.assignments | other.assignments)
+
+    def followed(self, new_ids: NewIds) -> Placed:
+        """With its grants under both their old and their new ids: who was deleted and made anew at the centre must not
+        inherit for good what the other was granted."""
+        return self | Placed(assignments=frozenset(each.moved(new_ids) for each in self.assignments))
 
 
 @dataclass(frozen=True)

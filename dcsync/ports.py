@@ -14,7 +14,17 @@ from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
 from dcsync.errors import Reason
-from dcsync.identity import Assignment, CentralData, FernetKeys, KeySet, Placed, Record, ResourceType, RevocationEvent
+from dcsync.identity import (
+    Assignment,
+    CentralData,
+    FernetKeys,
+    KeySet,
+    NewIds,
+    Placed,
+    Record,
+    ResourceType,
+    RevocationEvent,
+)
 from dcsync.lifecycle import Ending, Event, Failure
 from dcsync.messages import AuditHint, Mark, SyncHint
 from dcsync.subcloud import (
@@ -186,6 +196,10 @@ class RunStore(Protocol):
 
     def remember_groups(self, run: Run, groups: Mapping[str, tuple[str, ...]]) -> bool:
         """Keep the members of groups about to be emptied; an empty mapping forgets them. False as in start_step."""
+
+    def remember_placed(self, run: Run, placed: Placed, new_ids: NewIds) -> bool:
+        """Add this to what is on the subcloud from the centre, and to the grants among it what they become when these
+        records take their new ids. False as in start_step."""
 
     def init_audit(self, run: Run, *, now: datetime) -> bool:
         """Reset the audit columns of platform and identity so that the first audit is due at once.

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from dcsync.adapters.ownership import Rows
 from dcsync.errors import BrokerUnreachable, CloudError, Reason
-from dcsync.identity import CentralData, FernetKeys, Record, Records, ResourceType
+from dcsync.identity import CentralData, FernetKeys, NewIds, Placed, Record, Records, ResourceType
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure, next_state
 from dcsync.messages import AuditHint, SyncHint
 from dcsync.ports import Owner, Run, Standing
@@ -33,6 +33,7 @@ class Row:
     dispatched_at: datetime | None = None
     identity_fingerprint: str | None = None
     groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    placed: Placed = field(default_factory=Placed)
     audit_is_due: bool = False
 
 
@@ -217,6 +218,13 @@ class MemoryRunStore:
         if not self._owns(run):
             return False
         self.rows[run.subcloud.region_name].groups_to_refill = dict(groups)
+        return True
+
+    def remember_placed(self, run: Run, placed: Placed, new_ids: NewIds) -> bool:
+        if not self._owns(run):
+            return False
+        row = self.rows[run.subcloud.region_name]
+        row.placed = row.placed.followed(new_ids) | placed
         return True
 
     def init_audit(self, run: Run, *, now: datetime) -> bool:

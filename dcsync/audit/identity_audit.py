@@ -26,7 +26,6 @@ from dcsync.alignment import (
     with_members,
 )
 from dcsync.identity import (
-    ActorType,
     Assignment,
     Placed,
     Record,
@@ -503,30 +502,19 @@ class _Grants:
     """Placed, gone centrally, and not going by themselves with a record that is deleted."""
 
 
-_ACTORS = {ActorType.USER: ResourceType.USERS, ActorType.GROUP: ResourceType.GROUPS}
-
-
-def _ids_of(assignment: Assignment) -> tuple[tuple[ResourceType, str], ...]:
-    return (
-        (_ACTORS[assignment.actor_type], assignment.actor_id),
-        (ResourceType.PROJECTS, assignment.project_id),
-        (ResourceType.ROLES, assignment.role_id),
-    )
-
-
 def _grants(
     central: Cloud, subcloud: Cloud, parts: Mapping[ResourceType, _Part], placed: Placed, region_name: str
 ) -> _Grants:
     """Central grants among what both sides know; of the subcloud's other grants, those dcsync placed are extra.
 
     Grants follow a record's id when it changes, so the subcloud's are read as they will be after the writes, and those
-    that were placed as well: who was deleted and made anew at the centre must not inherit what the other was granted.
+    that were placed as well.
     """
     known = {
         type_: {record.id for record in concerned(central.records, type_, region_name=region_name).values()}
         for type_ in ResourceType
     }
-    wanted = frozenset(a for a in central.assignments if all(id_ in known[type_] for type_, id_ in _ids_of(a)))
+    wanted = frozenset(a for a in central.assignments if all(id_ in known[type_] for type_, id_ in a.ids))
     moved = {
         (type_, update.old_id): update.record.id
         for type_, part in parts.items()
@@ -535,23 +523,17 @@ def _grants(
     }
     present, ours = subcloud.assignments, placed.assignments
     if moved:
-        present = frozenset(_moved(assignment, moved) for assignment in present)
-        ours |= frozenset(_moved(assignment, moved) for assignment in ours)
+        present, ours = frozenset(each.moved(moved) for each in present), placed.followed(moved).assignments
     after = {type_: part.ids_after for type_, part in parts.items()}
     missing = sorted(wanted - present)
     return _Grants(
         wanted=wanted,
         missing=tuple(missing),
-        grantable=tuple(a for a in missing if all(id_ in after[type_] for type_, id_ in _ids_of(a))),
+        grantable=tuple(a for a in missing if all(id_ in after[type_] for type_, id_ in a.ids)),
         revocable=tuple(
-            a for a in sorted((present & ours) - wanted) if all(id_ in after[type_] for type_, id_ in _ids_of(a))
+            a for a in sorted((present & ours) - wanted) if all(id_ in after[type_] for type_, id_ in a.ids)
         ),
     )
-
-
-def _moved(assignment: Assignment, moved: Mapping[tuple[ResourceType, str], str]) -> Assignment:
-    (actor, project, role) = (moved.get(each, each[1]) for each in _ids_of(assignment))
-    return Assignment(project_id=project, actor_type=assignment.actor_type, actor_id=actor, role_id=role)
 
 
 def _missing_events(

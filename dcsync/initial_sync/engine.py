@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from dcsync.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
 from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Reason, WorkerStopping
-from dcsync.identity import Records
+from dcsync.identity import NewIds, Placed, Records
 from dcsync.initial_sync.steps import align_identity
 from dcsync.lifecycle import Ending, Failure, hold_off
 from dcsync.ports import Clouds, Locks, Loop, Ownership, Progress, Run, RunStore, SubcloudSession
@@ -165,6 +165,9 @@ class InitialSync:
         async def remember(groups: Mapping[str, tuple[str, ...]]) -> None:
             await self._own(run, self.store.remember_groups, run, groups)
 
+        async def remember_placed(placed: Placed, new_ids: NewIds) -> None:
+            await self._own(run, self.store.remember_placed, run, placed, new_ids)
+
         await self._in_step(
             run,
             Step.IDENTITY,
@@ -174,6 +177,7 @@ class InitialSync:
                 region_name=run.subcloud.region_name,
                 groups_to_refill=run.groups_to_refill,
                 remember_groups=remember,
+                remember_placed=remember_placed,
                 may_write=lambda: self._may_write(run),
                 users_at_once=self.limits.users_at_once,
             ),

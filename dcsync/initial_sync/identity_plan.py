@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dcsync.alignment import Update, plan_groups, refuse_unusable, same_named
-from dcsync.identity import Record, Records, ResourceType
+from dcsync.identity import NewIds, Placed, Record, Records, ResourceType
 
 ALWAYS_WRITTEN_USERS = frozenset({"admin", "sysinv", "dcmanager"})
 """Written even when ids agree: their ids were aligned at deployment, their password hashes were not."""
@@ -31,6 +31,12 @@ class Plan:
     groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Site-only groups among `emptied_groups`, with the members they must have at the end: to be remembered before the
     first write, for nobody else knows them if the run dies half-way."""
+    placed: Placed = field(default_factory=Placed)
+    """The records that are the centre's once the plan is applied, written or not."""
+
+    @property
+    def new_ids(self) -> NewIds:
+        return {(update.type, update.old_id): update.record.id for update in self.updates if update.changes_id}
 
     @property
     def updates(self) -> tuple[Update, ...]:
@@ -56,14 +62,15 @@ def plan_identity(
     Raises CloudError: central-empty, subcloud-empty, or ids-not-aligned.
     """
     refuse_unusable(central=central, subcloud=subcloud, region_name=region_name)
+    pairs = {type_: _same(central, subcloud, type_, region_name) for type_ in ResourceType}
     users = tuple(
         Update(old.id, new)
-        for new, old in _same(central, subcloud, ResourceType.USERS, region_name)
+        for new, old in pairs[ResourceType.USERS]
         if new.id != old.id or new.name in ALWAYS_WRITTEN_USERS
     )
     new_ids = {update.old_id: update.record.id for update in users if update.changes_id}
     groups = plan_groups(
-        matched={old.id: new for new, old in _same(central, subcloud, ResourceType.GROUPS, region_name)},
+        matched={old.id: new for new, old in pairs[ResourceType.GROUPS]},
         subcloud=subcloud,
         new_ids=new_ids,
         user_ids={new_ids.get(user.id, user.id) for user in subcloud.users},
@@ -73,20 +80,21 @@ def plan_identity(
         emptied_groups=groups.emptied,
         users=users,
         groups=groups.filled,
-        projects=_differing(central, subcloud, ResourceType.PROJECTS, region_name),
-        roles=_differing(central, subcloud, ResourceType.ROLES, region_name),
+        projects=_differing(pairs[ResourceType.PROJECTS]),
+        roles=_differing(pairs[ResourceType.ROLES]),
         groups_to_refill=groups.to_refill,
+        placed=Placed({type_: frozenset(new.id for new, _ in found) for type_, found in pairs.items()}),
     )
 
 
-def _differing(central: Records, subcloud: Records, type_: ResourceType, region_name: str) -> tuple[Update, ...]:
-    pairs = _same(central, subcloud, type_, region_name)
+Pairs = tuple[tuple[Record, Record], ...]
+
+
+def _differing(pairs: Pairs) -> tuple[Update, ...]:
     return tuple(Update(old.id, new) for new, old in pairs if new.id != old.id)
 
 
-def _same(
-    central: Records, subcloud: Records, type_: ResourceType, region_name: str
-) -> tuple[tuple[Record, Record], ...]:
+def _same(central: Records, subcloud: Records, type_: ResourceType, region_name: str) -> Pairs:
     """(central, subcloud) records that are the same thing by name, and not something else by id."""
     central_ids, subcloud_ids = ({record.id for record in side.of(type_)} for side in (central, subcloud))
     pairs = same_named(central, subcloud, type_, region_name=region_name)

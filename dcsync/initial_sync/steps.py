@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dcsync.alignment import Update
 from dcsync.delivery import MayWrite, read_records, side_by_side, write_verified
-from dcsync.identity import Records
+from dcsync.identity import NewIds, Placed, Records
 from dcsync.initial_sync.identity_plan import Plan, plan_identity
 from dcsync.ports import IdentityService
 
@@ -33,17 +33,20 @@ async def align_identity(
     region_name: str,
     groups_to_refill: Mapping[str, tuple[str, ...]],
     remember_groups: Callable[[Mapping[str, tuple[str, ...]]], Awaitable[None]],
+    remember_placed: Callable[[Placed, NewIds], Awaitable[None]],
     may_write: MayWrite,
     users_at_once: int,
 ) -> IdentityWritten:
     """Give the subcloud's same-named records the central ids and the central users' passwords.
 
     The four lists are read side by side; users are written `users_at_once` at a time; everything else one after
-    another, for tied roles written together are refused (contracts/real-keystone.md R7).
+    another, for tied roles written together are refused (contracts/real-keystone.md R7). Before the first write it is
+    kept what is the centre's from then on: what is deleted there before the first audit must go here as well.
     Source: spec/identity-sync.md section 2; unlike upstream, the precondition is checked before the first write.
     """
     subcloud = await read_records(identity)
     plan = plan_identity(central=central, subcloud=subcloud, region_name=region_name, groups_to_refill=groups_to_refill)
+    await remember_placed(plan.placed, plan.new_ids)
     if plan.groups_to_refill:
         await remember_groups(plan.groups_to_refill)
     await _apply(plan, identity, may_write, users_at_once)

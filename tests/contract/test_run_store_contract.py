@@ -13,9 +13,11 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine
 
+from dcsync.adapters.store.audits import SqlAuditStore
 from dcsync.adapters.store.inventory import SqlInventory
 from dcsync.adapters.store.runs import SqlRunStore
 from dcsync.errors import Reason
+from dcsync.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
 from dcsync.ports import Run, RunStore
 from dcsync.subcloud import InitialSyncState, Step, Subcloud, new_subcloud
@@ -24,6 +26,7 @@ from tests.fakes_sync import MemoryRunStore, a_requested_store
 from tests.requested_rows import leave, request, requested_rows
 
 LATER = NOON + timedelta(minutes=5)
+USERS = ResourceType.USERS
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Rows:
     leave: Callable[[str], None]
     delete: Callable[[str], None]
     ending: Callable[[str], Ending | None]
+    placed: Callable[[str], Placed]
 
 
 def _memory_rows() -> Rows:
@@ -47,6 +51,7 @@ def _memory_rows() -> Rows:
         leave=store.leave,
         delete=store.delete,
         ending=lambda run_id: store.attempts[run_id].ending,
+        placed=lambda name: store.rows[name].placed,
     )
 
 
@@ -75,6 +80,7 @@ def _sql_rows(engine: Engine) -> Rows:
         leave=lambda name: leave(engine, name),
         delete=lambda name: [None, inventory.delete(name)][0],
         ending=ending,
+        placed=lambda name: SqlAuditStore(engine).look(name).placed,
     )
 
 
@@ -156,6 +162,7 @@ WRITES: dict[str, Callable[[RunStore, Run], bool]] = {
     "start_step": lambda store, run: store.start_step(run, Step.IDENTITY, now=NOON),
     "record_identity": lambda store, run: store.record_identity(run, fingerprint="f"),
     "remember_groups": lambda store, run: store.remember_groups(run, {"g": ("u",)}),
+    "remember_placed": lambda store, run: store.remember_placed(run, Placed({USERS: frozenset({"u"})}), {}),
     "init_audit": lambda store, run: store.init_audit(run, now=NOON),
     "complete": lambda store, run: store.complete(run, now=NOON, audits_due_at=NOON),
     "fail": lambda store, run: store.fail(run, Failure(Reason.TIMEOUT, ""), now=NOON, retry_at=LATER),
@@ -168,9 +175,9 @@ WRITES: dict[str, Callable[[RunStore, Run], bool]] = {
 def test_a_run_that_lost_its_row_writes_nothing(rows: Rows, write: str, what: str) -> None:
     run = claimed(rows)
     lose(rows, what)
-    before = rows.subcloud("s1")
+    before = rows.subcloud("s1"), rows.placed("s1")
     assert WRITES[write](rows.store, run) is False
-    assert rows.subcloud("s1") == before
+    assert (rows.subcloud("s1"), rows.placed("s1")) == before
 
 
 def lose(rows: Rows, what: str) -> None:
@@ -293,6 +300,15 @@ def test_what_a_run_learns_is_there_for_the_next_one(rows: Rows) -> None:
     second = claimed(rows, run_id="run-2")
     assert (second.identity_fingerprint, second.subcloud.subsequent_sync) == ("f1", True)
     assert dict(second.groups_to_refill) == {"g1": ("u1", "u2")}
+
+
+def test_what_is_placed_is_added_up_and_its_grants_follow_records_that_take_other_ids(rows: Rows) -> None:
+    run, hers = claimed(rows), Assignment("p1", ActorType.USER, "u1", "r1")
+    assert rows.store.remember_placed(run, Placed({USERS: frozenset({"u1"})}, frozenset({hers})), {})
+    assert rows.store.remember_placed(run, Placed({USERS: frozenset({"u2"})}), {(USERS, "u1"): "u2"})
+    placed = rows.placed("s1")
+    assert placed.of(USERS) == {"u1", "u2"}
+    assert placed.assignments == {hers, replace(hers, actor_id="u2")}
 
 
 def test_ten_claims_at_once_give_the_row_to_one(engine: Engine) -> None:

@@ -15,10 +15,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.database import database_errors
-from dcsync.adapters.store.rows import subcloud_from_row
+from dcsync.adapters.store.rows import placed_body, placed_from_body, subcloud_from_row
 from dcsync.adapters.tables import central_state, key_rotation, subcloud, subcloud_placed, subcloud_sync
 from dcsync.errors import Reason, UnknownSubcloud
-from dcsync.identity import ActorType, Assignment, Placed, ResourceType
+from dcsync.identity import Placed
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending
 from dcsync.messages import AuditHint
 from dcsync.ports import AuditPart, AuditRow, AuditRun, CentralState, Finding, RotationState, Standing
@@ -275,7 +275,7 @@ class SqlAuditStore:
 
     @database_errors()
     def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
-        body = _placed_body(placed)
+        body = placed_body(placed)
         with self._engine.begin() as connection:
             if not _owns(connection, run):
                 return False
@@ -506,7 +506,7 @@ def _run(connection: Connection, run_id: str, which: sa.ColumnElement[bool], row
         run_id=run_id,
         subcloud=subcloud_from_row(dict(found)),
         parts=tuple(_part(row) for row in sorted(rows, key=lambda row: row.endpoint_type.value)),
-        placed=Placed() if body is None else _placed(body),
+        placed=Placed() if body is None else placed_from_body(body),
         groups_to_refill={group: tuple(members) for group, members in found["groups_to_refill"].items()},
         central_counts={what: count for listed in counts for what, count in listed.items()},
         keys_planned_until=connection.execute(sa.select(key_rotation.c.window_until)).scalar_one_or_none(),
@@ -551,24 +551,4 @@ def _audit_row(row: Row[Any]) -> AuditRow:
         difference_at=row.difference_at,
         difference_repairs=row.difference_repairs,
         repaired_at=row.repaired_at,
-    )
-
-
-def _placed_body(placed: Placed) -> dict[str, Any]:
-    """As JSON: lists of ids by type, and assignments as [project, actor type, actor, role]."""
-    return {
-        "ids": {type_.value: sorted(placed.of(type_)) for type_ in ResourceType},
-        "assignments": [
-            [each.project_id, each.actor_type.value, each.actor_id, each.role_id] for each in sorted(placed.assignments)
-        ],
-    }
-
-
-def _placed(body: Mapping[str, Any]) -> Placed:
-    return Placed(
-        ids={type_: frozenset(body["ids"][type_.value]) for type_ in ResourceType},
-        assignments=frozenset(
-            Assignment(project_id=project, actor_type=ActorType(kind), actor_id=actor, role_id=role)
-            for project, kind, actor, role in body["assignments"]
-        ),
     )

@@ -1,4 +1,4 @@
-"""From a row of `subcloud` to the record the services know."""
+"""From rows to the records the services know, and back where a row holds JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from dcsync.errors import Reason
+from dcsync.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.subcloud import EndpointType, Subcloud, SyncStatus
 
 _COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "sync_status"))
@@ -19,4 +20,24 @@ def subcloud_from_row(row: Mapping[str, Any], sync_status: Mapping[str, str] | N
         **{column: row[column] for column in _COLUMNS},
         reason=Reason(row["reason"]) if row["reason"] is not None else None,
         sync_status={type_: SyncStatus(found[type_]) for type_ in EndpointType if type_ in found},
+    )
+
+
+def placed_body(placed: Placed) -> dict[str, Any]:
+    """As JSON: lists of ids by type, and assignments as [project, actor type, actor, role]."""
+    return {
+        "ids": {type_.value: sorted(placed.of(type_)) for type_ in ResourceType},
+        "assignments": [
+            [each.project_id, each.actor_type.value, each.actor_id, each.role_id] for each in sorted(placed.assignments)
+        ],
+    }
+
+
+def placed_from_body(body: Mapping[str, Any]) -> Placed:
+    return Placed(
+        ids={type_: frozenset(body["ids"][type_.value]) for type_ in ResourceType},
+        assignments=frozenset(
+            Assignment(project_id=project, actor_type=ActorType(kind), actor_id=actor, role_id=role)
+            for project, kind, actor, role in body["assignments"]
+        ),
     )

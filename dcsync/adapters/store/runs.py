@@ -11,14 +11,16 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.engine import Connection, Engine
 
 from dcsync.adapters.database import database_errors
 from dcsync.adapters.store import run_statements
-from dcsync.adapters.store.rows import subcloud_from_row
+from dcsync.adapters.store.rows import placed_body, placed_from_body, subcloud_from_row
 from dcsync.adapters.store.run_statements import NO_RUN, moved, where_allowed
-from dcsync.adapters.tables import subcloud, sync_attempt, sync_request
+from dcsync.adapters.tables import subcloud, subcloud_placed, sync_attempt, sync_request
 from dcsync.errors import Reason
+from dcsync.identity import NewIds, Placed
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure
 from dcsync.messages import SyncHint
 from dcsync.ports import Run, Standing
@@ -226,6 +228,22 @@ class SqlRunStore:
         return self._write(run_statements.GROUPS_REMEMBERED, run, given_groups_to_refill=kept)
 
     @database_errors()
+    def remember_placed(self, run: Run, placed: Placed, new_ids: NewIds) -> bool:
+        kept = subcloud_placed.c
+        known = sa.select(kept.placed).where(kept.subcloud_id == run.subcloud.id).with_for_update()
+        with self._engine.begin() as connection:
+            if not _lock_runs(connection, [run.run_id]):
+                return False
+            body = connection.execute(known).scalar_one_or_none()
+            before = Placed() if body is None else placed_from_body(body)
+            after = before.followed(new_ids) | placed
+            if body is None or placed_body(after) != body:
+                new = {"placed": placed_body(after)}
+                insert = postgresql_insert(subcloud_placed).values(subcloud_id=run.subcloud.id, **new)
+                connection.execute(insert.on_conflict_do_update(index_elements=["subcloud_id"], set_=new))
+            return True
+
+    @database_errors()
     def init_audit(self, run: Run, *, now: datetime) -> bool:
         return self._write(run_statements.AUDIT_INITIALISED, run, now=now)
 
@@ -284,11 +302,10 @@ def _hint(row: Any) -> SyncHint:
     return SyncHint(region_name=row.region_name, generation=row.generation, attempt=row.attempt + 1)
 
 
-def _lock_runs(connection: Connection, run_ids: list[str]) -> None:
-    """Lock these runs' rows in id order, as every other transaction over several subclouds does."""
-    connection.execute(
-        sa.select(subcloud.c.id).where(subcloud.c.run_id.in_(run_ids)).order_by(subcloud.c.id).with_for_update()
-    ).all()
+def _lock_runs(connection: Connection, run_ids: list[str]) -> bool:
+    """Lock these runs' rows in id order, as every other transaction over several subclouds does; False for none."""
+    rows = sa.select(subcloud.c.id).where(subcloud.c.run_id.in_(run_ids)).order_by(subcloud.c.id).with_for_update()
+    return bool(connection.execute(rows).all())
 
 
 def _end_attempts(connection: Connection, run_ids: Collection[str], ending: Ending, detail: str, now: datetime) -> None:

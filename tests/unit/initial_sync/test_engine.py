@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dcsync.errors import BrokerUnreachable, CloudError, Reason, WorkerStopping
+from dcsync.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.initial_sync.engine import InitialSync, Limits, Outcome, Result
 from dcsync.lifecycle import Ending
 from dcsync.ports import Run
@@ -324,6 +325,24 @@ def test_a_site_group_is_remembered_before_it_is_emptied_and_forgotten_when_fill
     assert world.run().result is Result.COMPLETED
     assert remembered == [{"s-site": ("c-vim",)}]
     assert world.store.rows[REGION].groups_to_refill == {}
+
+
+def test_what_becomes_the_centre_s_is_remembered_before_the_first_write(world: World) -> None:
+    """A user who is deleted at the centre before the first audit must be deleted on the subcloud all the same."""
+    remembered = []
+    world.just_before("PUT", lambda: remembered.append(world.store.rows[REGION].placed))
+    world.run()
+    (placed,) = remembered
+    assert placed == world.store.rows[REGION].placed
+    assert [len(placed.of(type_)) for type_ in ResourceType] == [4, 1, 2, 1]
+    assert "c-vim" in placed.of(ResourceType.USERS)
+
+
+def test_grants_placed_earlier_are_remembered_under_the_id_their_user_takes(world: World) -> None:
+    hers = Assignment("project-admin", ActorType.USER, "s-vim", "role-admin")
+    world.store.rows[REGION].placed = Placed(assignments=frozenset({hers}))
+    world.run()
+    assert replace(hers, actor_id="c-vim") in world.store.rows[REGION].placed.assignments
 
 
 @pytest.mark.parametrize("death_before", range(0, 14))
