@@ -92,6 +92,8 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str], *, operator: Operator | None = None) -> int:
     """Carry out one command line; the exit code."""
     operator = operator or Operator()
+    # Also for a command line that click gives up before it comes to -o.
+    operator.wants_json = _asks_for_json(arguments)
     try:
         answer = root.main(list(arguments), prog_name="dcsync", standalone_mode=False, obj=operator)
         return answer if isinstance(answer, int) else 0
@@ -109,6 +111,14 @@ def run(arguments: Sequence[str], *, operator: Operator | None = None) -> int:
         return _fail(operator, f"a fault in dcsync: {type(exc).__name__}; run it again with dcsync --debug", 1)
     finally:
         operator.close()
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    following = [*arguments[1:], ""]
+    return any(
+        given in ("-ojson", "--output=json") or (given in ("-o", "--output") and after == "json")
+        for given, after in zip(arguments, following, strict=False)
+    )
 
 
 def exit_code(error: DcsyncError) -> int:

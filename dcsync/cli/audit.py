@@ -210,6 +210,8 @@ def _wait(operator: Operator, asked: list[AuditRow], *, timeout: float | None, a
     wanted = {(row.name, row.endpoint_type): row.generation for row in asked}
     if not wanted:
         note("there is nothing to wait for")
+        if as_json:
+            click.echo(json_text([]))
         return 0
     rows = asked
     for elapsed, rows in _looks(operator, wanted, timeout=timeout):

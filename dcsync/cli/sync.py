@@ -55,15 +55,21 @@ def sync(
     transitions = operator.inventory.request(chosen, now=operator.now(), by=operator.name)
     if not transitions:
         note("no subcloud is managed and online: nothing to sync")
-        return 0
-    note(f"{many(len(transitions), 'initial sync')} requested")
-    operator.hint_sweep()
+    else:
+        note(f"{many(len(transitions), 'initial sync')} requested")
+        operator.hint_sweep()
     if as_json:
         click.echo(json_text([asdict(transition) for transition in transitions]))
-    if not wait_for_it and timeout is None:
+    if not transitions or (not wait_for_it and timeout is None):
         return 0
     asked = [transition.name for transition in transitions]
-    return waiting.wait(operator, lambda: operator.inventory.find(asked), waiting.COMPLETED, timeout=timeout)
+    return waiting.wait(
+        operator,
+        lambda: operator.inventory.find(asked),
+        waiting.COMPLETED,
+        timeout=timeout,
+        tell=note if as_json else say,
+    )
 
 
 def _show_plan(operator: Operator, names: list[str] | None, *, as_json: bool) -> int:

@@ -77,10 +77,12 @@ def wait(
     *,
     timeout: float | None,
     quietly: bool = False,
+    tell: Callable[[str], None] = say,
 ) -> int:
     """0 when all that `look` finds are there, 1 after `timeout` seconds (None: never), having said who is not and why.
 
-    A database that goes away for a while meanwhile is waited for. `quietly`: a short wait, without progress.
+    A database that goes away for a while meanwhile is waited for. `quietly`: a short wait, without progress. `tell`:
+    where it is said that all are there.
     """
     with Progress(is_terminal=sys.stderr.isatty(), quiet=quietly) as progress:
         pause = QUICK_PAUSE if quietly else SHORTEST_PAUSE
@@ -88,7 +90,7 @@ def wait(
             progress.show(span(elapsed), counts(map(goal.word, subclouds), order=goal.order))
             if all(goal.word(known) == goal.reached for known in subclouds):
                 progress.end()
-                say(f"{many(len(subclouds))} {goal.reached} after {span(elapsed)}")
+                tell(f"{many(len(subclouds))} {goal.reached} after {span(elapsed)}")
                 return 0
     _tell_missing(operator, subclouds, goal, after=elapsed)
     return 1

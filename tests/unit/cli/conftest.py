@@ -37,6 +37,9 @@ class FakeMessenger:
             raise BrokerUnreachable("Redis: ConnectionError")
         self.sweeps += 1
 
+    def send_audit_sweep(self) -> None:
+        self.send_sweep()
+
     def waiting_sync_ids(self) -> set[str]:
         return set()
 

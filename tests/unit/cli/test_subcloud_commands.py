@@ -246,6 +246,21 @@ def test_an_error_in_json_mode_is_json(dcsync: Shell) -> None:
     assert json.loads(told.err) == {"error": "there is no subcloud named nowhere", "exit_code": 3}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("subcloud", "list", "--bogus", "-o", "json"),
+        ("subcloud", "list", "-o", "json", "--bogus"),
+        ("subcloud", "lost", "--output=json"),
+        ("subcloud", "show", "--output", "json"),
+    ],
+)
+def test_a_command_line_nobody_understands_is_answered_in_json(dcsync: Shell, arguments: tuple[str, ...]) -> None:
+    told = dcsync(*arguments)
+    assert (told.code, told.out) == (2, "")
+    assert json.loads(told.err)["exit_code"] == 2
+
+
 def test_a_usage_error_is_json_wherever_json_was_asked_for(dcsync: Shell) -> None:
     told = dcsync("subcloud", "list", "--state", "bogus", "-o", "json")
     assert (told.code, json.loads(told.err)["exit_code"]) == (2, 2)

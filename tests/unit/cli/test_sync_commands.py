@@ -71,6 +71,20 @@ def test_sync_of_all_with_nobody_there_says_so(dcsync: Shell) -> None:
     assert "nothing to sync" in told.err
 
 
+@pytest.mark.parametrize("more", [(), ("--wait",)])
+def test_programs_get_json_alone_on_stdout(dcsync: Shell, more: tuple[str, ...]) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    dcsync.operator.meanwhile = lambda: complete_all(dcsync)
+    told = dcsync("sync", "a", "-o", "json", *more)
+    assert told.code == 0
+    assert [asked["name"] for asked in told.json] == ["a"]
+
+
+@pytest.mark.parametrize("more", [(), ("--wait",)])
+def test_programs_get_json_also_where_nobody_is_to_be_synced(dcsync: Shell, more: tuple[str, ...]) -> None:
+    assert dcsync("sync", "--all", "-o", "json", *more).json == []
+
+
 # --- wait ---
 
 
