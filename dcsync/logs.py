@@ -41,9 +41,11 @@ def configure(level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Celery says "received" and "succeeded" for every task; our own summary line per attempt says more.
-    for chatty in ("celery.worker.strategy", "celery.app.trace", "kombu", "asyncio", "aiohttp.access"):
+    # Celery says "received" and "succeeded" for every task, and prints a stack for every message given back while
+    # PostgreSQL is away; our own summary line per attempt says more.
+    for chatty in ("celery.worker.strategy", "kombu", "asyncio", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("celery.app.trace").setLevel(max(logging.ERROR, root.level))
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
