@@ -344,11 +344,13 @@ class AuditStore(Protocol):
     ) -> list[str]:
         """An operator asks for an audit of these (None: all), at once also after a failure, and with every difference
         to be repaired anew. Raises UnknownSubcloud. Those not eligible catch up when they are. The region names.
+        With `resource_types` these alone are repaired, and what others have asked for and was not done yet.
 
         With `allow_deletes` for all, a central list that shrank is accepted as well."""
 
     def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
-        """The centre changed: every row of that type is due, but those held off after a failure; how many rows."""
+        """The centre changed: every row of that type is due, but those held off after a failure, and for everything,
+        whatever it was restricted to; how many rows."""
 
     def take_follow_ups(self, *, now: datetime) -> int:
         """Turn the state service's requests for audits of ours into due rows; how many requests."""

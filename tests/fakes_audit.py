@@ -337,10 +337,12 @@ class MemoryAuditStore:
         regions = self._regions(names)
         for (region, type_), row in self.rows.items():
             if region in regions and type_ in endpoint_types:
+                is_open, open_types = row.generation > row.observed_generation, row.resource_types
                 self._raise(row, now=now, by=by, due_at=now)
+                if resource_types is not None and not (is_open and open_types is None):
+                    row.resource_types = frozenset(resource_types) | (open_types if is_open and open_types else set())
                 row.attempt = row.difference_repairs = 0
                 row.deletes_allowed = row.deletes_allowed or allow_deletes
-                row.resource_types = None if resource_types is None else frozenset(resource_types)
         if allow_deletes and names is None:
             self.centre = {k: replace(s, shrink_allowed=k in endpoint_types) for k, s in self.centre.items()}
         return sorted(regions)
@@ -546,7 +548,7 @@ class MemoryAuditStore:
 
     def _raise(self, row: Kept, *, now: datetime, by: str, due_at: datetime) -> None:
         row.generation += 1
-        row.requested_at, row.requested_by, row.due_at = now, by, due_at
+        row.requested_at, row.requested_by, row.due_at, row.resource_types = now, by, due_at, None
 
     def _sooner(self, row: Kept, now: datetime) -> datetime:
         return row.due_at if row.status is AuditStatus.FAILED else min(row.due_at, now)

@@ -187,6 +187,36 @@ def test_what_is_allowed_once_is_not_allowed_the_next_time(rows: Rows) -> None:
     assert (part.deletes_allowed, part.resource_types) == (False, None)
 
 
+def restricted_to(rows: Rows, run_id: str = "run-2") -> frozenset[str] | None:
+    parts = claimed(rows, run_id=run_id, now=LATER).parts
+    return {part.endpoint_type: part.resource_types for part in parts}[IDENTITY]
+
+
+def test_a_change_of_the_centre_is_not_lost_in_a_request_for_some_types(rows: Rows) -> None:
+    rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", resource_types=["users"])
+    rows.store.raise_generation(IDENTITY, now=NOON, by="the centre changed")
+    assert restricted_to(rows) is None
+
+
+def test_a_request_of_the_state_service_is_not_lost_in_a_request_for_some_types(rows: Rows) -> None:
+    rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", resource_types=["users"])
+    rows.ask_follow_up("s1", IDENTITY)
+    rows.store.take_follow_ups(now=NOON)
+    assert restricted_to(rows) is None
+
+
+def test_a_request_for_some_types_does_not_shadow_what_was_asked_before_it(rows: Rows) -> None:
+    rows.store.raise_generation(IDENTITY, now=NOON, by="the centre changed")
+    rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", resource_types=["users"])
+    assert restricted_to(rows) is None
+
+
+def test_two_requests_for_some_types_are_one_for_all_of_these(rows: Rows) -> None:
+    rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", resource_types=["users"])
+    rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", resource_types=["roles", "users"])
+    assert restricted_to(rows) == {"users", "roles"}
+
+
 def test_what_is_allowed_stays_allowed_until_it_was_done(rows: Rows) -> None:
     rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", allow_deletes=True)
     failure = Failure(Reason.UNREACHABLE, "")

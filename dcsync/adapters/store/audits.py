@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.database import database_errors
@@ -81,7 +81,7 @@ class SqlAuditStore:
                 attempt=0,
                 difference_repairs=0,
                 deletes_allowed=sa.true() if allow_deletes else _ROW.deletes_allowed,
-                resource_types=None if resource_types is None else sorted(resource_types),
+                resource_types=_restricted_to(resource_types),
             )
             if allow_deletes and names is None:
                 kinds = [type_.value for type_ in endpoint_types]
@@ -106,7 +106,7 @@ class SqlAuditStore:
                 which = _ROW.endpoint_type == EndpointType(row.endpoint_type)
                 if row.subcloud_id is not None:
                     which = sa.and_(which, _ROW.subcloud_id == row.subcloud_id)
-                _raise_generation(connection, which, now=now, by=row.cause, due_at=_sooner_unless_held_off(now))
+                _ask_for_everything(connection, which, now=now, by=row.cause)
             return len(rows)
 
     @database_errors()
@@ -411,8 +411,26 @@ def _sooner_unless_held_off(now: datetime) -> sa.ColumnElement[datetime]:
 
 
 def _centre_changed(connection: Connection, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
-    which = _ROW.endpoint_type == endpoint_type
-    return _raise_generation(connection, which, now=now, by=by, due_at=_sooner_unless_held_off(now))
+    return _ask_for_everything(connection, _ROW.endpoint_type == endpoint_type, now=now, by=by)
+
+
+def _ask_for_everything(connection: Connection, which: sa.ColumnElement[bool], *, now: datetime, by: str) -> int:
+    """Also where a person had asked for some resource types alone: their run would pass for this one's."""
+    return _raise_generation(
+        connection, which, now=now, by=by, due_at=_sooner_unless_held_off(now), resource_types=sa.null()
+    )
+
+
+def _restricted_to(resource_types: Collection[str] | None) -> sa.ColumnElement[Any]:
+    """Of a person's request: what others asked for and was not done yet is done by the same run."""
+    if resource_types is None:
+        return sa.null()
+    asked, is_open = sa.literal(sorted(resource_types), JSONB), _ROW.generation > _ROW.observed_generation
+    return sa.case(
+        (sa.and_(is_open, _ROW.resource_types.is_(None)), sa.null()),
+        (is_open, _ROW.resource_types.op("||")(asked)),
+        else_=asked,
+    )
 
 
 def _raise_generation(
