@@ -261,6 +261,11 @@ class AuditRun:
     """Until then, differing keys are a planned rotation."""
 
 
+SETTLED = frozenset({Reason.GUARD_REFUSED, Reason.NOT_CONVERGING})
+"""Failures of an audit by which what was asked was done as far as it may be: the next look is at the usual time, or as
+soon as something new is asked. All other failures are held off."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """What one run found out about one endpoint type, as its row keeps it."""
@@ -349,8 +354,8 @@ class AuditStore(Protocol):
         With `allow_deletes` for all, a central list that shrank is accepted as well."""
 
     def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
-        """The centre changed: every row of that type is due, but those held off after a failure, and for everything,
-        whatever it was restricted to; how many rows."""
+        """The centre changed: every row of that type is due, but those held off after a failure (SETTLED ones are not),
+        and for everything, whatever it was restricted to; how many rows."""
 
     def take_follow_ups(self, *, now: datetime) -> int:
         """Turn the state service's requests for audits of ours into due rows; how many requests."""

@@ -25,7 +25,7 @@ from dcsync.identity import (
 )
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending
 from dcsync.messages import AuditHint
-from dcsync.ports import AuditPart, AuditRow, AuditRun, CentralState, Finding, Standing
+from dcsync.ports import SETTLED, AuditPart, AuditRow, AuditRun, CentralState, Finding, Standing
 from dcsync.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AuditStatus,
@@ -551,7 +551,8 @@ class MemoryAuditStore:
         row.requested_at, row.requested_by, row.due_at, row.resource_types = now, by, due_at, None
 
     def _sooner(self, row: Kept, now: datetime) -> datetime:
-        return row.due_at if row.status is AuditStatus.FAILED else min(row.due_at, now)
+        is_held_off = row.status is AuditStatus.FAILED and row.reason not in SETTLED
+        return row.due_at if is_held_off else min(row.due_at, now)
 
     def _mine(self, run: AuditRun) -> dict[EndpointType, Kept]:
         return {

@@ -23,6 +23,7 @@ from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Re
 from dcsync.identity import CentralData, FernetKeys, Placed
 from dcsync.lifecycle import Ending, Failure, hold_off
 from dcsync.ports import (
+    SETTLED,
     AuditPart,
     AuditReports,
     AuditRun,
@@ -415,7 +416,7 @@ class Audit:
         part, failure = progress.part, progress.failure
         is_in_sync = failure is None and not progress.is_partial
         result = None if progress.found is None else SyncStatus.IN_SYNC if is_in_sync else SyncStatus.OUT_OF_SYNC
-        is_observed = failure is None or failure.reason in _SETTLED
+        is_observed = failure is None or failure.reason in SETTLED
         return Finding(
             endpoint_type=part.endpoint_type,
             generation=part.generation,
@@ -475,9 +476,6 @@ _NOBODY_THERE = frozenset(
 
 _NOT_VERIFIED = frozenset({Reason.IDENTITY_NOT_VERIFIED, Reason.KEYS_NOT_VERIFIED})
 """All writes were taken, and something differs all the same."""
-
-_SETTLED = frozenset({Reason.GUARD_REFUSED, Reason.NOT_CONVERGING})
-"""What was asked was done as far as it may be: the next look is at the usual time."""
 
 _SAYS_NOTHING_OF_THE_SITE = frozenset(
     {

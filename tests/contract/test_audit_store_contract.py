@@ -21,7 +21,7 @@ from dcsync.errors import Reason, UnknownSubcloud
 from dcsync.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
 from dcsync.messages import AuditHint
-from dcsync.ports import AuditRow, AuditRun, AuditStore, CentralState, Finding
+from dcsync.ports import SETTLED, AuditRow, AuditRun, AuditStore, CentralState, Finding
 from dcsync.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AuditStatus,
@@ -232,6 +232,15 @@ def test_a_change_of_the_centre_makes_every_row_of_its_kind_due_but_not_those_he
     assert (rows.row("s1").due_at, rows.row("s2").due_at, rows.row("s3").due_at) == (LATER, NEXT, NOON)
     assert [rows.row(name).generation for name in ("s1", "s2", "s3")] == [1, 1, 1]
     assert rows.row("s1", PLATFORM).generation == 0
+
+
+@pytest.mark.parametrize("reason", sorted(SETTLED))
+def test_a_change_of_the_centre_reaches_those_too_whose_last_difference_was_left_as_it_is(
+    rows: Rows, reason: Reason
+) -> None:
+    settle(rows, claimed(rows), failure=Failure(reason, ""), result=SyncStatus.OUT_OF_SYNC)
+    rows.store.raise_generation(IDENTITY, now=LATER, by="the centre")
+    assert (rows.row("s1").due_at, rows.row("s1", PLATFORM).due_at) == (LATER, NEXT)
 
 
 def test_requests_of_the_state_service_become_due_rows_once(rows: Rows) -> None:

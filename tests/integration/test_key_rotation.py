@@ -120,8 +120,8 @@ class World:
         """Their audits end: they hold what the centre holds."""
         self._put(ids, keys_fingerprint=self.centre.keys.fingerprint(), observed_generation=subcloud_sync.c.generation)
 
-    def fail(self, *ids: int) -> None:
-        self._put(ids, audit_status="failed")
+    def fail(self, *ids: int, reason: Reason = Reason.UNREACHABLE) -> None:
+        self._put(ids, audit_status="failed", reason=reason.value)
 
     def _put(self, ids: tuple[int, ...], **values: Any) -> None:
         which = subcloud_sync.c.subcloud_id.in_(ids), subcloud_sync.c.endpoint_type == EndpointType.PLATFORM
@@ -345,6 +345,15 @@ def test_a_site_that_fails_holds_up_no_other(world: World) -> None:
     world.pass_(5 * SECOND)
     assert process.look().asked == 2
     assert len(world.asked()) == 3
+
+
+def test_a_site_whose_last_difference_was_left_as_it_is_gets_rotated_keys_with_the_others(world: World) -> None:
+    world.add_sites(2)
+    world.fail(world.sites()[0], reason=Reason.NOT_CONVERGING)
+    world.ask()
+    world.process().look()
+    world.pass_(LIMITS.settle)
+    assert world.process().look().asked == 2
 
 
 def test_a_site_that_got_the_keys_otherwise_is_not_asked(world: World) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.database import database_errors
-from dcsync.adapters.store.rows import placed_body, placed_from_body, subcloud_from_row
+from dcsync.adapters.store.rows import is_held_off, placed_body, placed_from_body, subcloud_from_row
 from dcsync.adapters.tables import central_state, key_rotation, subcloud, subcloud_placed, subcloud_sync
 from dcsync.errors import Reason, UnknownSubcloud
 from dcsync.identity import Placed
@@ -406,8 +406,7 @@ def _is_rotating(kind: EndpointType, *, now: datetime) -> sa.ColumnElement[bool]
 
 
 def _sooner_unless_held_off(now: datetime) -> sa.ColumnElement[datetime]:
-    held_off = _ROW.audit_status == AuditStatus.FAILED.value
-    return sa.case((held_off, _ROW.due_at), else_=sa.func.least(_ROW.due_at, now))
+    return sa.case((is_held_off(), _ROW.due_at), else_=sa.func.least(_ROW.due_at, now))
 
 
 def _centre_changed(connection: Connection, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:

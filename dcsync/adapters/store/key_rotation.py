@@ -14,10 +14,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.database import database_errors
+from dcsync.adapters.store.rows import is_held_off
 from dcsync.adapters.tables import central_state, key_rotation, subcloud, subcloud_sync
 from dcsync.identity import KeySet
 from dcsync.ports import KeyRotationRow, RotationState, Spread
-from dcsync.subcloud import AuditStatus, AvailabilityStatus, EndpointType, InitialSyncState, ManagementState
+from dcsync.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState
 
 _ROW = key_rotation.c
 _SITE = subcloud_sync.c
@@ -144,10 +145,11 @@ class SqlKeyRotationStore:
             room = max_in_flight - _being_served(connection, fingerprint)
             if room <= 0:
                 return 0
+            # Waves neither hurry a site that is held off nor wait for it.
             waiting = (
                 sa.select(_SITE.subcloud_id)
                 .select_from(_SITES)
-                .where(_ELIGIBLE, _lacks(fingerprint), ~_is_held_off())
+                .where(_ELIGIBLE, _lacks(fingerprint), ~is_held_off())
                 .where(sa.or_(_SITE.requested_at.is_(None), _SITE.requested_at < asked_before))
                 .order_by(_SITE.subcloud_id)
                 .limit(room)
@@ -186,14 +188,9 @@ def _lacks(fingerprint: str) -> sa.ColumnElement[bool]:
     return _SITE.keys_fingerprint.is_distinct_from(fingerprint)
 
 
-def _is_held_off() -> sa.ColumnElement[bool]:
-    """It failed, and is tried again at its own time: waves neither hurry it nor wait for it."""
-    return _SITE.audit_status == AuditStatus.FAILED.value
-
-
 def _being_served(connection: Connection, fingerprint: str) -> int:
     asked = _SITE.generation > _SITE.observed_generation
-    query = sa.select(sa.func.count()).select_from(_SITES).where(_ELIGIBLE, _lacks(fingerprint), asked, ~_is_held_off())
+    query = sa.select(sa.func.count()).select_from(_SITES).where(_ELIGIBLE, _lacks(fingerprint), asked, ~is_held_off())
     return connection.execute(query).scalar_one()
 
 

@@ -1,4 +1,4 @@
-"""From rows to the records the services know, and back where a row holds JSON."""
+"""From rows to the records the services know, back where a row holds JSON, and what rows of a kind have in common."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import sqlalchemy as sa
+
+from dcsync.adapters.tables import subcloud_sync
 from dcsync.errors import Reason
 from dcsync.identity import ActorType, Assignment, Placed, ResourceType
-from dcsync.subcloud import EndpointType, Subcloud, SyncStatus
+from dcsync.ports import SETTLED
+from dcsync.subcloud import AuditStatus, EndpointType, Subcloud, SyncStatus
 
 _COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "sync_status"))
 
@@ -21,6 +25,13 @@ def subcloud_from_row(row: Mapping[str, Any], sync_status: Mapping[str, str] | N
         reason=Reason(row["reason"]) if row["reason"] is not None else None,
         sync_status={type_: SyncStatus(found[type_]) for type_ in EndpointType if type_ in found},
     )
+
+
+def is_held_off() -> sa.ColumnElement[bool]:
+    """Rows of `subcloud_sync` whose audit failed, and is tried again at its own time."""
+    reason = subcloud_sync.c.reason
+    is_settled = reason.is_not(None) & reason.in_([settled.value for settled in SETTLED])
+    return sa.and_(subcloud_sync.c.audit_status == AuditStatus.FAILED.value, ~is_settled)
 
 
 def placed_body(placed: Placed) -> dict[str, Any]:
