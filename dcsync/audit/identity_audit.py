@@ -87,8 +87,14 @@ class Difference:
 
 
 def digest(differences: Iterable[Difference]) -> str | None:
-    """What tells one set of differences from another; None for none."""
-    lines = sorted(f"{each} {each.wanted}" for each in differences)
+    """What tells one set of differences from another; None for none.
+
+    Revocations beside something else do not count: the centre makes new ones all the time, and what differs for ever
+    would never be seen to be the same.
+    """
+    found = list(differences)
+    others = [each for each in found if each.type != REVOCATION_EVENTS]
+    lines = sorted(f"{each} {each.wanted}" for each in others or found)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 
 

@@ -453,6 +453,26 @@ def test_the_same_difference_after_three_repairs_is_not_converging_and_left_alon
     assert row.due_at == world.now + INTERVAL
 
 
+def test_logouts_at_the_centre_do_not_hide_that_a_difference_is_the_same(world: World) -> None:
+    stubborn(world)
+    for number in range(4):
+        assert world.row().reason is not Reason.NOT_CONVERGING
+        now = world.now.strftime("%Y-%m-%d %H:%M:%S")
+        event = revocation_event({"audit_id": f"a{number}", "issued_before": now, "revoked_at": now})
+        world.clouds.central = replace(world.clouds.central, revocation_events=frozenset({event}))
+        world.run_again()
+    assert world.row().reason is Reason.NOT_CONVERGING
+
+
+def test_new_logouts_at_the_centre_are_another_difference_each_time(world: World) -> None:
+    for number in range(5):
+        event = revocation_event({"audit_id": f"a{number}"})
+        world.clouds.central = replace(world.clouds.central, revocation_events=frozenset({event}))
+        world.run_again()
+        assert world.row().reason is None
+        assert event in world.site.events
+
+
 def test_what_was_not_converging_is_tried_again_when_an_operator_asks_or_the_centre_changed(world: World) -> None:
     stubborn(world)
     for _ in range(4):
