@@ -14,7 +14,7 @@ REPAIRS_OF_ONE_DIFFERENCE = 3
 """After so many in a row the same difference is not repaired again, until it changes or an operator asks."""
 
 SMALL_LIST = 4
-"""A list shorter than this may shrink as it likes: half of it is no more than one or two records."""
+"""A list shorter than this may shrink as it likes, though not to nothing: half of it is one or two records."""
 
 
 def central_counts(data: CentralData, kind: EndpointType) -> dict[str, int]:
@@ -26,11 +26,11 @@ def central_counts(data: CentralData, kind: EndpointType) -> dict[str, int]:
 
 
 def shrunk(*, before: Mapping[str, int], now: Mapping[str, int]) -> Failure | None:
-    """Why a centre with lists of these lengths is not believed: more than half of one is gone."""
+    """Why a centre with lists of these lengths is not believed: more than half of one is gone, or all of it."""
     gone = [
         f"{what} went from {count} to {now[what]}"
         for what, count in sorted(before.items())
-        if count >= SMALL_LIST and now.get(what, count) * 2 < count
+        if what in now and (now[what] == 0 < count or (count >= SMALL_LIST and now[what] * 2 < count))
     ]
     return Failure(Reason.GUARD_REFUSED, f"the central {', '.join(gone)}; nothing was changed") if gone else None
 

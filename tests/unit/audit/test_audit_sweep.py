@@ -14,7 +14,7 @@ from dcsync.errors import BrokerUnreachable, CloudError, Reason
 from dcsync.identity import ActorType, Assignment, revocation_event
 from dcsync.messages import AuditHint
 from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, InitialSyncState
-from tests.builders import NOON, a_subcloud, a_user, central_data, records, some_keys
+from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, MemoryAuditStore
 from tests.fakes_sync import MemoryLocks, MemoryMessenger, OwnLoop
 
@@ -209,6 +209,15 @@ def test_a_centre_that_shrank_is_refused_until_an_operator_allows_it_for_all(wor
     world.store.request(None, SYNCED_ENDPOINT_TYPES, now=NOON, by="eve", allow_deletes=True)
     assert world.look() == [Sight(IDENTITY, raised=3)]
     assert world.look() == []
+
+
+def test_a_list_that_became_empty_is_refused_however_short_it_was(world: World) -> None:
+    """Groups may be missing; that is no reason to delete those a subcloud was given."""
+    world.clouds.central = central_data(records(groups=(a_group("ops"),)))
+    world.look()
+    world.clouds.central = central_data(records())
+    (sight,) = world.look()
+    assert (sight.raised, sight.refused) == (0, "the central groups went from 1 to 0; nothing was changed")
 
 
 def test_a_small_list_may_shrink(world: World) -> None:

@@ -551,6 +551,17 @@ def test_a_centre_that_shrank_beyond_belief_changes_nothing(world: World) -> Non
     assert world.told() == [IN_SYNC]
 
 
+def test_groups_stay_where_the_centre_suddenly_lists_none(world: World) -> None:
+    world.centre_has(groups=(a_group("ops"),))
+    world.run()
+    seen = CentralState(kind=IDENTITY, fingerprint="", events_fingerprint="", counts={"groups": 1})
+    world.store.accept_central(seen, old=None, now=NOON)
+    world.centre_has()
+    world.run_again()
+    assert [group.name for group in world.site.cloud.records.groups] == ["ops"]
+    assert "groups went from 1 to 0" in world.row().detail
+
+
 # --- parts and previews ------------------------------------------------------------------------------------------
 
 
