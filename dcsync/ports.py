@@ -222,7 +222,8 @@ class RunStore(Protocol):
         """Close the history row of a run that may not touch the subcloud's row any more."""
 
     def delete_history(self, *, ended_before: datetime, limit: int) -> int:
-        """Remove up to `limit` old attempts (never a subcloud's latest request); how many."""
+        """Remove up to `limit` old attempts (never a subcloud's latest), and as many old requests that have none (never
+        its latest either); how many rows."""
 
 
 # --- audits -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
@@ -89,8 +89,8 @@ def rows(request: pytest.FixtureRequest) -> Rows:
     return _memory_rows() if request.param == "memory" else _sql_rows(request.getfixturevalue("engine"))
 
 
-def claim(rows: Rows, name: str = "s1", run_id: str = "run-1", generation: int = 1) -> Run | None:
-    return rows.store.claim(region_name=name, generation=generation, run_id=run_id, worker="w", now=NOON)
+def claim(rows: Rows, name: str = "s1", run_id: str = "run-1", generation: int = 1, now: datetime = NOON) -> Run | None:
+    return rows.store.claim(region_name=name, generation=generation, run_id=run_id, worker="w", now=now)
 
 
 def claimed(rows: Rows, name: str = "s1", run_id: str = "run-1") -> Run:
@@ -412,9 +412,35 @@ def test_old_history_goes_and_the_latest_request_stays(engine: Engine) -> None:
     rows = _sql_rows(engine)
     rows.store.complete(claimed(rows), now=NOON, audits_due_at=NOON)
     rows.ask("s1")
-    run = claim(rows, run_id="run-2", generation=2)
+    later = NOON + timedelta(seconds=1)
+    run = claim(rows, run_id="run-2", generation=2, now=later)
     assert run is not None
-    rows.store.complete(run, now=NOON, audits_due_at=NOON)
-    assert rows.store.delete_history(ended_before=LATER, limit=100) == 1
+    rows.store.complete(run, now=later, audits_due_at=NOON)
+    assert rows.store.delete_history(ended_before=LATER, limit=100) == 2
     assert rows.ending("run-1") is None
     assert rows.ending("run-2") is Ending.COMPLETED
+    assert [asked.generation for asked in SqlInventory(engine).history("s1")] == [2]
+    assert rows.store.delete_history(ended_before=LATER, limit=100) == 0
+
+
+def test_of_a_request_that_fails_for_ever_the_latest_attempt_stays(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    for number in range(4):
+        now = NOON + timedelta(minutes=number)
+        run = claim(rows, run_id=f"run-{number}", now=now)
+        assert run is not None
+        rows.store.fail(run, Failure(Reason.TIMEOUT, ""), now=now, retry_at=now)
+        rows.store.requeue_due(now=now)
+    assert rows.store.delete_history(ended_before=NOON + timedelta(hours=1), limit=2) == 2
+    assert rows.store.delete_history(ended_before=NOON + timedelta(hours=1), limit=2) == 1
+    (asked,) = SqlInventory(engine).history("s1")
+    assert [attempt.run_id for attempt in asked.attempts] == ["run-3"]
+
+
+def test_requests_that_led_to_no_attempt_go_as_well(engine: Engine) -> None:
+    rows = _sql_rows(engine)
+    for _ in range(3):
+        rows.ask("s1")
+    latest = rows.subcloud("s1").generation
+    assert rows.store.delete_history(ended_before=datetime.max.replace(tzinfo=UTC), limit=100) == 3
+    assert [asked.generation for asked in SqlInventory(engine).history("s1")] == [latest]

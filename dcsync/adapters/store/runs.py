@@ -18,7 +18,7 @@ from dcsync.adapters.database import database_errors
 from dcsync.adapters.store import run_statements
 from dcsync.adapters.store.rows import placed_body, placed_from_body, subcloud_from_row
 from dcsync.adapters.store.run_statements import NO_RUN, moved, where_allowed
-from dcsync.adapters.tables import subcloud, subcloud_placed, sync_attempt, sync_request
+from dcsync.adapters.tables import subcloud, subcloud_placed, sync_attempt
 from dcsync.errors import Reason
 from dcsync.identity import NewIds, Placed
 from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure
@@ -279,20 +279,28 @@ class SqlRunStore:
 
     @database_errors()
     def delete_history(self, *, ended_before: datetime, limit: int) -> int:
-        newest = (
-            sa.select(sa.func.max(sync_request.c.generation))
-            .where(sync_request.c.subcloud_id == sync_attempt.c.subcloud_id)
-            .scalar_subquery()
-        )
-        old = (
-            sa.select(sync_attempt.c.run_id)
-            .where(sync_attempt.c.ended_at < ended_before, sync_attempt.c.generation < newest)
-            .limit(limit)
-        )
-        delete = sa.delete(sync_attempt).where(sync_attempt.c.run_id.in_(old.scalar_subquery()))
+        given = {"before": ended_before, "most": limit}
         with self._single.connect() as connection:
-            return connection.execute(delete).rowcount
+            attempts = connection.execute(_OLD_ATTEMPTS, given).rowcount
+            return attempts + connection.execute(_OLD_REQUESTS, given).rowcount
 
+
+# A request that fails for ever, and a subcloud that comes and goes for ever, leave rows for ever: of either, only the
+# latest is kept whatever its age.
+_OLD_ATTEMPTS = sa.text("""
+    DELETE FROM sync_attempt WHERE run_id IN (
+        SELECT a.run_id FROM sync_attempt AS a
+        WHERE a.ended_at < :before AND EXISTS (
+            SELECT FROM sync_attempt AS l WHERE l.subcloud_id = a.subcloud_id AND l.started_at > a.started_at)
+        LIMIT :most)
+""")
+_OLD_REQUESTS = sa.text("""
+    DELETE FROM sync_request WHERE (subcloud_id, generation) IN (
+        SELECT r.subcloud_id, r.generation FROM sync_request AS r JOIN subcloud AS s ON s.id = r.subcloud_id
+        WHERE r.requested_at < :before AND r.generation < s.generation AND NOT EXISTS (
+            SELECT FROM sync_attempt AS a WHERE a.subcloud_id = r.subcloud_id AND a.generation = r.generation)
+        LIMIT :most)
+""")
 
 _TEXTS = sa.ARRAY(sa.Text)
 
