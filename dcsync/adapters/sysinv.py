@@ -43,9 +43,12 @@ class SysinvFernetRepo:
 
 
 def _rows(keys: FernetKeys) -> list[dict[str, object]]:
+    """The primary first, the staged key last. sysinv writes one file after another, and a rotation makes the key that
+    was staged primary: were its file overwritten before it stands under its new id, a cloud that is just being written,
+    or whose sysinv dies half-way, would reject what the others issue."""
     if not keys.keys:
         raise ValueError("an empty set of keys is never sent")
-    return [{"id": key_id, "key": keys.keys[key_id]} for key_id in sorted(keys.keys)]
+    return [{"id": key_id, "key": keys.keys[key_id]} for key_id in sorted(keys.keys, reverse=True)]
 
 
 def _is_key_row(row: Any) -> bool:

@@ -16,6 +16,8 @@ Keystone issues tokens with the primary key (the highest id) and takes tokens of
    before anything else.
 4. Tokens issued before live on under a secondary key: with three keys, until the rotation after this one. Two rotations
    closer together than a token lives would end tokens that are still good (`refusal` again).
+5. While a set is written, file by file, all this holds as well: it is sent with the primary first and the staged key
+   last (`adapters/sysinv.py`).
 
 tests/unit/audit/test_key_rotation.py holds all four to a model of sites that get each set late and in any order.
 Source: keystone.common.fernet_utils (rotate_keys), spec/generic-sync-and-audit.md section 11, spec/lessons.md R24, R25.

@@ -182,7 +182,7 @@ async def test_keys_go_out_as_one_array_and_any_of_three_statuses_is_success(
     async with clouds.subcloud(a_subcloud(), request_id="req-1") as session:
         await session.fernet_repo.replace(FernetKeys(KEYS))
     (sent,) = site.sent("POST", "fernet_repo")
-    assert sent.json == [{"id": 0, "key": KEYS[0]}, {"id": 1, "key": KEYS[1]}]
+    assert sent.json == [{"id": 1, "key": KEYS[1]}, {"id": 0, "key": KEYS[0]}]
 
 
 async def test_an_empty_set_of_keys_is_never_sent(clouds: HttpClouds, site: Site) -> None:
