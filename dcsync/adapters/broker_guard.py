@@ -5,9 +5,10 @@ through a transport without a client, and dies of an AttributeError nothing catc
 what it is, a lost one, which every caller handles. To be applied before the Celery app is made. Drop it, and the exact
 pins of celery and kombu, once upstream is mended: tests/integration/test_broker_guard.py tells.
 
-And keeps it alive when somebody lays into a queue what is no message at all: kombu takes it out of the queue, fails to
-read it, and ends the worker with a ValueError, TypeError or KeyError. Here it is dropped with a warning. Messages that
-are whole, but of another kind than ours, Celery drops by itself: tests/acceptance/test_celery_surface.py has both.
+And keeps it alive when somebody lays into a queue what is no message, or one that cannot be read: kombu takes it out of
+the queue, and the worker ends with a ValueError, TypeError, KeyError or the like. Here it is dropped with a warning.
+Messages that are whole, but of another kind than ours, Celery drops by itself: tests/acceptance/test_celery_surface.py
+has both.
 """
 
 from __future__ import annotations
@@ -35,16 +36,36 @@ def _loads(text: str, *args: Any, **kwargs: Any) -> Any:
     """None for what is not JSON; `_deliver` drops it."""
     try:
         return _original_loads(text, *args, **kwargs)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _deliver(self: Any, message: Any, queue: str) -> Any:
-    properties = message.get("properties") if isinstance(message, dict) else None
-    if not (isinstance(properties, dict) and properties.get("delivery_tag")):
+    if not _is_message(message):
         log.warning("what waited in a queue is no message and is dropped", queue=queue)
         return None
-    return _original_deliver(self, message, queue)
+    try:
+        return _original_deliver(self, message, queue)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        log.warning("a message that cannot be read is dropped", queue=queue, error=type(error).__name__)
+        _forget(self, message["properties"]["delivery_tag"])
+        return None
+
+
+def _is_message(message: Any) -> bool:
+    """Has it what kombu needs to acknowledge it, and to hand it out again?"""
+    properties = message.get("properties") if isinstance(message, dict) else None
+    if not isinstance(properties, dict):
+        return False
+    tag, info = properties.get("delivery_tag"), properties.get("delivery_info")
+    return isinstance(tag, str) and isinstance(info, dict) and {"exchange", "routing_key"} <= info.keys()
+
+
+def _forget(transport: Any, tag: str) -> None:
+    """Or it would be handed out again after the visibility timeout, and for ever."""
+    for channel in transport.channels:
+        if tag in channel.qos._delivered:
+            channel.basic_reject(tag, requeue=False)
 
 
 def apply() -> None:

@@ -1,8 +1,12 @@
 """A worker that holds an unacknowledged message survives the end of its broker. Without `broker_guard` kombu 5.7.0
-ends it with an AttributeError."""
+ends it with an AttributeError. And one survives messages that cannot be read, each of which would end it."""
 
 from __future__ import annotations
 
+import base64
+import json
+
+import redis
 import sqlalchemy as sa
 
 from dcsync.adapters.clock import utc_now
@@ -10,6 +14,7 @@ from dcsync.adapters.database import make_engine
 from dcsync.adapters.store.inventory import SqlInventory
 from dcsync.adapters.tables import subcloud
 from dcsync.local.servers import EmbeddedRedis
+from dcsync.messages import TaskName
 from dcsync.subcloud import new_subcloud
 from tests.processes import Processes, wait_until
 
@@ -54,3 +59,51 @@ def _waits_for_a_lock(engine: sa.Engine) -> bool:
     )
     with engine.connect() as connection:
         return bool(connection.scalar(query))
+
+
+def a_message(*, body: object = None, headers: object = None, **properties: object) -> dict[str, object]:
+    """As kombu lays it into a queue: a report on nobody, or what is given in its place."""
+    told = json.dumps([[], {"updates": [], "version": 1}, {}]).encode()
+    info = {"exchange": "state", "routing_key": "state"}
+    return {
+        "body": base64.b64encode(told).decode() if body is None else body,
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": TaskName.STATE_UPDATES, "id": "1"} if headers is None else headers,
+        "properties": {"delivery_info": info, "delivery_tag": "tag", "body_encoding": "base64"} | properties,
+    }
+
+
+UNREADABLE = {
+    "a body that is no base64": a_message(body="!!!"),
+    "a body in an encoding nobody knows": a_message(body_encoding="rot13"),
+    "a body that is a number": a_message(body=5),
+    "a body that is no triple": a_message(body=base64.b64encode(b'{"a": 1}').decode()),
+    "headers that are a list": a_message(headers=[1]),
+    "a task that is a list": a_message(headers={"task": ["x"], "id": "1", "lang": "py"}),
+    "a time limit that is no pair": a_message(
+        headers={"lang": "py", "task": TaskName.STATE_UPDATES, "id": "1", "timelimit": 5}
+    ),
+    "a tag that is an object": a_message(delivery_tag={"a": 1}),
+    "a destination that is a text": a_message(delivery_info="state"),
+    "brackets without end": "[" * 100_000,
+}
+
+
+def test_a_worker_drops_what_it_cannot_read_and_goes_on(
+    database_url: str, redis_client: redis.Redis, redis_url: str, processes: Processes
+) -> None:
+    environ = {"DCSYNC_DATABASE_URL": database_url, "DCSYNC_REDIS_URL": redis_url}
+    arguments = ("-Q", "state", "-P", "threads", "-c", "2", "--without-gossip", "--without-mingle")
+    worker = processes.celery("worker", *arguments, environ=environ, ready="ready.")
+    for what, message in UNREADABLE.items():
+        redis_client.lpush("state", message if isinstance(message, str) else json.dumps(message))
+        wait_until(
+            lambda: not worker.alive or not redis_client.llen("state"),
+            seconds=60,
+            what=lambda what=what: f"{what} is taken:\n{worker.output()}",
+        )
+    processes.cli("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5", environ=environ, expect=0)
+    processes.cli("state", "availability", "online", "edge-1", environ=environ, expect=0)
+    wait_until(lambda: not redis_client.hlen("unacked"), seconds=60, what="nothing is left to be handed out again")
+    assert worker.alive, worker.output()
