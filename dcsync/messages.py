@@ -178,7 +178,12 @@ def bulk_report(
     fail_count: int | None = None,
     alarmable: bool = True,
 ) -> BulkReport:
-    """Availability (left out when neither status nor fail count is given) and endpoint statuses in one report."""
+    """Availability (left out when neither status nor fail count is given) and endpoint statuses in one report.
+
+    Raises BadReport when it would say nothing at all.
+    """
+    if not endpoints and availability_status is None and fail_count is None:
+        raise BadReport("the report says nothing")
     availability = AvailabilityReport(
         region_name=region_name, mark=mark, availability_status=availability_status, fail_count=fail_count
     )

@@ -187,12 +187,15 @@ class StateReporter:
         """Returns at once; the report is sent within the window, with others."""
         with self._changed:
             self._pending.append(report)
+            if self._closing:
+                return self._drop(1, "closed")
             if self._thread is None:
                 self._start()
             if len(self._pending) > self._max_pending:
                 self._drop(len(self._pending) - self._max_pending, "too many wait")
             if len(self._pending) == 1 or len(self._pending) == self._message_reports:
                 self._changed.notify_all()
+            return None
 
     def flush(self, *, timeout_seconds: float = 10.0) -> bool:
         """Send what waits without waiting for the window; True when nothing waits any more (sent, or dropped)."""
@@ -254,12 +257,24 @@ class StateReporter:
                 return self._reports.send(reports)
             except BrokerUnreachable as error:
                 log.warning("reports not sent", reports=len(reports), attempt=attempt, error=str(error))
+            except Exception:  # noqa: BLE001 - a report of somebody else's making must not end the thread
+                return self._send_apart(reports)
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing, timeout=self._hold_off * attempt):
                     break
         self.dropped += len(reports)
         log.error("reports dropped", reports=len(reports), why="the broker does not answer")
         return None
+
+    def _send_apart(self, reports: list[Report]) -> None:
+        """Among these is one that cannot be sent by anybody: halved until it is found, and dropped alone."""
+        if len(reports) > 1:
+            middle = len(reports) // 2
+            self._send(reports[:middle])
+            self._send(reports[middle:])
+            return
+        self.dropped += 1
+        log.exception("reports dropped", reports=1, why="it cannot be sent")
 
     def _drop(self, count: int, why: str) -> None:
         for _ in range(count):

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from dcsync.adapters.reporter import Observer, StateReporter
-from dcsync.errors import BrokerUnreachable
-from dcsync.messages import Report, report_from_payload, report_payload
+from dcsync.errors import BadReport, BrokerUnreachable
+from dcsync.messages import BulkReport, Report, report_from_payload, report_payload
 from dcsync.subcloud import EndpointType
 from tests.processes import wait_until
 from tests.reports import FIRMWARE, IN_SYNC, ONLINE, PLATFORM, UNKNOWN, bulk, endpoint, online
@@ -132,6 +133,42 @@ def test_closing_ends_the_thread(broker: Broker) -> None:
     reporter.report(online(1))
     assert reporter.close(timeout_seconds=SECONDS)
     assert set(threading.enumerate()) <= before
+
+
+def test_a_report_that_cannot_be_sent_costs_no_other(broker: Broker) -> None:
+    """Made by a program of somebody else's: neither the thread nor what travels with it is lost."""
+    broken = BulkReport(availability=None, endpoints=())
+    send = broker.send
+
+    def send_payloads(reports: Sequence[Report]) -> None:
+        for report in reports:
+            report_payload(report)
+        send(reports)
+
+    broker.send = send_payloads  # type: ignore[method-assign]
+    reporter = StateReporter(broker, window_seconds=SECONDS)
+    for report in (*map(online, range(9)), broken, *map(online, range(9, 20))):
+        reporter.report(report)
+    assert reporter.flush(timeout_seconds=SECONDS)
+    assert (broker.reports(), reporter.dropped) == ([online(second) for second in range(20)], 1)
+    reporter.report(online(20))
+    assert reporter.close(timeout_seconds=SECONDS)
+    assert broker.reports()[-1] == online(20)
+
+
+def test_a_report_that_says_nothing_cannot_be_made() -> None:
+    with pytest.raises(BadReport):
+        Observer().bulk("r", {})
+
+
+def test_a_closed_reporter_refuses_reports_and_says_so(broker: Broker) -> None:
+    reporter = StateReporter(broker)
+    reporter.report(online(1))
+    reporter.close(timeout_seconds=SECONDS)
+    with capture_logs() as logged:
+        reporter.report(online(2))
+    assert (broker.reports(), reporter.dropped) == ([online(1)], 1)
+    assert [line["why"] for line in logged] == ["closed"]
 
 
 def test_every_kind_of_report_survives_the_wire() -> None:
