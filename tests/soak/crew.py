@@ -15,6 +15,9 @@ BEAT_POSTS = ("beat1", "beat2")
 WORKER_POSTS = (*SYNC_POSTS, *STATE_POSTS)
 LONG_LIVED = ("sync1", "state1")
 """Once the crew has settled these are put to sleep at times, but never killed: their memory is what is measured."""
+LEAVING_SECONDS = 60.0
+"""Far more than one that was asked to end lets its runs go on (3 s)."""
+LAST_LINES = 15
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Crew:
     system: System
     at_post: dict[str, Running] = field(default_factory=dict)
     naps: list[Nap] = field(default_factory=list)
+    leaving: list[tuple[str, Running, float]] = field(default_factory=list)
+    """Post, and since when: those that were asked to end."""
 
     def start_all(self) -> None:
         for post in (*WORKER_POSTS, *BEAT_POSTS):
@@ -51,6 +56,27 @@ class Crew:
 
     def kill(self, post: str) -> None:
         self.at_post.pop(post).kill()
+
+    def dismiss(self, post: str) -> None:
+        """Ask it to end; `late_leavers` tells whether it does."""
+        running = self.at_post.pop(post)
+        running.signal(signal.SIGTERM)
+        self.leaving.append((post, running, time.monotonic()))
+
+    def late_leavers(self) -> list[str]:
+        """Those that took too long to end, or ended badly, each named once; who took too long is killed."""
+        wrong, still = [], []
+        for post, running, since in self.leaving:
+            if not running.alive:
+                if running.process.returncode != 0:
+                    wrong.append(f"{post} (pid {running.pid}) was asked to end and did so with {_last_words(running)}")
+            elif time.monotonic() - since > LEAVING_SECONDS:
+                running.kill()
+                wrong.append(f"{post} (pid {running.pid}) was asked to end and did not: {_last_words(running)}")
+            else:
+                still.append((post, running, since))
+        self.leaving = still
+        return wrong
 
     def sleep(self, post: str) -> None:
         running = self.at_post[post]
@@ -76,6 +102,9 @@ class Crew:
         told = []
         for post in gone:
             running = self.at_post.pop(post)
-            last = "\n".join(running.output().splitlines()[-15:])
-            told.append(f"{post} (pid {running.pid}) ended by itself with {running.process.returncode}:\n{last}")
+            told.append(f"{post} (pid {running.pid}) ended by itself with {_last_words(running)}")
         return told
+
+
+def _last_words(running: Running) -> str:
+    return f"{running.process.returncode}:\n" + "\n".join(running.output().splitlines()[-LAST_LINES:])

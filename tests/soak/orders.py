@@ -44,7 +44,15 @@ SITE_FAULTS = (
 )
 """`swallow` only now and then: a site that claims for ever to have stored what it has not is left to an operator."""
 
-OUTAGES = (Fault("hang"), Fault("refuse"), Fault("reset"))
+OUTAGES = (
+    Fault("hang"),
+    Fault("refuse"),
+    Fault("reset"),
+    Fault("status", status=500, verb="write"),
+    Fault("status", status=500, service="dbsync", verb="write"),
+    Fault("lost-answer", service="dbsync", verb="write"),
+)
+"""Of many sites at once; with the latter ones they are still there, and take nothing."""
 
 CENTRAL_FAULTS = (
     Fault("hang"),

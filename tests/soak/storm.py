@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 
@@ -31,8 +32,11 @@ GRACE_SECONDS = 4.0
 USERS_AT_ONCE = 4
 """Writes that one who was stopped after he had asked may still make when he wakes."""
 TRIES = 20
-GOOD_CODES = frozenset({0, 1, 4, 5})
-"""0 done, 1 the answer is no, 4 a server (or for `diff` a site) is away, 5 refused by a guard."""
+ORDERS_AT_ONCE = 2
+COMMAND_SECONDS = 120.0
+NO_SERVER = 4
+GOOD_CODES = frozenset({0, 1, 3, NO_SERVER, 5})
+"""0 done, 1 the answer is no, 3 just deleted, 4 a server (or for `diff` a site) is away, 5 refused by a guard."""
 
 
 @dataclass
@@ -41,6 +45,16 @@ class LeftAlone:
 
     since: float
     writes: int | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the operator's. `code` None: it did not end in time. `said`: on standard error."""
+
+    arguments: tuple[str, ...]
+    code: int | None
+    said: str
+    began: float
 
 
 class Storm:
@@ -66,17 +80,20 @@ class Storm:
         self._faulty: set[str] = set()
         self._left_alone: dict[str, LeftAlone] = {}
         self._deleted: set[str] = set()
-        self._up_since: dict[Server, float] = {server: time.monotonic() for server in (system.redis, system.postgres)}
+        self._trouble_ended_at = time.monotonic()
+        self._hands = ThreadPoolExecutor(ORDERS_AT_ONCE)
+        self._given: list[Future[Command]] = []
         self._commands = system.processes.folder / "commands.log"
         self._table: list[tuple[float, Callable[[], None]]] = [
-            (14, self._a_site_misbehaves),
+            (12, self._a_site_misbehaves),
             (10, self._a_site_drifts),
             (6, self._the_centre_changes),
             (1, self._the_centre_misbehaves),
             (0.4, self._the_centre_hides_a_list),
             (0.3, self._somebody_rotates_at_the_centre),
-            (0.7, self._many_sites_go_away),
+            (1, self._many_sites_go_away),
             (3, self._a_sync_worker_is_killed),
+            (1, self._somebody_is_asked_to_end),
             (2, self._a_state_worker_is_killed),
             (1, self._a_beat_is_killed),
             (2.5, self._somebody_falls_asleep),
@@ -103,6 +120,7 @@ class Storm:
         while time.monotonic() < ends:
             self._undo_what_is_due()
             self._look_after_the_crew()
+            self._hear_commands(until_all=False)
             (befall,) = self.dice.choices([each for _, each in self._table], [weight for weight, _ in self._table])
             befall()
             time.sleep(self.dice.uniform(0.1, 0.9))
@@ -116,10 +134,13 @@ class Storm:
         while self._undos:
             _, _, undo = heapq.heappop(self._undos)
             undo()
-        self._look_after_the_crew()
+        self._hear_commands(until_all=True)
+        while self.crew.leaving:
+            self._look_after_the_crew()
+            time.sleep(0.2)
 
     def _look_after_the_crew(self) -> None:
-        self.wrong += self.crew.deserters()
+        self.wrong += [*self.crew.deserters(), *self.crew.late_leavers()]
         expected = {post for _, _, undo in self._undos if (post := getattr(undo, "post", None))}
         for post in (*SYNC_POSTS, *STATE_POSTS, *BEAT_POSTS):
             if post not in self.crew.at_post and post not in expected:
@@ -141,7 +162,7 @@ class Storm:
     def _many_sites_go_away(self) -> None:
         self.counts["mass outages"] += 1
         share = self.dice.sample(self.names, int(len(self.names) * OUTAGE_SHARE))
-        self._misbehave(self.dice.choice(OUTAGES), share, self.dice.uniform(10, 25))
+        self._misbehave(self.dice.choice(OUTAGES), share, self.dice.uniform(10, 40))
 
     def _misbehave(self, fault: Fault, names: list[str], seconds: float) -> None:
         for name in [name for name in names if name not in self._faulty]:
@@ -196,7 +217,7 @@ class Storm:
         self._kill_one_of(BEAT_POSTS)
 
     def _kill_one_of(self, posts: tuple[str, ...]) -> None:
-        there = [post for post in posts if self.crew.is_up(post) and not (self.is_settled and post in LONG_LIVED)]
+        there = [post for post in posts if self._may_go(post)]
         if there:
             post = self.dice.choice(there)
             self.counts[f"killed: {post}"] += 1
@@ -210,6 +231,17 @@ class Storm:
             self.counts[f"asleep: {post}"] += 1
             self.crew.sleep(post)
             self._later(_ForPost(post, self._bring_back), seconds=self._nap_seconds + self.dice.uniform(0, 5))
+
+    def _somebody_is_asked_to_end(self) -> None:
+        there = [post for post in (*SYNC_POSTS, *STATE_POSTS, *BEAT_POSTS) if self._may_go(post)]
+        if there:
+            post = self.dice.choice(there)
+            self.counts[f"asked to end: {post}"] += 1
+            self.crew.dismiss(post)
+            self._later(_ForPost(post, self._bring_back), seconds=self.dice.uniform(0, 8))
+
+    def _may_go(self, post: str) -> bool:
+        return self.crew.is_up(post) and not (self.is_settled and post in LONG_LIVED)
 
     def _bring_back(self, post: str) -> None:
         if post not in self.crew.at_post:
@@ -245,13 +277,14 @@ class Storm:
             except LocalProcessFailed:
                 time.sleep(0.5)
             else:
-                self._up_since[server] = time.monotonic()
+                self._trouble_ended_at = time.monotonic()
                 return
         raise LocalProcessFailed(f"{server.name} did not come back")
 
     def _redis_is_flushed(self) -> None:
         if self.system.redis.pid is not None:
             self.counts["redis flushed"] += 1
+            self._trouble_ended_at = time.monotonic()
             with redis_client(self.system) as client:
                 client.flushall()
 
@@ -264,11 +297,12 @@ class Storm:
                 time.sleep(self.dice.uniform(1, 7))
             finally:
                 os.kill(pid, signal.SIGCONT)
-                self._up_since[self.system.redis] = time.monotonic()
+                self._trouble_ended_at = time.monotonic()
 
     def _redis_cuts_connections(self) -> None:
         if self.system.redis.pid is not None:
             self.counts["redis cut connections"] += 1
+            self._trouble_ended_at = time.monotonic()
             with redis_client(self.system) as client:
                 client.client_kill_filter(_type="normal", skipme=True)
                 client.client_kill_filter(_type="pubsub")
@@ -276,34 +310,51 @@ class Storm:
     def _postgresql_cuts_connections(self) -> None:
         if self.system.postgres.pid is not None:
             self.counts["postgresql cut connections"] += 1
+            self._trouble_ended_at = time.monotonic()
             cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dcsync %'"
             with self.system.engine.connect() as connection:
                 connection.execute(sa.text(cut))
 
     # --- the operator ---
 
+    def order(self, *arguments: str) -> None:
+        """Given now and heard of later, so that it meets what befalls us meanwhile; not when some are not done yet."""
+        if len(self._given) >= 2 * ORDERS_AT_ONCE:
+            return
+        self._given.append(self._hands.submit(self._carried_out, arguments))
+
     def command(self, *arguments: str) -> int | None:
-        """Its exit code, None where it did not end in time. What it prints is kept."""
-        told = " ".join(itertools.takewhile(lambda word: not word.startswith("subcloud1"), arguments[:2]))
+        """Its exit code once it has ended, None where it did not end in time."""
+        return self._heard(self._carried_out(arguments))
+
+    def _hear_commands(self, *, until_all: bool) -> None:
+        for given in [each for each in self._given if until_all or each.done()]:
+            self._given.remove(given)
+            self._heard(given.result())
+
+    def _carried_out(self, arguments: tuple[str, ...]) -> Command:
         began = time.monotonic()
         try:
-            done = self.system.processes.cli(*arguments, environ=self.system.environ, seconds=90)
+            done = self.system.processes.cli(*arguments, environ=self.system.environ, seconds=COMMAND_SECONDS)
         except subprocess.TimeoutExpired:
-            self.wrong.append(f"dcsync {' '.join(arguments)} did not end")
-            return None
+            return Command(arguments, None, "", began)
         with self._commands.open("a", encoding="utf-8") as log:
-            log.write(
-                f"{time.time():.3f} $ dcsync {' '.join(arguments)}\n{done.stdout}{done.stderr}({done.returncode})\n"
-            )
-        self.answers[f"{arguments[0]} {done.returncode}"] += 1
-        if "Traceback" in done.stderr or done.returncode not in GOOD_CODES:
-            self.wrong.append(f"dcsync {told} ended with {done.returncode}: {done.stderr[-2000:]}")
-        if done.returncode == 4 and arguments[0] != "diff" and self._servers_were_up_since(began - 1):
-            self.wrong.append(f"dcsync {told} found no server, and all were up: {done.stderr[-500:]}")
-        return done.returncode
+            head = f"{time.time():.3f} $ dcsync {' '.join(arguments)} (exit code {done.returncode})"
+            log.write(f"{head}\n{done.stdout}{done.stderr}")
+        return Command(arguments, done.returncode, done.stderr, began)
 
-    def _servers_were_up_since(self, moment: float) -> bool:
-        return all(server.pid is not None and since < moment for server, since in self._up_since.items())
+    def _heard(self, command: Command) -> int | None:
+        told, code = f"dcsync {' '.join(command.arguments)}", command.code
+        self.answers[f"{command.arguments[0]} {code}"] += 1
+        if code not in GOOD_CODES or "Traceback" in command.said:
+            self.wrong.append(f"{told} ended with {code}: {command.said[-2000:]}")
+        is_about_servers = code == NO_SERVER and command.arguments[0] != "diff"
+        if is_about_servers and self._trouble_ended_at < command.began - 1 and self._all_servers_are_up():
+            self.wrong.append(f"{told} found no server, and all were up: {command.said[-500:]}")
+        return code
+
+    def _all_servers_are_up(self) -> bool:
+        return all(server.pid is not None for server in (self.system.redis, self.system.postgres))
 
     def _some(self, most: int) -> list[str]:
         there = [name for name in self.names if name not in self._deleted]
@@ -311,25 +362,25 @@ class Storm:
 
     def _sync(self) -> None:
         self.counts["order: sync"] += 1
-        self.command("sync", *self._some(5))
+        self.order("sync", *self._some(5))
 
     def _sync_all(self) -> None:
         self.counts["order: sync --all"] += 1
-        self.command("sync", "--all", "--yes")
+        self.order("sync", "--all", "--yes")
 
     def _audit(self) -> None:
         self.counts["order: audit"] += 1
-        self.command("audit", *self._some(5))
+        self.order("audit", *self._some(5))
 
     def _audit_all(self) -> None:
         self.counts["order: sync-request"] += 1
-        self.command("sync-request", self.dice.choice(["identity", "platform"]))
+        self.order("sync-request", self.dice.choice(["identity", "platform"]))
 
     def _rotate_keys(self) -> None:
         """Forced: within minutes of another one, and while many sites are away, a careful operator would not."""
         self.counts["order: keys rotate"] += 1
         self.last_rotation = time.monotonic()
-        self.command("keys", "rotate", "--force", "--yes")
+        self.order("keys", "rotate", "--force", "--yes")
 
     def _look(self) -> None:
         (name,) = self._some(1)
@@ -342,7 +393,7 @@ class Storm:
             ("diff", name),
         )
         self.counts["order: look"] += 1
-        self.command(*self.dice.choice(questions))
+        self.order(*self.dice.choice(questions))
 
     def _unmanage(self) -> None:
         names = [name for name in self._some(4) if name not in self._left_alone]
