@@ -91,6 +91,8 @@ def record_from_body(type_: ResourceType, body: Mapping[str, Any]) -> Record:
     elif type_ is ResourceType.PROJECTS:
         row = body["project"]
         kept = {"project": _only(row, PROJECT_COLUMNS)}
+        if not isinstance(row.get("parent_id"), str | None):
+            raise TypeError("parent_id is not text")
     else:
         row = body["role"]
         kept = {"role": _only(row, ROLE_COLUMNS)}

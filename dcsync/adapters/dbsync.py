@@ -12,7 +12,8 @@ from dcsync.adapters.http import Reply
 from dcsync.adapters.keystone import Authenticated
 from dcsync.identity import Record, ResourceType, RevocationEvent, record_from_body, revocation_event
 
-LONGEST_ID = 255
+LONGEST_ID = LONGEST_TEXT = 255
+"""Keystone's own columns for ids and names are no longer."""
 EVENTS = "token-revocation-events"
 
 
@@ -102,7 +103,7 @@ def usable_id(id_: str) -> bool:
 
 
 def _storable(text: str) -> bool:
-    if "\0" in text:
+    if "\0" in text or len(text) > LONGEST_TEXT:
         return False
     try:
         text.encode()

@@ -52,4 +52,5 @@ def _rows(keys: FernetKeys) -> list[dict[str, object]]:
 
 
 def _is_key_row(row: Any) -> bool:
-    return isinstance(row, dict) and type(row.get("id")) is int and isinstance(row.get("key"), str)
+    key = row.get("key") if isinstance(row, dict) else None
+    return type(key) is str and key.isascii() and type(row.get("id")) is int

@@ -37,4 +37,5 @@ def _is_known(difference: Difference, here: Collection[str], there: Collection[s
 
 def _password(user: Record) -> str:
     """Of the password and its history as they are stored; neither can be got back from it."""
-    return hashlib.sha256("\n".join(password_hashes(user)).encode()).hexdigest()[:SHOWN_DIGITS]
+    text = "\n".join(password_hashes(user)).encode(errors="backslashreplace")
+    return hashlib.sha256(text).hexdigest()[:SHOWN_DIGITS]

@@ -106,6 +106,10 @@ FAILURES: dict[str, tuple[Behaviour, Reason]] = {
 }
 
 
+async def list_projects(session: HttpSubcloudSession) -> None:
+    await session.identity.list(ResourceType.PROJECTS)
+
+
 async def list_users(session: HttpSubcloudSession) -> None:
     await session.identity.list(ResourceType.USERS)
 
@@ -201,6 +205,7 @@ async def test_an_empty_set_of_keys_is_never_sent(clouds: HttpClouds, site: Site
         {"keys": [{"id": "0", "key": KEYS[0]}]},
         {"keys": [{"id": True, "key": KEYS[0]}]},
         {"keys": [{"id": 0, "key": None}]},
+        {"keys": [{"id": 0, "key": "\ud800"}]},
         {"keys": [{"id": 0, "key": KEYS[0]}, {"id": 0, "key": KEYS[1]}]},
     ],
 )
@@ -215,7 +220,15 @@ async def test_an_id_that_cannot_stand_in_an_address_is_a_bad_reply(clouds: Http
     assert (await failure_of(clouds, list_users)).reason is Reason.BAD_REPLY
 
 
-@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("parent_id", [["p1"], {"id": "p1"}, 7])
+async def test_a_project_under_something_that_is_no_id_is_a_bad_reply(
+    clouds: HttpClouds, site: Site, parent_id: Any
+) -> None:
+    site.lists["projects"] = [{"project": LISTS["projects"][0]["project"] | {"parent_id": parent_id}}]
+    assert (await failure_of(clouds, list_projects)).reason is Reason.BAD_REPLY
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 256])
 async def test_a_name_no_table_can_hold_is_a_bad_reply(clouds: HttpClouds, site: Site, name: str) -> None:
     site.lists["users"] = [USER | {"local_user": USER["local_user"] | {"name": name}}]  # type: ignore[operator]
     assert (await failure_of(clouds, list_users)).reason is Reason.BAD_REPLY

@@ -591,6 +591,12 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(world: World) -> No
         world.engine().preview("nowhere", frozenset(SYNCED_ENDPOINT_TYPES))
 
 
+def test_a_preview_tells_of_a_hash_that_is_no_text(world: World) -> None:
+    world.site.put(a_user("sysinv", password="\ud800"))
+    (identity,) = world.engine().preview(REGION, frozenset({IDENTITY}))
+    assert identity.differences[0].startswith("users sysinv: password (")
+
+
 def test_a_preview_says_what_a_guard_would_refuse(world: World) -> None:
     many_placed(world, 6)
     (identity,) = world.engine().preview(REGION, frozenset({IDENTITY}))
