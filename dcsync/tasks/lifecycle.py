@@ -44,7 +44,7 @@ def _prepare(sender: str, instance: Any, **_: Any) -> None:
     process = process_of(instance.app)
     process.name = sender
     needed = ["database_url", "redis_url"]
-    if _consumes(instance.app, Queue.SYNC):
+    if any(_consumes(instance.app, queue) for queue in Queue if queue is not Queue.STATE):
         needed += ["central_auth_url", "password"]
     try:
         process.settings.required(*needed)
@@ -85,6 +85,8 @@ def _sweep_when_late(process: WorkerProcess) -> None:
                 _send_what_else_beat_sends(process.app)
         except (DcsyncError, OperationalError) as exc:
             log.warning("late sweep not possible", error=str(exc))
+        except Exception:  # the boundary of this thread: without it nobody would stand in for a dead beat
+            log.exception("late sweep failed")
 
 
 def _send_what_else_beat_sends(app: Any) -> None:

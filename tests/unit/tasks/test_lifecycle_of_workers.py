@@ -1,0 +1,65 @@
+"""What a worker does at its start, and for a beat that is dead."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dcsync.messages import Queue
+from dcsync.settings import load
+from dcsync.tasks import lifecycle
+from tests.processes import wait_until
+
+
+class Ticks:
+    """The first look fails as nothing should; later ones find that no sweep was seen for long."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def seconds_since_sweep(self, _: object) -> float:
+        self.looks += 1
+        if self.looks == 1:
+            raise ValueError("could not convert string to float")
+        return 1000.0
+
+    def take(self) -> bool:
+        return True
+
+
+def test_no_fault_keeps_a_worker_from_standing_in_for_a_dead_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[object] = []
+    stopping = threading.Event()
+    monkeypatch.setattr(lifecycle, "_stopping", stopping)
+    monkeypatch.setattr(lifecycle, "sweep_now", swept.append)
+    services = SimpleNamespace(ticks=Ticks(), settings=SimpleNamespace(sweep_interval=0.01))
+    app = SimpleNamespace(conf=SimpleNamespace(beat_schedule={}))
+    process: Any = SimpleNamespace(sync=services, app=app)
+    thread = threading.Thread(target=lifecycle._sweep_when_late, args=(process,), daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: swept, seconds=60, what="it sweeps in beat's place")
+    finally:
+        stopping.set()
+        thread.join(timeout=60)
+
+
+@pytest.mark.parametrize("queue", [Queue.CONTROL, Queue.SYNC, Queue.AUDIT])
+def test_a_worker_that_lacks_the_centre_does_not_start(queue: Queue) -> None:
+    with pytest.raises(SystemExit, match="not set: DCSYNC_CENTRAL_AUTH_URL, DCSYNC_PASSWORD"):
+        lifecycle._prepare("worker", instance=a_worker(queue))
+
+
+def test_a_state_worker_needs_no_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "_this", [])
+    lifecycle._prepare("worker", instance=a_worker(Queue.STATE))
+    assert lifecycle._this
+
+
+def a_worker(queue: Queue) -> Any:
+    settings = load({"DCSYNC_DATABASE_URL": "postgresql://db.invalid/d", "DCSYNC_REDIS_URL": "redis://r.invalid"})
+    amqp = SimpleNamespace(queues=SimpleNamespace(consume_from={queue.value: None}))
+    return SimpleNamespace(app=SimpleNamespace(amqp=amqp, dcsync=SimpleNamespace(settings=settings, name="")))
