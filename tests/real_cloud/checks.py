@@ -24,6 +24,8 @@ KEPT = {
 """Names a sync leaves as they are: filtered ones, and those found on the subcloud only."""
 
 TOKEN_USERS = ("admin", "dcmanager", "barbican", "fm", "operator1")
+LEAST_TRIES = 12
+"""Three for each worker thread of a Keystone, however long one takes."""
 VOLATILE = {"last_active_at", "failed_auth_count", "failed_auth_at"}
 
 
@@ -151,15 +153,16 @@ def _role_ids(body: Any) -> set[str]:
 
 
 def is_refused(site: Cloud, token: str, *, patience: float = 10) -> bool:
-    """Whether the token is worth nothing as a caller, 401, within so many seconds."""
+    """Whether the token is worth nothing as a caller, 401, within so many seconds; 0: at once."""
     url = f"{site.urls['keystone']}/auth/tokens"
     return _within(patience, lambda: ask("GET", url, token=token, X_Subject_Token=token).status == 401)
 
 
 def _within(seconds: float, question: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
+    deadline, tries_left = time.monotonic() + seconds, LEAST_TRIES if seconds else 1
     while not question():
-        if time.monotonic() >= deadline:
+        tries_left -= 1
+        if tries_left <= 0 and time.monotonic() >= deadline:
             return False
         time.sleep(0.02)
     return True

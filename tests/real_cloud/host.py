@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from tests.real_cloud.postgres import Postgres, die_with_parent
 
 TEMPLATE = "template_keystone"
-READY_TIMEOUT_SECONDS = 40
+READY_TIMEOUT_SECONDS = 180
 
 
 @dataclass
@@ -129,7 +129,7 @@ def _wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     while True:
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(url, timeout=30).close()
         except OSError as exc:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{url} does not answer: {exc}") from exc

@@ -56,7 +56,8 @@ class IdentityTables:
         }
 
     def list_all(self, kind: str) -> list[Body]:
-        with self._engine.connect() as connection:
+        """As they were at one moment, though a list is made of several tables."""
+        with self._engine.execution_options(isolation_level="REPEATABLE READ").connect() as connection:
             return self._readers[kind](connection, None)
 
     def get(self, kind: str, id_: str) -> Body:

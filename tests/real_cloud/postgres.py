@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+import psycopg2.errors
 
-START_TIMEOUT_SECONDS = 30
+START_TIMEOUT_SECONDS = 120
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -65,12 +66,17 @@ class Postgres:
         return f"postgresql+psycopg2://postgres@/{database}?host={self._data}"
 
     def create_database(self, name: str, *, template: str = "template0") -> None:
-        """A new database, empty or a copy of `template`, which nobody may be connected to."""
+        """A new database, empty or a copy of `template`, which nobody may be connected to.
+
+        The session of a process that has ended ends a moment later."""
         connection = psycopg2.connect(host=str(self._data), user="postgres", dbname="postgres")
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+                while not _created(cursor, name, template=template):
+                    if time.monotonic() > deadline:
+                        raise RuntimeError(f"database {template} is still in use")
         finally:
             connection.close()
 
@@ -102,6 +108,15 @@ class Postgres:
                 preexec_fn=lambda: die_with_parent(signal_number),  # noqa: PLW1509 - the host has one thread
                 **(self._identity or {}),
             )
+
+
+def _created(cursor: Any, name: str, *, template: str) -> bool:
+    """False while somebody is connected to the template; PostgreSQL waits a few seconds for him to go."""
+    try:
+        cursor.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    except psycopg2.errors.ObjectInUse:
+        return False
+    return True
 
 
 def _unprivileged() -> dict[str, Any] | None:
