@@ -26,8 +26,9 @@ from dcsync.local.leash import leashed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
-START_SECONDS = 60.0
-STOP_SECONDS = 60.0
+START_SECONDS = 180.0
+STOP_SECONDS = 180.0
+"""Far more than is needed: a deadline costs nothing when all goes well, and the machine may be busy."""
 
 
 def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -37,10 +38,16 @@ def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
 
 
 def wait_until(question: Callable[[], object], *, seconds: float, what: str | Callable[[], str]) -> None:
-    """Until `question` answers with something true; AssertionError that says `what` did not come true in time."""
+    """Until `question` answers with something true; AssertionError that says `what` did not come true in time.
+
+    It is asked a last time when the time is up, so that being held up ourselves fails nothing.
+    """
     deadline = time.monotonic() + seconds
-    while not question():
-        if time.monotonic() > deadline:
+    while True:
+        is_last = time.monotonic() > deadline
+        if question():
+            return
+        if is_last:
             raise AssertionError(f"not in {seconds} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
 
@@ -94,8 +101,10 @@ class Running:
 
     def kill(self) -> None:
         """SIGKILL to it and to whatever it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        # The id of one that ended a while ago may be somebody else's by now.
+        if self.alive or not psutil.pid_exists(self.pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -112,7 +121,7 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        descendants = [child for running in self._started for child in _descendants(running.pid)]
+        descendants = [child for running in self._started if running.alive for child in _descendants(running.pid)]
         for running in self._started:
             running.kill()
         for child in descendants:

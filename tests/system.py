@@ -23,38 +23,50 @@ from typing import Any
 
 import redis as redis_library
 from celery import Celery
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
 
+from dcsync.adapters.clock import utc_now
 from dcsync.adapters.database import make_engine
+from dcsync.adapters.locks import RedisLocks
+from dcsync.adapters.store.audits import SqlAuditStore
 from dcsync.adapters.store.inventory import SqlInventory
+from dcsync.adapters.tables import central_state
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
-from dcsync.ports import AttemptHistory
+from dcsync.ports import AttemptHistory, AuditRow
 from dcsync.settings import load
-from dcsync.subcloud import AvailabilityStatus, InitialSyncState, Subcloud
+from dcsync.subcloud import (
+    SYNCED_ENDPOINT_TYPES,
+    AuditStatus,
+    AvailabilityStatus,
+    InitialSyncState,
+    Subcloud,
+    SyncStatus,
+)
 from dcsync.tasks.app import make_app
 from tests.conftest import data_folder
 from tests.processes import Processes, Running, wait_until
 
-GOOD_SECONDS = 20.0
-SECONDS = 60.0
+SECONDS = 120.0
 """How long a test waits for what takes a second or two: the machine may be busy."""
+PATIENCE = ("--timeout", f"{SECONDS:.0f}")
+"""The same for commands that wait."""
 
 FAST = {
     "DCSYNC_SWEEP_INTERVAL": "1",
     "DCSYNC_HOLD_OFF": "2",
     "DCSYNC_HOLD_OFF_MAX": "8",
-    "DCSYNC_LOCK_TTL": "10",
-    "DCSYNC_CONNECT_TIMEOUT": "3",
-    "DCSYNC_READ_TIMEOUT": "4",
-    "DCSYNC_REQUEST_TIMEOUT": "6",
-    "DCSYNC_RUN_DEADLINE": "30",
     "DCSYNC_CENTRAL_MAX_AGE": "0",
     "DCSYNC_MAX_REPLY_BYTES": "2097152",
     "DCSYNC_STOP_GRACE": "3",
     "DCSYNC_PROBE_INTERVAL": "0",
 }
-"""Everything happens soon, and the tests play the auditor. What a test is about, it sets itself."""
+"""What is due happens soon, and the tests play the auditor. What a test is about, it sets itself.
+
+Locks live and answers are waited for as long as by default: a process that gets no CPU for ten seconds must neither
+lose its locks nor think that an answer did not come, for then dcsync does what it should, and the test is about
+something else.
+"""
 
 SYNC_QUEUES = "control,sync,audit"
 LAST_LINES = 25
@@ -85,6 +97,7 @@ class System:
             "DCSYNC_REDIS_URL": redis.url,
         }
         self.inventory = SqlInventory(engine)
+        self.audits = SqlAuditStore(engine)
         self.running: list[Running] = []
         self._places = {place["name"]: place for place in cloud.subclouds()}
         self._not_added = iter(sorted(self._places, key=lambda name: int(name.removeprefix("subcloud"))))
@@ -166,13 +179,17 @@ class System:
         """So many more are added and reported online, and not managed yet; `take` hands them out."""
         names = [self.take_new() for _ in range(count)]
         self.cli("subcloud", "import", "-", stdin=json.dumps([self._places[name] for name in names]))
-        self.cli("state", "availability", "online", "--no-wait", *names)
-        self.until(
-            lambda: all(row.availability_status is AvailabilityStatus.ONLINE for row in self.inventory.find(names)),
-            "all are online",
-        )
+        self.report(AvailabilityStatus.ONLINE, *names)
         self._online = itertools.chain(self._online, names)
         return names
+
+    def report(self, status: AvailabilityStatus, *names: str) -> None:
+        """Reported as seen online or offline, and written down."""
+        self.cli("state", "availability", status, "--no-wait", *names)
+        self.until(
+            lambda: all(row.availability_status is status for row in self.inventory.find(names)),
+            f"all of {names} {status}",
+        )
 
     def take(self, count: int) -> list[str]:
         """Names of online subclouds that no other test has."""
@@ -229,10 +246,40 @@ class System:
         self.until(failed, lambda: f"{name} failed, but it is {seen[-1]}", seconds=seconds)
         return seen[-1]
 
-    def until_writing(self, *names: str) -> None:
-        """Until each of these has answered a first write of the run at work on it."""
-        before = {name: self.writes(name) for name in names}
-        self.until(lambda: all(self.writes(name) > before[name] for name in names), f"writes to {names}")
+    def until_at_rest(self, *names: str) -> None:
+        """Until these are completed, and what follows by itself is done: audited, shown in sync, no run at work.
+
+        Then nothing more is written there until somebody asks, the centre changes, or an interval passes.
+        """
+
+        def are_at_rest() -> bool:
+            return (
+                all(_is_in_sync(row) for row in self.inventory.find(names))
+                and all(_is_done(row) for row in self.audits.audits(names))
+                and self.are_free(*names)
+            )
+
+        self.until(are_at_rest, lambda: f"all of {names} at rest, but: {self.audits.audits(names)}")
+
+    def until_free(self, *names: str) -> None:
+        """Until no run holds a lock on these; that of a run that has told its end is given back a moment later."""
+        self.until(lambda: self.are_free(*names), f"no run at work on {names}")
+
+    def are_free(self, *names: str) -> bool:
+        regions = [row.region_name for row in self.inventory.find(names)]
+        with redis_client(self) as client:
+            return not any(RedisLocks(client, ttl_seconds=1).owners(regions).values())
+
+    def until_centre_is_seen(self) -> None:
+        """Until the watch has looked at the centre as it is now, and told the rows what it found."""
+        now = utc_now()
+        query = select(func.count()).where(central_state.c.checked_at > now)
+
+        def is_seen() -> bool:
+            with self.engine.connect() as connection:
+                return connection.execute(query).scalar_one() == len(SYNCED_ENDPOINT_TYPES)
+
+        self.until(is_seen, "the watch has looked at the centre")
 
     def carried_out(self, name: str) -> dict[str, int]:
         """Writes this subcloud has carried out: "VERB service subject" -> how many."""
@@ -252,10 +299,11 @@ class System:
         The audit that follows an initial sync adds what only the centre has, so a subcloud it is at work on is given
         the time to get there.
         """
-        deadline = time.monotonic() + GOOD_SECONDS
+        deadline = time.monotonic() + SECONDS
         while True:
+            is_last = time.monotonic() > deadline
             found: list[str] = self.cloud.state(name)["problems"]
-            if not found or time.monotonic() > deadline:
+            if not found or is_last:
                 return found
             time.sleep(0.05)
 
@@ -265,6 +313,16 @@ class System:
             assert self.problems(name) == [], name
             state = self.cloud.state(name)
             assert state["violations"] == {}, (name, state["described"])
+
+
+def _is_in_sync(row: Subcloud) -> bool:
+    shown = {row.sync_status.get(type_) for type_ in SYNCED_ENDPOINT_TYPES}
+    return row.initial_sync_state is InitialSyncState.COMPLETED and shown == {SyncStatus.IN_SYNC}
+
+
+def _is_done(row: AuditRow) -> bool:
+    is_over = row.audit_status is AuditStatus.COMPLETED and row.due_at > utc_now()
+    return is_over and row.observed_generation == row.generation
 
 
 @contextmanager

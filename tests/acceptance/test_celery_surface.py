@@ -20,9 +20,12 @@ from dcsync.fake_cloud.faults import Fault
 from dcsync.messages import Queue, TaskName
 from tests.acceptance.conftest import Subclouds
 from tests.processes import wait_until
-from tests.system import SYNC_QUEUES, System, redis_client
+from tests.system import SECONDS, SYNC_QUEUES, System, redis_client
 
-pytestmark = [pytest.mark.xdist_group("celery-surface")]
+pytestmark = [pytest.mark.xdist_group("celery-surface"), pytest.mark.timeout(600)]
+
+BOTH: dict[str, Any] = {"timeout": SECONDS, "limit": 2}
+"""So long is waited for answers, until both workers have given theirs."""
 
 
 @pytest.fixture
@@ -37,7 +40,6 @@ class Events:
 
     def __init__(self, app: Celery) -> None:
         self.seen: list[dict[str, Any]] = []
-        self.ready = threading.Event()
         self.stopping = threading.Event()
         self._app = app
 
@@ -45,7 +47,6 @@ class Events:
         with self._app.connection_for_read() as broker:
             receiver = self._app.events.Receiver(broker, handlers={"*": self.seen.append})
             with receiver.consumer_context(wakeup=False) as (connection, _channel, _consumers):
-                self.ready.set()
                 while not self.stopping.is_set():
                     try:
                         connection.drain_events(timeout=0.2)
@@ -59,43 +60,50 @@ class Events:
 
 @contextmanager
 def listening(app: Celery) -> Iterator[Events]:
+    """From the first event on, if only a heartbeat: only then is it known that nothing is missed."""
     events = Events(app)
     thread = threading.Thread(target=events.listen)
     thread.start()
     try:
-        assert events.ready.wait(20)
+        wait_until(lambda: events.seen, seconds=SECONDS, what="an event is heard")
         yield events
     finally:
         events.stopping.set()
-        thread.join(timeout=20)
+        thread.join(timeout=SECONDS)
     assert not thread.is_alive()
 
 
 def assert_still_working(system: System, subclouds: Subclouds) -> None:
-    assert all(running.alive for running in system.running), system.last_lines()
     (name,) = subclouds(1)
     system.manage(name)
-    system.until_completed(name)
+    system.until_at_rest(name)
+    assert all(running.alive for running in system.running), system.last_lines()
 
 
 # --- inspect -----------------------------------------------------------------------------------------------------
 
 
 def test_inspect_ping_finds_both_workers(system: System) -> None:
-    answer = system.celery("inspect", "ping", "--timeout", "4").stdout
-    assert answer.count("OK") == 2
-    assert answer.count("pong") == 2
-    assert "2 nodes online" in answer
+    answers: list[str] = []
+
+    def have_answered() -> bool:
+        """Each within a few seconds: the command waits for so long whoever answers."""
+        answers.append(system.celery("inspect", "ping", "--timeout", "4").stdout)
+        return "2 nodes online" in answers[-1]
+
+    system.until(have_answered, lambda: f"both answer: {answers[-1]}")
+    assert answers[-1].count("OK") == 2
+    assert answers[-1].count("pong") == 2
 
 
 def test_each_worker_consumes_the_queues_of_its_role(system: System, app: Celery) -> None:
-    found = app.control.inspect(timeout=20, limit=2).active_queues()
+    found = app.control.inspect(**BOTH).active_queues()
     queues = {worker.split("@")[0]: {queue["name"] for queue in queues} for worker, queues in found.items()}
     assert queues == {"sync": set(SYNC_QUEUES.split(",")), "state": {"state"}}
 
 
 def test_tasks_have_their_fixed_names(app: Celery) -> None:
-    found = app.control.inspect(timeout=20, limit=2).registered()
+    found = app.control.inspect(**BOTH).registered()
     assert len(found) == 2
     for names in found.values():
         assert {
@@ -107,7 +115,7 @@ def test_tasks_have_their_fixed_names(app: Celery) -> None:
 
 
 def test_nothing_but_json_is_accepted_and_no_results_are_kept(system: System, app: Celery) -> None:
-    found = app.control.inspect(timeout=20, limit=2).conf()
+    found = app.control.inspect(**BOTH).conf()
     assert len(found) == 2
     for conf in found.values():
         assert conf["accept_content"] == ["json"]
@@ -123,28 +131,31 @@ def test_nothing_but_json_is_accepted_and_no_results_are_kept(system: System, ap
 
 def test_events_tell_region_generation_attempt_and_step(system: System, subclouds: Subclouds, app: Celery) -> None:
     (name,) = subclouds(1)
-    with listening(app) as events:
-        system.manage(name)
-        task_id = f"{name}.g1.a1"
-        wait_until(lambda: "task-succeeded" in events.of(task_id), seconds=30, what=lambda: str(events.seen))
-    # Sent from different threads, so steps may overtake each other by a hair, and nobody relies on it.
-    assert events.of(task_id)[0] == "task-received"
-    assert set(events.of(task_id)) == {
+    task_id = f"{name}.g1.a1"
+    expected = {
         "task-received", "task-started", "task-identity", "task-fernet-keys", "task-audit-init", "task-succeeded",
     }  # fmt: skip
-    (received,) = [event for event in events.seen if event["type"] == "task-received" and event["uuid"] == task_id]
-    assert received["name"] == TaskName.INITIAL_SYNC
-    (succeeded,) = [event for event in events.seen if event["type"] == "task-succeeded" and event["uuid"] == task_id]
-    assert "completed" in succeeded["result"]
+    with listening(app) as events:
+        system.manage(name)
+        wait_until(lambda: expected <= set(events.of(task_id)), seconds=SECONDS, what=lambda: str(events.seen))
+    # Sent from different threads, so steps may overtake each other by a hair, and nobody relies on it.
+    assert events.of(task_id)[0] == "task-received"
+    assert set(events.of(task_id)) == expected
+    told = [event for event in events.seen if event.get("uuid") == task_id]
+    assert {event["name"] for event in told if event["type"] == "task-received"} == {TaskName.INITIAL_SYNC}
+    assert "completed" in "".join(event["result"] for event in told if event["type"] == "task-succeeded")
 
 
 def test_the_second_attempt_has_a_task_id_of_its_own(system: System, subclouds: Subclouds, app: Celery) -> None:
     (name,) = subclouds(1)
     system.cloud.set_fault(name, Fault("status", status=500, times=1))
+
+    def have_succeeded() -> bool:
+        return all("task-succeeded" in events.of(f"{name}.g1.a{attempt}") for attempt in (1, 2))
+
     with listening(app) as events:
         system.manage(name)
-        wait_until(lambda: "task-succeeded" in events.of(f"{name}.g1.a2"), seconds=30, what=lambda: str(events.seen))
-    assert "task-succeeded" in events.of(f"{name}.g1.a1")
+        wait_until(have_succeeded, seconds=SECONDS, what=lambda: str(events.seen))
     system.until_completed(name)
 
 
@@ -152,7 +163,7 @@ def test_the_second_attempt_has_a_task_id_of_its_own(system: System, subclouds: 
 
 
 def publish(app: Celery, body: object, *, queue: str = Queue.SYNC, **options: Any) -> None:
-    with app.producer_pool.acquire(block=True, timeout=10) as producer:
+    with app.producer_pool.acquire(block=True, timeout=SECONDS) as producer:
         producer.publish(body, exchange=Exchange(queue, type="direct"), routing_key=queue, **options)
 
 

@@ -21,9 +21,9 @@ from dcsync.fake_cloud.control import PASSWORD, USERNAME, FakeCloud
 from dcsync.fake_cloud.faults import Fault
 from tests.acceptance.conftest import a_whole_system
 from tests.acceptance.test_celery_surface import listening
-from tests.system import System, redis_client
+from tests.system import SECONDS, System, redis_client
 
-pytestmark = [pytest.mark.xdist_group("no-secrets"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.xdist_group("no-secrets"), pytest.mark.timeout(900)]
 
 TOKEN_BEGINS = "gAAAA"
 TROUBLES = [
@@ -89,13 +89,13 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(SECONDS)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stopping.set()
         self._client.ping()  # so that it sees one more command
-        self._thread.join(timeout=20)
+        self._thread.join(timeout=SECONDS)
         self._client.close()
 
 
@@ -105,7 +105,7 @@ class Monitor:
 def call(base: str, path: str, *, token: str = "", body: object = None) -> tuple[Any, str]:
     data = None if body is None else json.dumps(body).encode()
     request = Request(base + path, data=data, headers={"X-Auth-Token": token, "Accept": "application/json"})
-    with urlopen(request, timeout=30) as answer:
+    with urlopen(request, timeout=SECONDS) as answer:
         return json.loads(answer.read() or b"null"), answer.headers.get("X-Subject-Token", "")
 
 
