@@ -1,4 +1,4 @@
-"""Tasks of the `audit` queue that see whether subclouds are there: who is due, and the probes themselves."""
+"""Tasks of the `control` queue that see whether subclouds are there: who is due, and the probes themselves."""
 
 from __future__ import annotations
 
