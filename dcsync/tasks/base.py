@@ -25,6 +25,11 @@ class DcsyncTask(Task):
     abstract = True
     throws = (TemporaryError,)
 
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Celery tells of what `throws` names on a level that nobody sees; of anything else with its traceback."""
+        if isinstance(exc, TemporaryError):
+            log.warning("not done now, the next one makes it good", task=self.name, error=str(exc))
+
     @property
     def sync(self) -> bootstrap.SyncServices:
         return process_of(self.app).sync
