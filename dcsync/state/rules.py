@@ -194,10 +194,21 @@ def touched(report: Report) -> frozenset[EndpointType] | None:
             return None
 
 
-def apply(facts: Facts, report: Report, *, now: datetime) -> Outcome:
-    """What this report makes of the facts. Raises BadReport where it cannot be meant for this subcloud."""
+def refuse_future(report: Report, *, now: datetime) -> None:
+    """Raises BadReport for a report that `apply` would refuse whatever subcloud it is about."""
     if report.mark.observed_at - now > MAX_CLOCK_LEAD:
         raise BadReport("observed in the future: check the observer's clock")
+
+
+def concerns(facts: Facts, report: Report) -> bool:
+    """Has the subcloud what a report on every subcloud is about? One that is on it alone must fit it."""
+    is_on_all = isinstance(report, EndpointReport) and report.region_name is None
+    return not is_on_all or report.endpoint_type is None or report.endpoint_type in facts.endpoints
+
+
+def apply(facts: Facts, report: Report, *, now: datetime) -> Outcome:
+    """What this report makes of the facts. Raises BadReport where it cannot be meant for this subcloud."""
+    refuse_future(report, now=now)
     match report:
         case AvailabilityReport():
             return _apply_availability(facts, report)

@@ -94,8 +94,9 @@ class StateService:
     def _apply_to_all(self, reports: Sequence[EndpointReport]) -> Tally:
         """To every subcloud, some at a time; then the audits that such a report asks for."""
         tally = Tally()
+        reports = self._without_future(reports, tally)
         after = ""
-        while region_names := self.store.region_names(after=after, limit=self.batch_subclouds):
+        while reports and (region_names := self.store.region_names(after=after, limit=self.batch_subclouds)):
             tally.add(self._apply_batch(dict.fromkeys(region_names, reports)))
             after = region_names[-1]
         audits = {audit for report in reports if (audit := rules.fleet_audit(report))}
@@ -103,6 +104,19 @@ class StateService:
             cause = "all subclouds set unknown"
             self._write(StateChanges(audits=[(None, type_, cause) for type_ in sorted(audits)]))
         return tally
+
+    def _without_future(self, reports: Sequence[EndpointReport], tally: Tally) -> list[EndpointReport]:
+        """One that is refused is put aside once, not once for each subcloud."""
+        usable = []
+        for report in reports:
+            try:
+                rules.refuse_future(report, now=self.now())
+            except BadReport as error:
+                self._put_aside([_rejected(report_payload(report), error)])
+                tally.rejected += 1
+            else:
+                usable.append(report)
+        return usable
 
     def _apply_batch(self, batch: Mapping[str, Sequence[Report]]) -> Tally:
         """In one transaction. Where a report makes it fail, the batch is halved until that report is found."""
@@ -138,6 +152,8 @@ class StateService:
         facts = memory.facts_of(row)
         total = Outcome(facts=facts, verdict=Verdict.UNCHANGED)
         for report in sorted(reports, key=lambda report: report.mark):
+            if not rules.concerns(total.facts, report):
+                continue
             try:
                 outcome = rules.apply(total.facts, report, now=now)
             except BadReport as error:

@@ -244,6 +244,29 @@ def test_bulk_with_an_endpoint_that_is_not_there_changes_nothing_at_all() -> Non
     assert (told["rejected"], world.store.writes) == (1, 0)
 
 
+# --- of all subclouds ----------------------------------------------------------------------------------------------
+
+
+def two_subclouds() -> World:
+    return World(a_state_row("subcloud1"), a_state_row("subcloud2", subcloud_id=2))
+
+
+def test_a_report_on_all_subclouds_passes_by_those_without_the_endpoint() -> None:
+    """Else 20,000 of them would put it aside 20,000 times, and push out whatever else was put aside."""
+    world, openstack = two_subclouds(), EndpointType.IDENTITY_OPENSTACK
+    world.tell(online(1), types(1, openstack, present=True), endpoint(2, openstack, IN_SYNC))
+    told = world.tell(endpoint(3, openstack, UNKNOWN, region_name=None))
+    assert (told["rejected"], world.store.rejected) == (0, [])
+    assert world.store.status(openstack) is UNKNOWN
+
+
+def test_a_report_on_all_subclouds_from_the_future_is_put_aside_once_and_asks_for_nothing() -> None:
+    world = two_subclouds()
+    told = world.tell(endpoint(86_400, FIRMWARE, UNKNOWN, region_name=None))
+    assert (told["rejected"], len(world.store.rejected)) == (1, 1)
+    assert world.store.audits == []
+
+
 # --- late, doubled, poisoned ---------------------------------------------------------------------------------------
 
 
