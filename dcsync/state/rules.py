@@ -202,8 +202,9 @@ def refuse_future(report: Report, *, now: datetime) -> None:
 
 def concerns(facts: Facts, report: Report) -> bool:
     """Has the subcloud what a report on every subcloud is about? One that is on it alone must fit it."""
-    is_on_all = isinstance(report, EndpointReport) and report.region_name is None
-    return not is_on_all or report.endpoint_type is None or report.endpoint_type in facts.endpoints
+    if not isinstance(report, EndpointReport) or report.region_name is not None or report.endpoint_type is None:
+        return True
+    return report.endpoint_type in facts.endpoints
 
 
 def apply(facts: Facts, report: Report, *, now: datetime) -> Outcome:
