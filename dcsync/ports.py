@@ -423,7 +423,8 @@ class AuditStore(Protocol):
         kind in the same transaction; how many rows, None when somebody else was faster."""
 
     def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
-        """Note that the watch looked: what it found was refused, or (None) is what is kept."""
+        """Note that the watch looked: what it found was refused, or (None) is what is kept. Then what an operator
+        allowed is over, too: it was meant for what there was to see at that time."""
 
 
 # --- key rotation --------------------------------------------------------------------------------------------------

@@ -524,7 +524,8 @@ class MemoryAuditStore:
 
     def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
         if kind in self.centre:
-            self.centre[kind] = replace(self.centre[kind], refused=why)
+            is_allowed = self.centre[kind].shrink_allowed and why is not None
+            self.centre[kind] = replace(self.centre[kind], refused=why, shrink_allowed=is_allowed)
 
     # --- inside ---
 

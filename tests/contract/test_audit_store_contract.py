@@ -495,10 +495,14 @@ def test_a_refusal_is_noted_until_all_is_well_and_allowed_only_for_all(rows: Row
     assert kept is not None
     assert (kept.refused, kept.shrink_allowed) == ("shrunk", False)
     rows.store.request(None, [IDENTITY], now=NOON, by="eve", allow_deletes=True)
+    rows.store.refuse_central(IDENTITY, why="gone", now=NOON)
+    kept = rows.store.central_state(IDENTITY)
+    assert kept is not None
+    assert (kept.refused, kept.shrink_allowed) == ("gone", True)
     rows.store.refuse_central(IDENTITY, why=None, now=NOON)
     kept = rows.store.central_state(IDENTITY)
     assert kept is not None
-    assert (kept.refused, kept.shrink_allowed) == (None, True)
+    assert (kept.refused, kept.shrink_allowed) == (None, False)
 
 
 # --- only PostgreSQL can show this ---------------------------------------------------------------------------------

@@ -365,8 +365,9 @@ class SqlAuditStore:
     @database_errors()
     def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
         update = sa.update(central_state).where(central_state.c.kind == kind.value)
+        is_over = {} if why is not None else {"shrink_allowed": False}
         with self._engine.begin() as connection:
-            connection.execute(update.values(refused=why, checked_at=now))
+            connection.execute(update.values(refused=why, checked_at=now, **is_over))
 
 
 # --- parts of the statements -------------------------------------------------------------------------------------

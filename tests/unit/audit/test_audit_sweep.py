@@ -211,6 +211,19 @@ def test_a_centre_that_shrank_is_refused_until_an_operator_allows_it_for_all(wor
     assert world.look() == []
 
 
+def test_what_an_operator_allowed_for_a_centre_that_had_not_shrunk_is_not_kept_for_the_day_it_does(
+    world: World,
+) -> None:
+    world.clouds.central = central_data(records(users=tuple(a_user(f"u{n}") for n in range(5))))
+    world.look()
+    world.store.request(None, SYNCED_ENDPOINT_TYPES, now=NOON, by="eve", allow_deletes=True)
+    assert world.look() == []
+    world.clouds.central = central_data(records())
+    (sight,) = world.look(NOON + timedelta(days=30))
+    assert sight.refused is not None
+    assert world.generations() == [2, 2, 2]
+
+
 def test_a_list_that_became_empty_is_refused_however_short_it_was(world: World) -> None:
     """Groups may be missing; that is no reason to delete those a subcloud was given."""
     world.clouds.central = central_data(records(groups=(a_group("ops"),)))
