@@ -110,6 +110,12 @@ def test_no_retry_comes_before_its_base_delay_or_after_the_cap(attempt: int, jit
     assert delay >= min(BASE * 2 ** min(attempt - 1, 10), CAP * 0.8)
 
 
+@pytest.mark.parametrize("attempt", [1, 34, 10_000])
+def test_the_longest_hold_off_that_can_be_set_is_never_more_than_a_delay_can_be(attempt: int) -> None:
+    day = timedelta(days=1)
+    assert hold_off(attempt=attempt, base=day, cap=day, jitter=0) == day
+
+
 def test_only_a_run_without_its_lock_and_older_than_a_lock_is_abandoned() -> None:
     ttl = timedelta(seconds=30)
     assert is_abandoned(claimed_at=NOON, lock_is_gone=True, now=NOON + timedelta(seconds=31), lock_ttl=ttl)
