@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
 
     # Where our own things are.
-    database_url: SecretStr | None = _knob(None, "PostgreSQL: postgresql://user:password@host/database")
+    database_url: SecretStr | None = _knob(None, "PostgreSQL 15 or newer: postgresql://user:password@host/database")
     redis_url: SecretStr | None = _knob(None, "Redis 6.2 or newer, or Valkey: redis://:password@host:6379/0")
     data_dir: Path | None = _knob(None, "where `dcsync up` keeps its embedded servers' data")
 

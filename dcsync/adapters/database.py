@@ -24,6 +24,8 @@ STATEMENT_SECONDS = 30
 IDLE_IN_TRANSACTION_SECONDS = 60
 POOL_WAIT_SECONDS = 10
 PING_AFTER_SECONDS = 2.0
+OLDEST_POSTGRESQL = 15
+"""The first major version with UNIQUE NULLS NOT DISTINCT, which the schema uses."""
 UPGRADE_LOCK = 0x6463_7379_6E63
 """The advisory lock of schema upgrades: "dcsync" in ASCII."""
 
@@ -153,13 +155,15 @@ def check(url: str, *, seconds: int) -> None:
 def upgrade(url: str) -> tuple[str | None, str]:
     """Bring the schema to the newest revision, all or nothing; (revision before, revision now).
 
-    A second upgrade at the same time waits for the first and then finds nothing to do.
+    A second upgrade at the same time waits for the first and then finds nothing to do. Raises MisconfiguredError for a
+    PostgreSQL that is too old for the schema.
     """
     from alembic import command
 
     engine = make_engine(url, application_name="dcsync db upgrade", statement_seconds=0)
     try:
         with engine.begin() as connection:
+            _require_version(connection)
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
             before = _revision(connection)
             config = _alembic_config()
@@ -168,6 +172,14 @@ def upgrade(url: str) -> tuple[str | None, str]:
             return before, head_revision()
     finally:
         engine.dispose()
+
+
+def _require_version(connection: Connection) -> None:
+    number = connection.scalar(text("SELECT current_setting('server_version_num')::int"))
+    if number // 10_000 < OLDEST_POSTGRESQL:
+        raise MisconfiguredError(
+            f"PostgreSQL {OLDEST_POSTGRESQL} or newer is needed, and this one is {number // 10_000}"
+        )
 
 
 @database_errors()

@@ -17,6 +17,7 @@ from pytest_alembic.tests import (  # noqa: F401 - collected here
 )
 from sqlalchemy import Engine, text
 
+from dcsync.adapters import database
 from dcsync.adapters.database import (
     current_revision,
     database_errors,
@@ -77,6 +78,16 @@ def test_migrated_database_equals_one_made_from_the_tables(engine: Engine, empty
         assert _catalog(engine)[what] == _catalog(made)[what]
     finally:
         made.dispose()
+
+
+def test_a_server_too_old_for_the_schema_is_named_before_anything_is_made(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ubuntu 22.04's and RHEL 9's own are."""
+    monkeypatch.setattr(database, "OLDEST_POSTGRESQL", 99)
+    with pytest.raises(MisconfiguredError, match=r"PostgreSQL 99 or newer is needed, and this one is \d+"):
+        upgrade(empty_database_url)
+    assert current_revision(empty_database_url) is None
 
 
 def test_upgrade_of_an_empty_database_and_again(empty_database_url: str) -> None:
