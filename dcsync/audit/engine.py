@@ -416,7 +416,7 @@ class Audit:
         part, failure = progress.part, progress.failure
         is_in_sync = failure is None and not progress.is_partial
         result = None if progress.found is None else SyncStatus.IN_SYNC if is_in_sync else SyncStatus.OUT_OF_SYNC
-        is_observed = failure is None or failure.reason in SETTLED
+        is_observed = failure is None or (failure.reason in SETTLED and progress.found is not None)
         return Finding(
             endpoint_type=part.endpoint_type,
             generation=part.generation,
