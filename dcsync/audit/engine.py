@@ -416,7 +416,8 @@ class Audit:
         part, failure = progress.part, progress.failure
         is_in_sync = failure is None and not progress.is_partial
         result = None if progress.found is None else SyncStatus.IN_SYNC if is_in_sync else SyncStatus.OUT_OF_SYNC
-        is_observed = failure is None or (failure.reason in SETTLED and progress.found is not None)
+        is_observed = failure is None or failure.reason in SETTLED
+        was_looked_at = progress.found is not None
         return Finding(
             endpoint_type=part.endpoint_type,
             generation=part.generation,
@@ -428,7 +429,7 @@ class Audit:
             difference_repairs=_repairs(progress),
             repaired=is_in_sync and progress.was_tried,
             failure=failure,
-            due_at=next_due if is_observed else now + self._hold_off(part, failure),
+            due_at=next_due if is_observed and was_looked_at else now + self._hold_off(part, failure),
             keys_fingerprint=progress.keys_fingerprint,
         )
 
