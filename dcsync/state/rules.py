@@ -55,9 +55,6 @@ class EndpointFact:
         return other.mark is None or (self.mark is not None and self.mark > other.mark)
 
 
-NO_FACT = EndpointFact()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """One subcloud as the reports tell it.
@@ -394,7 +391,8 @@ def _apply_types(facts: Facts, report: EndpointTypesReport) -> Outcome:
             continue
         marks[endpoint_type] = (report.mark, report.present)
         if report.present:
-            endpoints.setdefault(endpoint_type, NO_FACT)
+            # What was observed before it went is worth nothing once it is back.
+            endpoints.setdefault(endpoint_type, EndpointFact(mark=said))
         else:
             endpoints.pop(endpoint_type, None)
     new = replace(facts, endpoints=endpoints, type_marks=marks)

@@ -228,6 +228,13 @@ def test_removing_an_endpoint_type_takes_its_alarm_with_it(world: World) -> None
     assert openstack not in world.store.rows["subcloud1"].endpoints
 
 
+def test_a_report_from_before_an_endpoint_type_went_is_not_shown_when_it_is_back(world: World) -> None:
+    world.tell(types(3, PLATFORM, present=False), types(4, PLATFORM, present=True), endpoint(2, PLATFORM, OUT_OF_SYNC))
+    assert (world.store.status(PLATFORM), world.store.alarms()) == (UNKNOWN, set())
+    world.tell(endpoint(5, PLATFORM, IN_SYNC))
+    assert world.store.status(PLATFORM) is IN_SYNC
+
+
 # --- the bulk form -------------------------------------------------------------------------------------------------
 
 
