@@ -20,7 +20,7 @@ from dcsync.adapters.tables import sync_attempt
 from tests.acceptance.test_no_secrets import database_dump, with_what_is_encoded
 from tests.soak import traces
 from tests.soak.calm import Calm, few
-from tests.soak.crew import Crew
+from tests.soak.crew import LONG_LIVED, Crew
 from tests.soak.storm import Storm
 from tests.system import FAST, System, open_system
 
@@ -131,7 +131,8 @@ class Soak:
         seconds, wrong = self.calm.wait(seconds=CONVERGED_WITHIN)
         self._convergence.append(seconds)
         told = "not all converged in" if wrong else "all converged after"
-        say(f"calm: {told} {seconds:.0f} s; {len(self.storm.wrong)} complaints of the storm")
+        sizes = ", ".join(f"{post} {traces.footprint(self.crew.at_post[post])}" for post in LONG_LIVED)
+        say(f"calm: {told} {seconds:.0f} s; {len(self.storm.wrong)} complaints of the storm; {sizes}")
         self.wrong += [*self.storm.wrong, *wrong, *(self.calm.verdict() if not wrong else ())]
         self.storm.wrong.clear()
         if not wrong:

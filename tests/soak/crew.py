@@ -64,11 +64,15 @@ class Crew:
         self.leaving.append((post, running, time.monotonic()))
 
     def late_leavers(self) -> list[str]:
-        """Those that took too long to end, or ended badly, each named once; who took too long is killed."""
+        """Those that took too long to end, or ended badly, each named once; who took too long is killed.
+
+        Before it has begun to say anything a process knows no manners yet: a signal simply ends it.
+        """
         wrong, still = [], []
         for post, running, since in self.leaving:
             if not running.alive:
-                if running.process.returncode != 0:
+                had_begun = bool(running.output())
+                if running.process.returncode != 0 and had_begun:
                     wrong.append(f"{post} (pid {running.pid}) was asked to end and did so with {_last_words(running)}")
             elif time.monotonic() - since > LEAVING_SECONDS:
                 running.kill()
