@@ -311,6 +311,12 @@ def test_words_outside_the_closed_sets_are_usage_errors(dcsync: Shell, arguments
     assert dcsync.operator.reports == []
 
 
+def test_a_whole_fleet_is_given_longer_to_be_written_down(dcsync: Shell) -> None:
+    with_subclouds(dcsync, *(a_subcloud(f"a{number}") for number in range(2_000)))
+    assert dcsync("state", "availability", "offline", "--all").code == 1
+    assert dcsync.operator.slept == pytest.approx(14)
+
+
 def test_a_broker_that_is_away_cannot_be_reported_to(dcsync: Shell) -> None:
     with_subclouds(dcsync, a_subcloud("a"))
     dcsync.operator.queue.is_away = True
