@@ -16,40 +16,35 @@ from dcsync.adapters.tables import subcloud
 from dcsync.local.servers import EmbeddedRedis
 from dcsync.messages import TaskName
 from dcsync.subcloud import new_subcloud
-from tests.processes import Processes, wait_until
+from tests.processes import Processes, Running, wait_until
 
 
 def test_a_worker_with_an_unacknowledged_report_survives_a_restart_of_redis(
     database_url: str, own_redis: EmbeddedRedis, processes: Processes
 ) -> None:
     engine = make_engine(database_url)
-    inventory = SqlInventory(engine)
-    inventory.add(
+    SqlInventory(engine).add(
         [new_subcloud(name="edge-1", management_ip="10.10.0.5", region_name=None, software_version=None)], now=utc_now()
     )
     environ = {"DCSYNC_DATABASE_URL": database_url, "DCSYNC_REDIS_URL": own_redis.url}
     arguments = ("-Q", "state", "-P", "threads", "-c", "2", "--without-gossip", "--without-mingle")
     worker = processes.celery("worker", *arguments, environ=environ, ready="ready.")
     with engine.begin() as holder:  # the task waits for this row while Redis goes away
+        holder.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         holder.execute(sa.select(subcloud.c.id).with_for_update())
         processes.cli("state", "availability", "online", "--no-wait", "edge-1", environ=environ, expect=0)
-        wait_until(lambda: _waits_for_a_lock(engine), seconds=60, what="the task is in the middle of its work")
+        wait_until(
+            lambda: _waits_for_a_lock(engine),
+            seconds=180,
+            what=lambda: f"the task is in the middle of its work:\n{worker.output()}",
+        )
         own_redis.kill()
-        worker.wait_for("Connection to broker lost")
+        # A worker that was waiting for an answer just then may notice only when Redis is back.
         own_redis.start()
-    wait_until(
-        lambda: not worker.alive or inventory.find(["edge-1"])[0].availability_status == "online",
-        seconds=60,
-        what=lambda: f"the report is written down:\n{worker.output()}",
-    )
-    assert worker.alive, worker.output()
+        worker.wait_for("Connection to broker lost")
+    _until_it_is(engine, "online", worker)
     processes.cli("state", "availability", "offline", "--no-wait", "edge-1", environ=environ, expect=0)
-    wait_until(
-        lambda: inventory.find(["edge-1"])[0].availability_status == "offline",
-        seconds=60,
-        what=lambda: f"the worker goes on:\n{worker.output()}",
-    )
-    assert worker.alive, worker.output()
+    _until_it_is(engine, "offline", worker)
     engine.dispose()
 
 
@@ -100,10 +95,23 @@ def test_a_worker_drops_what_it_cannot_read_and_goes_on(
         redis_client.lpush("state", message if isinstance(message, str) else json.dumps(message))
         wait_until(
             lambda: not worker.alive or not redis_client.llen("state"),
-            seconds=60,
+            seconds=180,
             what=lambda what=what: f"{what} is taken:\n{worker.output()}",
         )
     processes.cli("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5", environ=environ, expect=0)
-    processes.cli("state", "availability", "online", "edge-1", environ=environ, expect=0)
-    wait_until(lambda: not redis_client.hlen("unacked"), seconds=60, what="nothing is left to be handed out again")
+    processes.cli("state", "availability", "online", "--no-wait", "edge-1", environ=environ, expect=0)
+    engine = make_engine(database_url)
+    _until_it_is(engine, "online", worker)
+    wait_until(lambda: not redis_client.hlen("unacked"), seconds=180, what="nothing is left to be handed out again")
+    assert worker.alive, worker.output()
+    engine.dispose()
+
+
+def _until_it_is(engine: sa.Engine, status: str, worker: Running) -> None:
+    inventory = SqlInventory(engine)
+    wait_until(
+        lambda: not worker.alive or inventory.find(["edge-1"])[0].availability_status == status,
+        seconds=180,
+        what=lambda: f"the report is written down:\n{worker.output()}",
+    )
     assert worker.alive, worker.output()

@@ -39,7 +39,7 @@ def test_reports_become_rows(rows: Rows, app: Celery, start_worker: StartWorker)
     CeleryReports(app).send(
         [report for region in ("subcloud1", "subcloud2", "nowhere") for report in _seen(observer, region)]
     )
-    wait_until(lambda: rows.status(PLATFORM, "subcloud2") is IN_SYNC, seconds=60, what="the report is written down")
+    wait_until(lambda: rows.status(PLATFORM, "subcloud2") is IN_SYNC, seconds=180, what="the report is written down")
     assert rows.subcloud("subcloud1").availability_status is ONLINE
     assert [region for region, _ in rows.rejected()] == ["nowhere", "nowhere"]
 
@@ -54,9 +54,10 @@ def test_a_worker_killed_in_mid_batch_loses_nothing(
     rows.add()
     worker = start_worker()
     with rows.engine.begin() as holder:
+        holder.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         holder.execute(text("SELECT 1 FROM subcloud FOR UPDATE"))
         CeleryReports(app).send([Observer().availability("subcloud1", ONLINE)])
-        wait_until(lambda: _waits_for_a_lock(rows), seconds=60, what="the worker is in mid-batch")
+        wait_until(lambda: _waits_for_a_lock(rows), seconds=180, what="the worker is in mid-batch")
         worker.kill()
     assert rows.subcloud().availability_status is not ONLINE
     # What the broker does once its visibility timeout is over, and the turn of whoever looked for such messages last:
@@ -65,7 +66,7 @@ def test_a_worker_killed_in_mid_batch_loses_nothing(
     for delivery in redis_client.zrange("unacked_index", 0, -1):
         redis_client.zadd("unacked_index", {delivery: 1})
     start_worker()
-    wait_until(lambda: rows.subcloud().availability_status is ONLINE, seconds=60, what="the message came again")
+    wait_until(lambda: rows.subcloud().availability_status is ONLINE, seconds=180, what="the message came again")
 
 
 def _waits_for_a_lock(rows: Rows) -> bool:
@@ -83,9 +84,9 @@ def test_a_message_waits_while_the_schema_is_not_there_yet(rows: Rows, app: Cele
     worker = start_worker()
     CeleryReports(app).send([Observer().availability("subcloud1", ONLINE)])
     wait_until(
-        lambda: worker.output().count("not applied yet") > 1, seconds=60, what="it was given back, and taken again"
+        lambda: worker.output().count("not applied yet") > 1, seconds=180, what="it was given back, and taken again"
     )
     assert "Traceback" not in worker.output()
     with rows.engine.begin() as connection:
         connection.execute(text("ALTER TABLE elsewhere RENAME TO report_memory"))
-    wait_until(lambda: rows.subcloud().availability_status is ONLINE, seconds=60, what="the message was kept")
+    wait_until(lambda: rows.subcloud().availability_status is ONLINE, seconds=180, what="the message was kept")
