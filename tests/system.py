@@ -357,8 +357,3 @@ def open_system(
 def redis_client(system: System) -> Iterator[redis_library.Redis]:
     with redis_library.Redis.from_url(system.redis.url, decode_responses=True) as client:
         yield client
-
-
-def wall_clock() -> float:
-    """Seconds since 1970, as the fake cloud notes them beside what it was asked."""
-    return time.time()

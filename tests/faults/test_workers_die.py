@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
@@ -20,10 +21,12 @@ from tests.faults.conftest import BrokenSystem
 from tests.processes import Running
 from tests.system import System
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(900)]
 
-SLOW = Fault("latency", seconds=0.5)
-"""A run then takes about ten seconds."""
+SLOW = Fault("latency", verb="write", seconds=3)
+"""A run then takes about half a minute. What is under way when its worker is killed arrives before a lock runs out."""
+LOCK_TTL = "10"
+"""Not long to wait for, and longer than a living worker gets no CPU. It is renewed every third of it."""
 USERS_AT_ONCE = 4
 ROUNDS = 10
 
@@ -75,18 +78,19 @@ def test_a_killed_worker_costs_its_subclouds_less_than_a_minute(broken_system: B
     names = system.add_online(count=3)
     begin_slow_runs(system, *names)
     system.running[0].kill()
-    killed_at = time.monotonic()
+    killed_at = utc_now()
     be_quick(system, *names)
     system.start_sync_worker("sync-again")
-    system.until_completed(*names, seconds=90)
-    assert time.monotonic() - killed_at < 60
+    system.until_completed(*names)
     assert [system.endings(name) for name in names] == [[Ending.ABANDONED, Ending.COMPLETED]] * 3
+    # How long a run then takes is the machine's affair.
+    assert all(system.attempts(name)[-1].started_at - killed_at < timedelta(seconds=60) for name in names)
     assert_all_is_well(system, *names)
 
 
 @pytest.mark.faults
 def test_another_worker_takes_over_what_a_killed_one_had(broken_system: BrokenSystem) -> None:
-    system = broken_system(subclouds=6, DCSYNC_LOCK_TTL="3")
+    system = broken_system(subclouds=6, DCSYNC_LOCK_TTL=LOCK_TTL)
     system.start_dcsync()
     workers = [system.running[0], system.start_sync_worker("second")]
     names = system.add_online(count=6)
@@ -103,7 +107,7 @@ def test_another_worker_takes_over_what_a_killed_one_had(broken_system: BrokenSy
 
 @pytest.mark.faults
 def test_a_worker_that_slept_longer_than_its_locks_writes_nothing_more_to_rows(broken_system: BrokenSystem) -> None:
-    system = broken_system(subclouds=2, DCSYNC_LOCK_TTL="3")
+    system = broken_system(subclouds=2, DCSYNC_LOCK_TTL=LOCK_TTL)
     system.start_dcsync()
     sleeper = system.running[0]
     names = system.add_online(count=2)
@@ -112,7 +116,7 @@ def test_a_worker_that_slept_longer_than_its_locks_writes_nothing_more_to_rows(b
     try:
         system.start_sync_worker("second")
         be_quick(system, *names)
-        system.until_completed(*names)
+        system.until_at_rest(*names)
         rows = [system.row(name) for name in names]
         writes = {name: system.writes(name) for name in names}
     finally:
@@ -135,11 +139,13 @@ def test_a_worker_that_slept_longer_than_its_locks_writes_nothing_more_to_rows(b
 
 @pytest.mark.faults
 def test_a_worker_asked_to_end_lets_short_runs_end(broken_system: BrokenSystem) -> None:
-    system = broken_system(subclouds=4, DCSYNC_STOP_GRACE="30")
+    system = broken_system(subclouds=4, DCSYNC_STOP_GRACE="120")
     system.start_dcsync()
     names = system.add_online(count=4)
     begin_slow_runs(system, *names)
-    assert system.running[0].stop() == 0
+    system.running[0].signal(signal.SIGTERM)
+    be_quick(system, *names)
+    assert system.running[0].wait() == 0
     assert [system.endings(name) for name in names] == [[Ending.COMPLETED]] * 4
     assert_all_is_well(system, *names)
 
@@ -151,21 +157,23 @@ def test_a_worker_asked_to_end_gives_long_runs_back_at_once(broken_system: Broke
     system.start_dcsync()
     names = system.add_online(count=4)
     begin_slow_runs(system, *names)
-    asked_at = time.monotonic()
-    assert system.running[0].stop(seconds=20) == 0
+    assert system.running[0].stop() == 0
     rows = [system.row(name) for name in names]
     assert {(row.initial_sync_state, row.attempt) for row in rows} == {(InitialSyncState.REQUESTED, 0)}
+    assert [attempt.ending for name in names for attempt in system.attempts(name)] == [Ending.GIVEN_BACK] * 4
+    assert system.are_free(*names)
     be_quick(system, *names)
     system.start_sync_worker("second")
     system.until_completed(*names)
-    assert time.monotonic() - asked_at < 28
     assert [system.endings(name) for name in names] == [[Ending.GIVEN_BACK, Ending.COMPLETED]] * 4
     assert_all_is_well(system, *names)
 
 
 @pytest.mark.faults
 def test_two_beats_and_two_workers_run_every_subcloud_once(broken_system: BrokenSystem) -> None:
+    """Each answers so slowly that one worker cannot have run them all before the other takes any."""
     system = broken_system(subclouds=40)
+    system.cloud.set_latency(0.5)
     system.start_dcsync()
     system.start_beat("second-beat")
     system.start_sync_worker("second")
@@ -195,7 +203,6 @@ def test_without_beat_the_workers_sweep_themselves(broken_system: BrokenSystem) 
     system.until(
         lambda: all(is_audited(system, name) for name in names),
         "what else beat sends goes on: the watch and the audits",
-        seconds=60,
     )
 
 
@@ -209,7 +216,7 @@ def is_audited(system: System, name: str) -> bool:
 def test_the_attempt_of_a_killed_worker_gets_its_end_although_its_request_was_overtaken(
     broken_system: BrokenSystem, left_by: str
 ) -> None:
-    system = broken_system(subclouds=1, DCSYNC_LOCK_TTL="2")
+    system = broken_system(subclouds=1, DCSYNC_LOCK_TTL=LOCK_TTL)
     system.start_dcsync()
     (name,) = system.add_online(count=1)
     begin_slow_runs(system, name)
@@ -230,7 +237,7 @@ def test_the_attempt_of_a_killed_worker_gets_its_end_although_its_request_was_ov
 def test_workers_killed_at_random_moments_leave_nothing_undone(broken_system: BrokenSystem, seed: int) -> None:
     """Each round asks for all anew, and kills the worker somewhere between the request and the last write."""
     dice = random.Random(seed)
-    system = broken_system(subclouds=8, DCSYNC_LOCK_TTL="2")
+    system = broken_system(subclouds=8, DCSYNC_LOCK_TTL="5")  # so that in most rounds there are runs to be killed
     system.start_dcsync()
     names = system.add_online(count=8)
     for name in names:
@@ -243,7 +250,7 @@ def test_workers_killed_at_random_moments_leave_nothing_undone(broken_system: Br
         worker = system.start_sync_worker(f"round{number}")
         if number % 2:
             system.inventory.request(names, now=utc_now(), by="test")
-    system.until_completed(*names, seconds=90)
+    system.until_completed(*names, seconds=240)
     system.until(
         lambda: all(attempt.ended_at for name in names for attempt in system.all_attempts(name)), "all have ends"
     )
