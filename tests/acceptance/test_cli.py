@@ -17,6 +17,8 @@ import pytest
 from dcsync.local.servers import EmbeddedRedis
 from tests.processes import Processes, clean_environment, wait_until
 
+pytestmark = [pytest.mark.timeout(600)]
+
 DEADLINE = 120.0
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
