@@ -1,5 +1,6 @@
 # make demo    the whole system on this machine, with a fake central cloud and 20 fake subclouds
 # make test    every check and every test but the slow ones of `make faults`
+# make soak    MINUTES=20 of misfortunes over a whole dcsync, then calm and a verdict; SEED=... for the same dice
 # make bench   the next three: bench-sync, bench-state, bench-audit
 # make bench-sync    what an initial sync costs
 # make bench-state   how much the state service carries
@@ -9,6 +10,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 SUBCLOUDS ?= 20
+MINUTES ?= 20
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 JOBS ?= $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
 
@@ -19,7 +21,7 @@ STAMP := $(VENV)/installed-in-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1
 # By file: xdist 3.8 under pytest 9.2 ignores its own groups, and a module's servers are to be started once.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: venv demo test lint faults bench bench-sync bench-state bench-audit clean
+.PHONY: venv demo test lint faults soak bench bench-sync bench-state bench-audit clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -46,6 +48,9 @@ test: lint
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest -n 1 -m faults tests/faults
+
+soak: $(STAMP)
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: bench-sync bench-state bench-audit
 
