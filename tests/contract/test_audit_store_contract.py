@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, select, text, update
+from sqlalchemy import Engine, delete, insert, select, text, update
 
 from dcsync.adapters.store.audits import SqlAuditStore
 from dcsync.adapters.store.inventory import SqlInventory
@@ -32,6 +32,7 @@ from dcsync.subcloud import (
 )
 from tests.builders import NOON, a_subcloud
 from tests.fakes_audit import MemoryAuditStore
+from tests.processes import wait_until
 from tests.requested_rows import leave, requested_rows
 
 PLATFORM, IDENTITY = SYNCED_ENDPOINT_TYPES
@@ -540,6 +541,27 @@ def test_requests_for_all_and_settling_runs_do_not_deadlock(engine: Engine) -> N
 
     _together(4, work)
     assert done == [True] * 30
+
+
+@pytest.mark.parametrize("write", ["remember_placed", "remember_groups"])
+def test_a_subcloud_can_be_deleted_while_its_audit_writes(engine: Engine, write: str) -> None:
+    rows = _sql_rows(engine)
+    run = claimed(rows)
+    got: list[bool] = []
+    writer = threading.Thread(target=lambda: got.append(WRITES[write](rows, run)))
+    with engine.begin() as connection:
+        connection.execute(select(subcloud.c.id).where(subcloud.c.name == "s1").with_for_update())
+        writer.start()
+        wait_until(lambda: _waits_for_a_lock(engine), seconds=60, what="the audit waits for the subcloud's row")
+        connection.execute(delete(subcloud).where(subcloud.c.name == "s1"))
+    writer.join(60)
+    assert got == [False]
+
+
+def _waits_for_a_lock(engine: Engine) -> bool:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with engine.connect() as connection:
+        return bool(connection.scalar(waiting))
 
 
 def _together(count: int, work: Callable[[int], object]) -> None:

@@ -392,6 +392,11 @@ def _lock(connection: Connection, which: sa.ColumnElement[bool]) -> list[tuple[i
 
 
 def _owns(connection: Connection, run: AuditRun) -> bool:
+    """Whether it does, and nothing changes that until the transaction ends. The subcloud's row comes first, as wherever
+    both are locked: whoever deletes the subcloud, or starts its initial sync, holds it and then wants these."""
+    connection.execute(
+        sa.select(subcloud.c.id).where(subcloud.c.id == run.subcloud.id).with_for_update(key_share=True)
+    ).all()
     return bool(_lock(connection, sa.and_(_ROW.subcloud_id == run.subcloud.id, _ROW.run_id == run.run_id)))
 
 
