@@ -25,7 +25,7 @@ from tests.real_cloud.by_hand import Operator
 from tests.real_cloud.checks import before, is_refused, problems, records_by_name
 from tests.real_cloud.clouds import Cloud, RealClouds, ask
 
-pytestmark = [pytest.mark.keystone, pytest.mark.xdist_group("keystone"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.keystone, pytest.mark.xdist_group("keystone")]
 
 _numbers = itertools.count(1)
 
