@@ -99,6 +99,9 @@ def run(arguments: Sequence[str], *, operator: Operator | None = None) -> int:
         return answer if isinstance(answer, int) else 0
     except click.Abort:
         return _fail(operator, "interrupted", INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        exc.show()
+        return exc.exit_code
     except click.ClickException as exc:
         return _fail(operator, _usage(exc), exc.exit_code)
     except DcsyncError as exc:

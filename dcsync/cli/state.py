@@ -10,6 +10,7 @@ from dcsync.cli import waiting
 from dcsync.cli.operator import Operator, pass_operator
 from dcsync.cli.output import many, note, say
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
+from dcsync.errors import BadReport
 from dcsync.messages import AvailabilityReport, EndpointReport, Mark
 from dcsync.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 
@@ -86,6 +87,8 @@ def endpoint(operator: Operator, name: str, endpoint_type: str, status: str, *, 
     operator.requires("database_url", "redis_url")
     (known,) = operator.inventory.find([name])
     type_, observed = EndpointType(endpoint_type), SyncStatus(status)
+    if type_ not in known.sync_status:
+        raise BadReport(f"{name} has no endpoint {type_}")
     operator.report(
         [
             EndpointReport(
@@ -109,7 +112,7 @@ def _until_written(
 ) -> int:
     patience = TAKEN_WITHIN_SECONDS + subclouds // SUBCLOUDS_A_SECOND
     code = waiting.wait(operator, look, goal, timeout=patience, quietly=True)
-    if code:
+    if code and not all(goal.why(known, operator.now()) for known in look()):
         note("reported, but not written down in time; is a state worker running (celery -A worker worker -Q state)?")
     return code
 

@@ -240,6 +240,14 @@ def test_an_unknown_subcloud_is_exit_code_3(dcsync: Shell, command: tuple[str, .
     assert told.err == "dcsync: there is no subcloud named nowhere\n"
 
 
+@pytest.mark.parametrize("group", [(), ("subcloud",), ("keys",)])
+def test_a_group_without_a_command_shows_its_help_line_by_line(dcsync: Shell, group: tuple[str, ...]) -> None:
+    told = dcsync(*group)
+    assert told.code == 2
+    assert told.err.splitlines()[0] == " ".join(["Usage: dcsync", *group, "[OPTIONS] COMMAND [ARGS]..."])
+    assert "\\n" not in told.err
+
+
 def test_an_error_in_json_mode_is_json(dcsync: Shell) -> None:
     told = dcsync("subcloud", "show", "nowhere", "-o", "json")
     assert told.out == ""

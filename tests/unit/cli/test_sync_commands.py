@@ -282,18 +282,30 @@ def test_no_wait_only_reports(dcsync: Shell) -> None:
     assert dcsync.operator.slept == 0
 
 
+FIRMWARE_UNKNOWN = {EndpointType.FIRMWARE: SyncStatus.UNKNOWN}
+
+
 def test_an_endpoint_is_reported(dcsync: Shell) -> None:
-    with_subclouds(dcsync, a_subcloud("a"))
+    with_subclouds(dcsync, a_subcloud("a", sync_status=FIRMWARE_UNKNOWN))
     apply(dcsync)
     assert dcsync("state", "endpoint", "a", "firmware", "out-of-sync").code == 0
     assert dcsync.inventory.all()[0].sync_status == {EndpointType.FIRMWARE: SyncStatus.OUT_OF_SYNC}
 
 
 def test_an_in_sync_that_is_not_believed_is_explained(dcsync: Shell) -> None:
-    with_subclouds(dcsync, a_subcloud("a", availability_status=AvailabilityStatus.OFFLINE))
+    away = a_subcloud("a", availability_status=AvailabilityStatus.OFFLINE, sync_status=FIRMWARE_UNKNOWN)
+    with_subclouds(dcsync, away)
     told = dcsync("state", "endpoint", "a", "firmware", "in-sync")
     assert told.code == 1
     assert "offline" in told.err
+    assert "is a state worker running" not in told.err
+
+
+def test_an_endpoint_the_subcloud_does_not_have_is_not_reported(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a", sync_status=FIRMWARE_UNKNOWN))
+    told = dcsync("state", "endpoint", "a", "identity_openstack", "in-sync")
+    assert (told.code, told.err) == (1, "dcsync: a has no endpoint identity_openstack\n")
+    assert (dcsync.operator.reports, dcsync.operator.slept) == ([], 0)
 
 
 @pytest.mark.parametrize(
