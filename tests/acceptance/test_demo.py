@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dcsync.local.servers import free_port
 from tests.processes import Processes
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -24,8 +25,13 @@ def folder(own_data_dir: Path) -> Path:
     return own_data_dir
 
 
+def six_subclouds() -> tuple[str, ...]:
+    """With a port for Flower that is not another test's, nor a person's."""
+    return ("--subclouds", "6", "--flower-port", str(free_port()))
+
+
 def test_demo_brings_every_subcloud_from_added_to_completed(processes: Processes, folder: Path) -> None:
-    done = processes.cli("demo", "--subclouds", "6", environ={"TMPDIR": str(folder)}, seconds=DEMO_SECONDS, expect=0)
+    done = processes.cli("demo", *six_subclouds(), environ={"TMPDIR": str(folder)}, seconds=DEMO_SECONDS, expect=0)
     lines = done.stdout.splitlines()
     assert lines[-1] == "verdict: OK: all 6 subclouds completed, verified at the far end, no violation"
     told = dict(re.findall(r"^(\S.*?)  +(\S.*)$", done.stdout, re.MULTILINE))
@@ -39,7 +45,7 @@ def test_demo_brings_every_subcloud_from_added_to_completed(processes: Processes
 
 def test_interrupted_demo_stops_and_removes_everything(processes: Processes, folder: Path) -> None:
     demo = processes.start(
-        *(sys.executable, "-m", "dcsync.cli", "demo", "--subclouds", "6"),
+        *(sys.executable, "-m", "dcsync.cli", "demo", *six_subclouds()),
         name="demo",
         environ={"TMPDIR": str(folder)},
         ready="data and logs:",
