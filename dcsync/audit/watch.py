@@ -21,6 +21,10 @@ from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
 EVENTS_APART = timedelta(seconds=60)
 """Revocation events alone raise the generation no more often: every logout at the centre makes one."""
 
+LOOK_SECONDS = 5.0
+"""How old what the watch sees may be at most, however old runs may use it: a change must not wait for their cache, and
+keys from before a rotation must not pass for a change after it."""
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -42,7 +46,7 @@ class CentralWatch:
     def run(self, *, now: datetime) -> list[Sight]:
         """One look; what is worth telling of it. Raises BrokerUnreachable or DatabaseUnreachable."""
         try:
-            data = self.loop.run(self.clouds.central_audit_data())
+            data = self.loop.run(self.clouds.central_audit_data(max_age=LOOK_SECONDS))
         except CloudError as exc:
             why = f"{exc.reason}: {exc.detail}"
             for kind in SYNCED_ENDPOINT_TYPES:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from dcsync.audit.sweep import AuditSweep, AuditSweepReport
-from dcsync.audit.watch import EVENTS_APART, CentralWatch, Sight
+from dcsync.audit.watch import EVENTS_APART, LOOK_SECONDS, CentralWatch, Sight
 from dcsync.dispatch import SweepLimits
 from dcsync.errors import BrokerUnreachable, CloudError, Reason
 from dcsync.identity import ActorType, Assignment, revocation_event
@@ -153,6 +153,11 @@ def test_a_changed_password_raises_identity_of_every_subcloud_and_nothing_else(w
     assert world.look() == [Sight(IDENTITY, raised=3)]
     assert (world.generations(), world.generations(PLATFORM)) == ([2, 2, 2], [1, 1, 1])
     assert world.look() == []
+
+
+def test_a_look_is_not_at_what_runs_may_use_for_minutes(world: World) -> None:
+    world.look()
+    assert world.clouds.asked_ages == [LOOK_SECONDS]
 
 
 def test_changed_keys_raise_platform(world: World) -> None:
