@@ -30,6 +30,9 @@ LOOP_SECONDS = 20.0
 """A worker whose loop has not come round for so long hangs; it comes round every 5 s."""
 SENT_SECONDS = 60.0
 """Beat that has sent nothing for so long does not do its work; it has something to send every few seconds."""
+START_SECONDS = 30.0
+"""A worker that is not up so long after its start has failed; before that it does not run yet, which is what those who
+start it and ask until it runs must hear."""
 TAKEN_WITHIN_SECONDS = 3.0
 """With messages waiting and threads free, a worker takes one within this time."""
 
@@ -79,7 +82,9 @@ def monitor(world: World, *, role: Role, busy_seconds: float) -> Health:
     health = status(found, role=role, now=world.monotonic())
     if health.code is not Code.RUNNING:
         return health
-    working = [record for record in _alive(found) if record.phase is not Phase.STOPPING]
+    working = _working(found, now=world.monotonic())
+    if not working and any(record.phase is Phase.STARTING for record in _alive(found)):
+        return Health(Code.NOT_RUNNING, f"{_names(found)} is coming up")
     queues = _queues(working)
     waiting = world.waiting(queues)
     if role is not Role.BEAT:
@@ -90,6 +95,16 @@ def monitor(world: World, *, role: Role, busy_seconds: float) -> Health:
     if problem := _stalled(world, waiting, working, busy_seconds=busy_seconds):
         return Health(Code.FAILED, problem)
     return health
+
+
+def _working(found: Sequence[Found], *, now: float) -> list[ProcessRecord]:
+    """Those of which work is expected: not those that stop, nor those that are just coming up."""
+    return [
+        record
+        for record in _alive(found)
+        if record.phase is Phase.RUNNING
+        or (record.phase is Phase.STARTING and now - record.progressed_at >= START_SECONDS)
+    ]
 
 
 def _problem(record: ProcessRecord, *, role: Role, now: float) -> str | None:
@@ -129,7 +144,7 @@ def _stalled(
         if world.monotonic() > deadline:
             return _why_nothing_is_taken(waiting, now_at, now=world.monotonic(), busy_seconds=busy_seconds)
         world.sleep(0.3)
-        now_at = _alive(world.find())
+        now_at = _working(world.find(), now=world.monotonic())
         waiting = world.waiting(list(waiting))
     return None
 

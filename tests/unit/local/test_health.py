@@ -125,6 +125,21 @@ def test_what_keeps_a_worker_from_its_work_is_told(found: Found, text: str) -> N
     assert text in health.text
 
 
+def test_a_worker_that_is_coming_up_does_not_run_yet() -> None:
+    """A resource agent that starts it asks again until it runs, and gives up at "failed"."""
+    health = told((alive(phase=Phase.STARTING, is_connected=False, progressed_at=NOW - 2), {}))
+    assert health.code is Code.NOT_RUNNING
+    assert "coming up" in health.text
+
+
+def test_a_worker_that_is_coming_up_says_nothing_about_the_others() -> None:
+    fresh = alive(pid=2, phase=Phase.STARTING, is_connected=False, progressed_at=NOW - 2, consumed=())
+    busy = alive(active=10, progressed_at=NOW - 2)
+    play = Play((busy, {Queue.SYNC: 3}))
+    play.find = lambda: [busy, fresh]  # type: ignore[misc]
+    assert monitor(play, role=Role.SYNC, busy_seconds=BUSY).code is Code.RUNNING
+
+
 def test_a_worker_that_stops_in_order_is_left_alone() -> None:
     assert told((alive(phase=Phase.STOPPING, consumed=()), {Queue.SYNC: 5})).code is Code.RUNNING
 
