@@ -9,7 +9,9 @@ import redis
 from celery import Celery
 from sqlalchemy import text
 
+from dcsync.adapters import reporter
 from dcsync.adapters.reporter import CeleryReports, Observer
+from dcsync.errors import BrokerUnreachable
 from dcsync.messages import Report
 from dcsync.settings import load
 from dcsync.tasks.app import make_app
@@ -42,6 +44,19 @@ def test_reports_become_rows(rows: Rows, app: Celery, start_worker: StartWorker)
     wait_until(lambda: rows.status(PLATFORM, "subcloud2") is IN_SYNC, seconds=180, what="the report is written down")
     assert rows.subcloud("subcloud1").availability_status is ONLINE
     assert [region for region, _ in rows.rejected()] == ["nowhere", "nowhere"]
+
+
+def test_where_no_state_worker_runs_the_queue_ends_somewhere(
+    app: Celery, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis filled with reports would take no sweep either."""
+    monkeypatch.setattr(reporter, "MOST_WAITING", 3)
+    sent = CeleryReports(app)
+    for _ in range(3):
+        sent.send([Observer().availability("subcloud1", ONLINE)])
+    with pytest.raises(BrokerUnreachable, match="3 messages wait in the queue state"):
+        sent.send([Observer().availability("subcloud1", ONLINE)])
+    assert redis_client.llen("state") == 3
 
 
 def _seen(observer: Observer, region: str) -> list[Report]:
