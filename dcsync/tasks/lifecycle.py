@@ -79,7 +79,8 @@ def _sweep_when_late(process: WorkerProcess) -> None:
     while not _stopping.wait(interval):
         try:
             since = services.ticks.seconds_since_sweep(utc_now())
-            if (since is None or since > interval * LATE_AFTER_INTERVALS) and services.ticks.take():
+            # A sweep that seems to come is one of a clock that was set back since: it tells nothing.
+            if (since is None or abs(since) > interval * LATE_AFTER_INTERVALS) and services.ticks.take():
                 log.warning("the sweep is late, sweeping here", seconds_since_sweep=since)
                 sweep_now(services)
                 _send_what_else_beat_sends(process.app)

@@ -15,27 +15,32 @@ from tests.processes import wait_until
 
 
 class Ticks:
-    """The first look fails as nothing should; later ones find that no sweep was seen for long."""
+    """The first look fails as nothing should; later ones find when the last sweep was."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds_since_sweep: float) -> None:
         self.looks = 0
+        self._since = seconds_since_sweep
 
     def seconds_since_sweep(self, _: object) -> float:
         self.looks += 1
         if self.looks == 1:
             raise ValueError("could not convert string to float")
-        return 1000.0
+        return self._since
 
     def take(self) -> bool:
         return True
 
 
-def test_no_fault_keeps_a_worker_from_standing_in_for_a_dead_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("since", [1000.0, -1000.0])
+def test_no_fault_keeps_a_worker_from_standing_in_for_a_dead_beat(
+    monkeypatch: pytest.MonkeyPatch, since: float
+) -> None:
+    """Nor does a clock that was set back."""
     swept: list[object] = []
     stopping = threading.Event()
     monkeypatch.setattr(lifecycle, "_stopping", stopping)
     monkeypatch.setattr(lifecycle, "sweep_now", swept.append)
-    services = SimpleNamespace(ticks=Ticks(), settings=SimpleNamespace(sweep_interval=0.01))
+    services = SimpleNamespace(ticks=Ticks(since), settings=SimpleNamespace(sweep_interval=0.01))
     app = SimpleNamespace(conf=SimpleNamespace(beat_schedule={}))
     process: Any = SimpleNamespace(sync=services, app=app)
     thread = threading.Thread(target=lifecycle._sweep_when_late, args=(process,), daemon=True)
