@@ -106,5 +106,5 @@ def _task_ids(messages: Iterable[str]) -> Iterable[str]:
     for message in messages:
         try:
             yield str(json.loads(message)["headers"]["id"])
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             continue  # not a task message: somebody else's, and no hint of ours

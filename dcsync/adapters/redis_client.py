@@ -31,6 +31,7 @@ def make_client(url: str, *, timeout_seconds: float = 3.0, retries: int = 2) -> 
         retry=Retry(ConstantBackoff(0.2), retries),
         retry_on_error=[redis.exceptions.ConnectionError],
         decode_responses=True,
+        encoding_errors="replace",  # whoever reads a queue may find in it what is no text
     )
 
 
