@@ -391,6 +391,9 @@ class Storm:
             ("alarm", "list", "--history"),
             ("keys", "show"),
             ("diff", name),
+            ("wait", "--for", "in-sync", name, "--timeout", "8"),
+            ("audit", name, "--wait", "--timeout", "8"),
+            ("sync", name, "--wait", "--timeout", "8"),
         )
         self.counts["order: look"] += 1
         self.order(*self.dice.choice(questions))
