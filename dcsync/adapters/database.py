@@ -106,8 +106,9 @@ def _psycopg2_url(url: str) -> URL:
 def database_errors() -> Iterator[None]:
     """Our words for PostgreSQL's errors; as `with database_errors():` or as the decorator `@database_errors()`.
 
-    Whatever may pass by itself (no connection, time limit, deadlock, shutting down) is DatabaseUnreachable; a missing
-    table or column is a schema that was not upgraded, SchemaOutOfDate. Anything else is a fault of ours and passes.
+    Whatever may pass by itself (no connection, time limit, deadlock, shutting down, a standby that takes no writes) is
+    DatabaseUnreachable; a missing table or column is a schema that was not upgraded, SchemaOutOfDate; a right that our
+    role lacks is MisconfiguredError. Anything else is a fault of ours and passes.
     """
     try:
         yield
@@ -115,8 +116,13 @@ def database_errors() -> Iterator[None]:
         raise DatabaseUnreachable(f"no free database connection in {POOL_WAIT_SECONDS} s") from error
     except (exc.DBAPIError, psycopg2.Error) as error:
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        if getattr(cause, "pgcode", None) in _OUT_OF_DATE:
+        code = getattr(cause, "pgcode", None)
+        if code in _OUT_OF_DATE:
             raise SchemaOutOfDate("the database schema is out of date: run `dcsync db upgrade`") from error
+        if code == errorcodes.INSUFFICIENT_PRIVILEGE:
+            raise MisconfiguredError(f"the database role lacks a right: {_first_line(cause)}") from error
+        if code == errorcodes.READ_ONLY_SQL_TRANSACTION:
+            raise DatabaseUnreachable(f"the database takes no writes: {_first_line(cause)}") from error
         if isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or _was_cut(error):
             raise DatabaseUnreachable(_first_line(cause)) from error
         raise

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg2
 from psycopg2.extras import execute_values
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, exc
 
 from dcsync.adapters.database import database_errors
 from dcsync.adapters.store.transitions import apply_event
@@ -69,8 +69,9 @@ def _refusals() -> Iterator[None]:
     """A value PostgreSQL refuses is the report's fault: another try gives the same answer."""
     try:
         yield
-    except (psycopg2.DataError, psycopg2.IntegrityError) as error:
-        raise BadReport(f"the database refused it: {type(error).__name__}") from error
+    except (psycopg2.DataError, psycopg2.IntegrityError, exc.DataError, exc.IntegrityError) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        raise BadReport(f"the database refused it: {type(cause).__name__}") from error
 
 
 @contextmanager

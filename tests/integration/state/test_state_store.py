@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import make_url, select, text
 
 from dcsync.adapters.database import make_engine
 from dcsync.adapters.store.states import SqlStateStore
 from dcsync.adapters.tables import endpoint_status, subcloud
-from dcsync.errors import DatabaseUnreachable
+from dcsync.errors import DatabaseUnreachable, MisconfiguredError
 from dcsync.messages import AvailabilityReport, Report, report_from_payload, report_payload
 from dcsync.state import memory, rules
 from dcsync.state.service import StateService
@@ -215,6 +215,50 @@ def test_a_report_the_database_refuses_is_put_aside_and_the_others_are_kept(rows
     assert [(region, reason.split(":")[0]) for region, reason in rows.rejected()] == [
         ("subcloud3", "the database refused it")
     ]
+
+
+def test_rows_that_contradict_each_other_cost_their_own_subcloud_only(rows: Rows) -> None:
+    """Here a request from the future, as a damaged table may have one: the error is SQLAlchemy's, not psycopg2's."""
+    regions = rows.add(3)
+    with rows.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO sync_request (subcloud_id, generation, requested_at, requested_by, cause)"
+                " SELECT id, 1, now(), 'nobody', '' FROM subcloud WHERE region_name = 'subcloud2'"
+            )
+        )
+    assert rows.tell(*(online(1, region) for region in regions)).rejected == 1
+    assert [rows.subcloud(region).availability_status for region in regions] == [ONLINE, OFFLINE, ONLINE]
+    assert [region for region, _ in rows.rejected()] == ["subcloud2"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error"),
+    [
+        ("ALTER DATABASE {database} SET default_transaction_read_only = on", DatabaseUnreachable),
+        ("CREATE ROLE {database} LOGIN; ALTER DATABASE {database} SET role = {database}", MisconfiguredError),
+    ],
+)
+def test_a_database_that_takes_no_writes_is_no_fault_of_the_reports(
+    rows: Rows, database_url: str, trouble: str, error: type[Exception]
+) -> None:
+    """A standby after a failover, or a role without rights: the message must wait, not be lost."""
+    rows.add()
+    database = make_url(database_url).database
+    with rows.engine.begin() as connection:
+        connection.execute(text(trouble.format(database=database)))
+    engine = make_engine(database_url)
+    try:
+        service = StateService(store=SqlStateStore(engine), messenger=rows.sweeps, now=lambda: at(0))
+        with pytest.raises(error):
+            service.apply([online(1)])
+    finally:
+        engine.dispose()
+        with rows.engine.begin() as connection:
+            connection.execute(text("SET TRANSACTION READ WRITE"))
+            connection.execute(text("SET LOCAL ROLE NONE"))
+            connection.execute(text(f"ALTER DATABASE {database} RESET ALL"))
+            connection.execute(text(f"DROP ROLE IF EXISTS {database}"))
 
 
 def test_a_report_on_an_unknown_subcloud_is_put_aside(rows: Rows) -> None:
