@@ -120,6 +120,7 @@ class Repair:
     created_events: tuple[RevocationEvent, ...] = ()
     revoked: tuple[Assignment, ...] = ()
     deleted: tuple[Record, ...] = ()
+    """Users first: a role or project that Keystone will not delete must not keep those who may log in."""
     groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     admin_id: str | None = None
     """Of user admin, where its password differs: the subcloud keeps that in its keyring as well."""
@@ -236,7 +237,7 @@ def _repair(
         granted=grants.grantable if grants else (),
         created_events=events,
         revoked=grants.revocable if grants else (),
-        deleted=(*roles.deleted, *reversed(_parents_first(projects.deleted)), *groups.deleted, *users.deleted),
+        deleted=(*users.deleted, *groups.deleted, *roles.deleted, *reversed(_parents_first(projects.deleted))),
         groups_to_refill=members.to_refill,
         admin_id=_admin_with_another_password(users),
     )

@@ -17,7 +17,7 @@ from dcsync.errors import BrokerUnreachable, CloudError, Reason, UnknownSubcloud
 from dcsync.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
 from dcsync.ports import CentralState
 from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, InitialSyncState, SyncStatus
-from tests.builders import NOON, a_group, a_project, a_subcloud, a_user, central_data, records, some_keys
+from tests.builders import NOON, a_group, a_project, a_role, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop
 
@@ -203,6 +203,18 @@ def test_a_conflict_only_a_person_can_resolve_does_not_keep_central_deletions_fr
     world.centre_has(users=(a_user("bob", "c-bob"),))
     world.run_again()
     assert world.site.writes == ["DELETE users carol"]
+
+
+def test_a_role_that_keystone_does_not_delete_keeps_no_user(world: World) -> None:
+    """A role that bootstrap made is immutable on the subcloud, whatever the centre did to its own."""
+    world.site.put(a_role("reader"), a_user("bob"))
+    world.store.placed[REGION] = Placed(
+        {ResourceType.ROLES: frozenset({"role-reader"}), ResourceType.USERS: frozenset({"user-bob"})}
+    )
+    world.just_before("DELETE roles", raising(CloudError(Reason.REFUSED, "403")))
+    world.run()
+    assert "user-bob" not in world.site.tables[ResourceType.USERS]
+    assert world.row().reason is Reason.REFUSED
 
 
 def test_a_planned_rotation_is_reported_as_worth_no_alarm(world: World) -> None:
