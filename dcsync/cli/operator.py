@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from dcsync.settings import Settings
 
 
+ANSWER_SECONDS = 5
+"""Within which the broker answers a command."""
+
+
 class Operator:
     """One command's view of the world, and of the person at the terminal."""
 
@@ -110,6 +114,8 @@ class Operator:
         from dcsync.tasks.app import make_app
 
         app = make_app(self.settings.required("redis_url"))
+        # A worker may wait for a broker that hangs; a person may not, and a hint is not worth it.
+        app.conf.broker_transport_options |= {"socket_timeout": ANSWER_SECONDS}
         self._closing.callback(app.close)
         return app
 
