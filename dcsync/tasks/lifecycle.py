@@ -13,6 +13,7 @@ from celery.signals import celeryd_after_setup, setup_logging, worker_ready, wor
 from kombu.exceptions import OperationalError
 
 from dcsync import logs
+from dcsync.adapters import broker_guard
 from dcsync.adapters.clock import utc_now
 from dcsync.errors import DcsyncError, MisconfiguredError
 from dcsync.messages import Queue, TaskName
@@ -51,6 +52,7 @@ def _prepare(sender: str, instance: Any, **_: Any) -> None:
     except MisconfiguredError as exc:
         sys.exit(f"dcsync: {exc}")
     _raise_open_files_limit()
+    broker_guard.try_heartbeats_once()
     _this[:] = [process]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 
 import redis
@@ -39,15 +42,22 @@ def test_a_worker_with_an_unacknowledged_report_survives_a_restart_of_redis(
             seconds=180,
             what=lambda: f"the task is in the middle of its work:\n{worker.output()}",
         )
+        _hang_with_a_heartbeat_on_its_way(own_redis)
         own_redis.kill()
-        # A worker that was waiting for an answer just then may notice only when Redis is back.
-        own_redis.start()
         worker.wait_for("Connection to broker lost")
+        own_redis.start()
     with redis.Redis.from_url(own_redis.url) as broker:
         _until_it_is(engine, "online", worker, meanwhile=lambda: _hand_out_again(broker))
     processes.cli("state", "availability", "offline", "--no-wait", "edge-1", environ=environ, expect=0)
     _until_it_is(engine, "offline", worker)
     engine.dispose()
+
+
+def _hang_with_a_heartbeat_on_its_way(server: EmbeddedRedis) -> None:
+    """One is sent every 2 s. Celery would send it again and again, and notice nothing else until Redis is back."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    time.sleep(4)  # the moment is the point
 
 
 def _hand_out_again(broker: redis.Redis) -> None:
