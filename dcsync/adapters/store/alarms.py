@@ -94,6 +94,8 @@ class SqlAlarmStore:
             dbapi_connection: Any = connection.connection.dbapi_connection
             with dbapi_connection.cursor() as cursor:
                 _move_positions_of_another_server(cursor)
+                # After a flood the statistics still tell of few alarms, and comparing each with each takes minutes.
+                cursor.execute("SET LOCAL enable_nestloop = off")
                 return reconcile_alarms(cursor, now=now)
 
     @database_errors()

@@ -184,6 +184,24 @@ def test_very_many_alarms_are_compared_with_rows_within_the_time_a_statement_has
         engine.dispose()
 
 
+def test_a_flood_after_quiet_times_is_compared_with_rows_within_that_time_too(rows: Rows, clock: Clock) -> None:
+    """The statistics know cleared alarms only, so the planner expects to compare one alarm with all rows."""
+    rows.add(6_000, managed=False)
+    with rows.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO alarm (alarm_id, entity, severity, reason_text, raised_at, cleared_at, changed_xid)"
+                " SELECT '280.001', 'subcloud=old' || n, 'critical', '', now(), now(), 1"
+                " FROM generate_series(1, 50000) AS n"
+            )
+        )
+        connection.execute(text("ANALYZE"))
+        connection.execute(text("UPDATE endpoint_status SET sync_status = 'out-of-sync'"))
+    store = SqlAlarmStore(rows.engine)
+    assert store.reconcile(now=clock()) == (42_000, 0)
+    assert store.reconcile(now=clock()) == (0, 0)
+
+
 def test_sinks_are_told_of_what_changes_after_the_database_was_restored_elsewhere(rows: Rows, clock: Clock) -> None:
     """There the transactions are counted anew: what was dumped seems to come from the future."""
     rows.add(3)
