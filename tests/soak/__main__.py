@@ -97,7 +97,9 @@ class Soak:
         self._secrets = traces.Secrets(system)
         everybody = [place["name"] for place in system.cloud.subclouds()]
         self._names, self._strangers = everybody[:-STRANGERS], everybody[-STRANGERS:]
-        self.storm = Storm(system, self.crew, dice, names=self._names, nap_seconds=LOCK_TTL + 1)
+        self.storm = Storm(
+            system, self.crew, dice, names=self._names, nap_seconds=LOCK_TTL + 1, latency=LATENCY_SECONDS
+        )
         self.calm = Calm(system, self.crew, names=self._names, strangers=self._strangers, run_deadline=RUN_DEADLINE)
         self._before: dict[str, traces.Footprint] = {}
         self._after: dict[str, traces.Footprint] = {}

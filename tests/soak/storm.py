@@ -5,6 +5,7 @@ What is broken has an undo, which is due some seconds later; `subside` brings al
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import os
@@ -17,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 
+import psutil
 import sqlalchemy as sa
 
 from dcsync.errors import DatabaseUnreachable, LocalProcessFailed
@@ -32,6 +34,8 @@ GRACE_SECONDS = 4.0
 USERS_AT_ONCE = 4
 """Writes that one who was stopped after he had asked may still make when he wakes."""
 TRIES = 20
+LOCKED_SECONDS = 8.0
+FAR_SECONDS = 0.2
 ORDERS_AT_ONCE = 2
 COMMAND_SECONDS = 120.0
 NO_SERVER = 4
@@ -60,7 +64,9 @@ class Command:
 class Storm:
     """All of it happens in the thread that made it, for servers are leashed to the thread that starts them."""
 
-    def __init__(self, system: System, crew: Crew, dice: Random, *, names: list[str], nap_seconds: float) -> None:
+    def __init__(
+        self, system: System, crew: Crew, dice: Random, *, names: list[str], nap_seconds: float, latency: float
+    ) -> None:
         self.system = system
         self.crew = crew
         self.dice = dice
@@ -73,6 +79,7 @@ class Storm:
         """From now on those whose memory is measured are not killed."""
         self.last_rotation = 0.0
         self._nap_seconds = nap_seconds
+        self._latency = latency
         self._central = Central(dice)
         self._drift = Drift(dice)
         self._undos: list[tuple[float, int, Callable[[], None]]] = []
@@ -80,6 +87,7 @@ class Storm:
         self._faulty: set[str] = set()
         self._left_alone: dict[str, LeftAlone] = {}
         self._deleted: set[str] = set()
+        self._is_read_only = False
         self._trouble_ended_at = time.monotonic()
         self._hands = ThreadPoolExecutor(ORDERS_AT_ONCE)
         self._given: list[Future[Command]] = []
@@ -101,8 +109,13 @@ class Storm:
             (0.6, self._redis_is_flushed),
             (0.6, self._redis_is_stopped_for_a_while),
             (0.5, self._redis_cuts_connections),
+            (0.6, self._redis_is_full),
             (1, self._postgresql_restarts),
             (0.5, self._postgresql_cuts_connections),
+            (0.5, self._postgresql_is_stopped_for_a_while),
+            (0.6, self._postgresql_takes_no_writes),
+            (0.5, self._postgresql_rows_are_locked),
+            (0.5, self._all_sites_are_far_away),
             (3, self._unmanage),
             (3, self._sync),
             (0.3, self._sync_all),
@@ -307,13 +320,88 @@ class Storm:
                 client.client_kill_filter(_type="normal", skipme=True)
                 client.client_kill_filter(_type="pubsub")
 
+    def _redis_is_full(self) -> None:
+        """It refuses whatever would take more memory; restarted, it knows no such limit."""
+        if self.system.redis.pid is not None:
+            self.counts["redis full"] += 1
+            self._limit_redis(1)
+            self._later(lambda: self._limit_redis(0), seconds=self.dice.uniform(2, 10))
+
+    def _limit_redis(self, limit: int) -> None:
+        if self.system.redis.pid is not None:
+            self._trouble_ended_at = time.monotonic()
+            with redis_client(self.system) as client:
+                client.config_set("maxmemory", limit)
+
+    def _postgresql_is_stopped_for_a_while(self) -> None:
+        """With all its sessions, which stay open and say nothing."""
+        pid = self.system.postgres.pid
+        if pid is None:
+            return
+        self.counts["postgresql asleep"] += 1
+        server = psutil.Process(pid)
+        stopped = [server, *server.children(recursive=True)]
+        try:
+            for process in stopped:
+                process.suspend()
+            time.sleep(self.dice.uniform(1, 7))
+        finally:
+            for process in reversed(stopped):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+            self._trouble_ended_at = time.monotonic()
+
+    def _postgresql_takes_no_writes(self) -> None:
+        """As one that stands by after a failover, whose clients were not cut off."""
+        if self.system.postgres.pid is not None:
+            self.counts["postgresql read-only"] += 1
+            self._set_read_only("on")
+            self._later(lambda: self._set_read_only("off"), seconds=self.dice.uniform(2, 10))
+
+    def _set_read_only(self, value: str) -> None:
+        """What is set lives longer than the server, so where that is away it is set later."""
+        self._trouble_ended_at = time.monotonic()
+        if self.system.postgres.pid is None:
+            self._later(lambda: self._set_read_only(value), seconds=1)
+            return
+        self._is_read_only = value == "on"
+        for statement in (f"ALTER SYSTEM SET default_transaction_read_only = {value}", "SELECT pg_reload_conf()"):
+            self._run_alone(statement)
+
+    def _run_alone(self, statement: str) -> None:
+        """Outside of any transaction, on a connection that was not there when the server was last away."""
+        self.system.engine.dispose()
+        with self.system.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sa.text(statement))
+
+    def _postgresql_rows_are_locked(self) -> None:
+        """As by a change of the schema; nobody else can do anything with this table meanwhile."""
+        if self.system.postgres.pid is not None and not self._is_read_only:
+            table = self.dice.choice(["subcloud", "subcloud_sync", "sync_attempt", "alarm", "endpoint_status"])
+            self.counts["postgresql table locked"] += 1
+            self._trouble_ended_at = time.monotonic() + LOCKED_SECONDS
+            self.system.engine.dispose()
+            holder = self.system.engine.connect()
+            holder.execute(sa.text(f"LOCK TABLE {table}"))
+            self._later(lambda: self._close(holder), seconds=self.dice.uniform(2, LOCKED_SECONDS))
+
+    def _close(self, holder: sa.Connection) -> None:
+        """Which may have been cut off by then."""
+        with contextlib.suppress(sa.exc.DBAPIError):
+            holder.close()
+
+    def _all_sites_are_far_away(self) -> None:
+        self.counts["sites: far away"] += 1
+        self.system.cloud.set_latency(FAR_SECONDS)
+        self._later(lambda: self.system.cloud.set_latency(self._latency), seconds=self.dice.uniform(5, 20))
+
     def _postgresql_cuts_connections(self) -> None:
         if self.system.postgres.pid is not None:
             self.counts["postgresql cut connections"] += 1
             self._trouble_ended_at = time.monotonic()
-            cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dcsync %'"
-            with self.system.engine.connect() as connection:
-                connection.execute(sa.text(cut))
+            self._run_alone(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dcsync %'"
+            )
 
     # --- the operator ---
 
