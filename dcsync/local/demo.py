@@ -37,7 +37,7 @@ from dcsync.settings import load
 from dcsync.subcloud import InitialSyncState
 
 INTERRUPTED = 130
-WORKERS_UP_SECONDS = 60.0
+WORKERS_UP_SECONDS = 180.0
 LOOK_SECONDS = 0.5
 LINE_SECONDS = 5.0
 """Between two lines of progress where there is no terminal."""
@@ -50,7 +50,7 @@ PROBES_A_SECOND = 50
 """The probes of a large demo must not weigh in what its syncs cost."""
 PROBE_INTERVALS = (1.0, 30.0)
 """The least and the most, in seconds."""
-CHANGE_SECONDS = 60.0
+CHANGE_SECONDS = 180.0
 """How long an outage, or its end, may take to be seen, beyond a few probe intervals."""
 
 

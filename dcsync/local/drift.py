@@ -16,7 +16,7 @@ from typing import Any
 from dcsync.local.demo import LOOK_SECONDS, Demo, _many
 from dcsync.subcloud import InitialSyncState
 
-ARRIVAL_SECONDS = 60.0
+ARRIVAL_SECONDS = 180.0
 """How long a change may take to be everywhere, beyond a tenth of a second per subcloud."""
 NOTHING_TO_REPAIR = "revoke_events"
 """Compared is everything whatever is repaired, so this shows what differs and leaves it for a while."""
