@@ -85,6 +85,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "timezone": "UTC",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A Redis that is full, or takes no writes after a failover, is waited for like one that is away; Celery would end
+        # the worker otherwise, and whichever is started meanwhile.
+        "broker_channel_error_retry": True,
         "broker_pool_acquire_timeout": 10,
         "task_publish_retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.3, "interval_max": 1},
         "broker_transport_options": {

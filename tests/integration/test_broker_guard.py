@@ -1,5 +1,6 @@
 """A worker that holds an unacknowledged message survives the end of its broker. Without `broker_guard` kombu 5.7.0
-ends it with an AttributeError. And one survives messages that cannot be read, each of which would end it."""
+ends it with an AttributeError. And one survives messages that cannot be read, each of which would end it, and a broker
+that refuses what it is told."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 
+import pytest
 import redis
 import sqlalchemy as sa
 
@@ -123,6 +125,32 @@ def test_a_worker_drops_what_it_cannot_read_and_goes_on(
     _until_it_is(engine, "online", worker)
     wait_until(lambda: not redis_client.hlen("unacked"), seconds=180, what="nothing is left to be handed out again")
     assert worker.alive, worker.output()
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend", "refusal"),
+    [
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "used memory > 'maxmemory'"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "read only replica"),
+    ],
+    ids=["is full", "is a replica"],
+)
+def test_a_worker_waits_for_a_redis_that_takes_no_writes(
+    database_url: str, own_redis: EmbeddedRedis, processes: Processes, spoil: str, mend: str, refusal: str
+) -> None:
+    environ = {"DCSYNC_DATABASE_URL": database_url, "DCSYNC_REDIS_URL": own_redis.url}
+    arguments = ("-Q", "state", "-P", "threads", "-c", "2", "--without-gossip", "--without-mingle")
+    worker = processes.celery("worker", *arguments, environ=environ, ready="ready.")
+    with redis.Redis.from_url(own_redis.url) as broker:
+        broker.execute_command(*spoil.split())
+        broker.client_kill_filter(_type="normal", skipme=True)
+        worker.wait_for(refusal)
+        broker.execute_command(*mend.split())
+    processes.cli("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5", environ=environ, expect=0)
+    processes.cli("state", "availability", "online", "--no-wait", "edge-1", environ=environ, expect=0)
+    engine = make_engine(database_url)
+    _until_it_is(engine, "online", worker)
     engine.dispose()
 
 
