@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dcsync.messages import QUEUE_OF, TaskName
+from dcsync.model.messages import QUEUE_OF, TaskName
 
 HOUSEKEEPING_SECONDS = 3600.0
 DELIVER_ALARMS_SECONDS = 5.0

@@ -2,7 +2,7 @@
 
 import sys
 
-from dcsync.errors import MisconfiguredError
+from dcsync.model.errors import MisconfiguredError
 from dcsync.tasks.app import make_app
 
 try:

@@ -20,11 +20,11 @@ import aiohttp
 from sqlalchemy import func, select
 
 from bench.fleet import Fleet, for_each, log_in, now, open_fleet, run_bare, say
-from dcsync.adapters.store.audits import SqlAuditStore
-from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
-from dcsync.adapters.tables import subcloud_sync
-from dcsync.ports import RotationState
-from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, ManagementState, SyncStatus
+from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
+from dcsync.adapters.postgres.tables import subcloud_sync
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, ManagementState, SyncStatus
+from dcsync.rotation.ports import RotationState
 
 NEW = {"password": "Bench-new-pw-1!"}
 SETTINGS = {"DCSYNC_AUDIT_INTERVAL": "604800"}

@@ -20,14 +20,14 @@ import aiohttp
 import psutil
 from sqlalchemy import Engine, func, select, text
 
-from dcsync.adapters.database import make_engine, upgrade
-from dcsync.adapters.reporter import CeleryReports, Observer, StateReporter
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.tables import subcloud
+from dcsync.adapters.broker.reporter import CeleryReports, Observer, StateReporter
+from dcsync.adapters.postgres.database import make_engine, upgrade
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.tables import subcloud
 from dcsync.fake_cloud.control import PASSWORD, USERNAME, FakeCloud
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
+from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState, NewSubcloud
 from dcsync.settings import load
-from dcsync.subcloud import AvailabilityStatus, InitialSyncState, NewSubcloud
 from dcsync.tasks.app import make_app
 
 WORKERS = 2

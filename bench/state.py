@@ -26,12 +26,12 @@ import psycopg2
 import redis
 from psycopg2.extras import execute_values
 
-from dcsync.adapters.database import upgrade
-from dcsync.adapters.reporter import CeleryReports, Observer, StateReporter
+from dcsync.adapters.broker.reporter import CeleryReports, Observer, StateReporter
+from dcsync.adapters.postgres.database import upgrade
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
-from dcsync.messages import Report
+from dcsync.model.reports import Report
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, SyncStatus
 from dcsync.settings import load
-from dcsync.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, SyncStatus
 from dcsync.tasks.app import make_app
 
 THREADS = 20

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import aiohttp
 
 from bench.fleet import Fleet, for_each, log_in, now, open_fleet, run_bare, say
-from dcsync.messages import Queue, TaskName
-from dcsync.subcloud import ManagementState
+from dcsync.model.messages import Queue, TaskName
+from dcsync.model.subcloud import ManagementState
 
 SETTINGS = {"DCSYNC_AUDIT_INTERVAL": "0"}
 

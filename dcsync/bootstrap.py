@@ -16,42 +16,46 @@ import structlog
 from celery import Celery
 from sqlalchemy import Engine
 
-from dcsync.adapters import central_rotation, http, redis_client
-from dcsync.adapters.alarm_sinks import LogSink, WebhookSink
-from dcsync.adapters.clock import utc_now
-from dcsync.adapters.clouds import HttpClouds
-from dcsync.adapters.database import make_engine
-from dcsync.adapters.endpoints import CentralEndpoints, ServiceUrls
-from dcsync.adapters.keystone import Credentials
-from dcsync.adapters.locks import RedisLocks
-from dcsync.adapters.loop import LoopThread
-from dcsync.adapters.messenger import CeleryMessenger
-from dcsync.adapters.ownership import BatchedOwnership
-from dcsync.adapters.prober import HttpProber
-from dcsync.adapters.reporter import CeleryReports, Observer, StateReporter
-from dcsync.adapters.store.alarms import SqlAlarmStore
-from dcsync.adapters.store.audits import SqlAuditStore
-from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
-from dcsync.adapters.store.probes import SqlProbeStore
-from dcsync.adapters.store.runs import SqlRunStore
-from dcsync.adapters.store.states import SqlStateStore
-from dcsync.adapters.ticks import SweepTicks
-from dcsync.adapters.tls import Trust
+from dcsync.adapters.broker import redis_client
+from dcsync.adapters.broker.locks import RedisLocks
+from dcsync.adapters.broker.messenger import CeleryMessenger
+from dcsync.adapters.broker.reporter import CeleryReports, Observer, StateReporter
+from dcsync.adapters.broker.ticks import SweepTicks
+from dcsync.adapters.cloud import central_rotation, http
+from dcsync.adapters.cloud.clouds import HttpClouds
+from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls
+from dcsync.adapters.cloud.keystone import Credentials
+from dcsync.adapters.cloud.prober import HttpProber
+from dcsync.adapters.cloud.tls import Trust
+from dcsync.adapters.host.alarm_sinks import LogSink, WebhookSink
+from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.host.loop import LoopThread
+from dcsync.adapters.postgres.alarms import SqlAlarmStore
+from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.database import make_engine
+from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
+from dcsync.adapters.postgres.probes import SqlProbeStore
+from dcsync.adapters.postgres.runs import SqlRunStore
+from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.audit import engine as audit
-from dcsync.audit import rotate_keys
-from dcsync.audit.availability import AvailabilityProbe, AvailabilitySweep
+from dcsync.audit.ports import AuditReports
 from dcsync.audit.sweep import AuditSweep
 from dcsync.audit.watch import CentralWatch
-from dcsync.dispatch import SweepLimits
-from dcsync.errors import MisconfiguredError
 from dcsync.initial_sync import engine as initial_sync
+from dcsync.initial_sync.ports import Progress
 from dcsync.initial_sync.preview import SyncPreview, preview
 from dcsync.initial_sync.sweep import Sweep
-from dcsync.ports import AlarmSink, AuditReports, Owner, Progress
+from dcsync.model.errors import MisconfiguredError
+from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
+from dcsync.probe.availability import AvailabilityProbe, AvailabilitySweep
+from dcsync.rotation import rotate_keys
+from dcsync.runs.dispatch import SweepLimits
+from dcsync.runs.ownership import BatchedOwnership
+from dcsync.runs.ports import Owner
 from dcsync.settings import Settings
 from dcsync.state.alarms import AlarmFeed
+from dcsync.state.ports import AlarmSink
 from dcsync.state.service import StateService
-from dcsync.subcloud import EndpointType, Subcloud, SyncStatus
 
 HINT_PATIENCE_SECONDS = 5.0
 """How long a hint may be between broker and claim before the sweep looks whether it still waits."""

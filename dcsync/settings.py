@@ -18,8 +18,8 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from dcsync.errors import MisconfiguredError
-from dcsync.subcloud import Network
+from dcsync.model.addresses import Network
+from dcsync.model.errors import MisconfiguredError
 
 PREFIX = "DCSYNC_"
 SECRETS = ("database_url", "redis_url", "password", "admin_password", "alarm_webhook_url")

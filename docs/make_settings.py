@@ -8,7 +8,7 @@ from typing import Any
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from dcsync.errors import Reason
+from dcsync.model.reasons import Reason
 from dcsync.settings import PREFIX, SECRETS, Settings
 
 DOCS = Path(__file__).parent
@@ -47,7 +47,7 @@ def reasons_page() -> str:
     )
     return f"""# Reasons
 
-Written from `dcsync/errors.py` by `python docs/make_settings.py`; do not edit.
+Written from `dcsync/model/errors.py` by `python docs/make_settings.py`; do not edit.
 
 Why a run failed, as `dcsync subcloud list` and `dcsync history NAME` show it. Every one is tried again after its
 hold-off. "A person" says that waiting alone is unlikely to help.

@@ -1,11 +1,11 @@
-"""Draws docs/states.md from the table in dcsync/lifecycle.py: `python docs/make_states.py`. A test keeps them equal."""
+"""Draws docs/states.md from dcsync/model/lifecycle.py: `python docs/make_states.py`. A test keeps them equal."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dcsync.lifecycle import TRANSITIONS, Event
-from dcsync.subcloud import InitialSyncState
+from dcsync.model.lifecycle import TRANSITIONS, Event
+from dcsync.model.subcloud import InitialSyncState
 
 PAGE = Path(__file__).with_name("states.md")
 
@@ -22,7 +22,7 @@ def page() -> str:
     )
     return f"""# States of an initial sync
 
-Drawn from `TRANSITIONS` in `dcsync/lifecycle.py` by `python docs/make_states.py`; do not edit.
+Drawn from `TRANSITIONS` in `dcsync/model/lifecycle.py` by `python docs/make_states.py`; do not edit.
 A new subcloud begins in `none`; deleting it removes the row from any state.
 
 ```mermaid

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, settings
 from psycopg2 import errors, sql
 from sqlalchemy import Engine
 
-from dcsync.adapters.database import make_engine, upgrade
+from dcsync.adapters.postgres.database import make_engine, upgrade
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
 from tests.processes import Processes, wait_until
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from dcsync.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
-from dcsync.lifecycle import Event, Pair, pair_change, state_after
-from dcsync.ports import RequestHistory, Transition
-from dcsync.subcloud import (
+from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
+from dcsync.model.history import RequestHistory
+from dcsync.model.lifecycle import Event, Pair, Transition, pair_change, state_after
+from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     AvailabilityStatus,
     EndpointType,

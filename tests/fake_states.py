@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
-from dcsync.errors import BrokerUnreachable
-from dcsync.lifecycle import Event, next_state
-from dcsync.ports import AlarmRow, RejectedReport, StateChanges, StateRow
-from dcsync.subcloud import EndpointType, InitialSyncState, SyncStatus
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.lifecycle import Event, next_state
+from dcsync.model.subcloud import EndpointType, InitialSyncState, SyncStatus
+from dcsync.state.ports import AlarmRow, RejectedReport, StateChanges, StateRow
 
 
 class FakeStateStore:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from dcsync.audit.identity_audit import Cloud
-from dcsync.errors import CloudError, Reason, UnknownSubcloud
-from dcsync.identity import (
+from dcsync.audit.ports import SETTLED, AuditPart, AuditRow, AuditRun, CentralState, Finding
+from dcsync.model.errors import CloudError, UnknownSubcloud
+from dcsync.model.identity import (
     ActorType,
     Assignment,
     CentralData,
@@ -23,10 +24,10 @@ from dcsync.identity import (
     ResourceType,
     RevocationEvent,
 )
-from dcsync.lifecycle import ABANDONED_LIMIT, Ending
-from dcsync.messages import AuditHint
-from dcsync.ports import SETTLED, AuditPart, AuditRow, AuditRun, CentralState, Finding, Standing
-from dcsync.subcloud import (
+from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending
+from dcsync.model.messages import AuditHint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AuditStatus,
     AvailabilityStatus,
@@ -36,6 +37,7 @@ from dcsync.subcloud import (
     Subcloud,
     SyncStatus,
 )
+from dcsync.runs.ports import Standing
 from tests.builders import NOON, central_data, records, some_keys
 
 _ACTOR = {ActorType.USER: ResourceType.USERS, ActorType.GROUP: ResourceType.GROUPS}
@@ -45,7 +47,7 @@ class MemorySite:
     """One cloud's tables behind dcdbsync and Keystone, as a session sees them.
 
     What a real one refuses is refused: an id or name that is taken, a member, parent or grantee that is not there, a
-    user in a group who changes its id (contracts/real-keystone.md R2), a project with children that is deleted.
+    user in a group who changes its id (docs/upstream/real-keystone.md R2), a project with children that is deleted.
     """
 
     def __init__(

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from dcsync.adapters.ownership import Rows
-from dcsync.errors import BrokerUnreachable, CloudError, Reason
-from dcsync.identity import CentralData, FernetKeys, NewIds, Placed, Record, Records, ResourceType
-from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure, next_state
-from dcsync.messages import AuditHint, SyncHint
-from dcsync.ports import Owner, Run, Standing
-from dcsync.subcloud import InitialSyncState, Step, Subcloud
+from dcsync.initial_sync.ports import Run
+from dcsync.model.errors import BrokerUnreachable, CloudError
+from dcsync.model.identity import CentralData, FernetKeys, NewIds, Placed, Record, Records, ResourceType
+from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure, next_state
+from dcsync.model.messages import AuditHint, SyncHint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import InitialSyncState, Step, Subcloud
+from dcsync.runs.ownership import Rows
+from dcsync.runs.ports import Owner, Standing
 from tests.builders import a_subcloud, central_data, records, some_keys
 
 T = TypeVar("T")

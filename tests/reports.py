@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from dcsync.messages import AvailabilityReport, EndpointReport, EndpointTypesReport, Mark, Report, bulk_report
-from dcsync.ports import EndpointRow, StateRow
-from dcsync.subcloud import (
+from dcsync.model.reports import AvailabilityReport, EndpointReport, EndpointTypesReport, Mark, Report, bulk_report
+from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     AvailabilityStatus,
     EndpointType,
@@ -15,6 +14,7 @@ from dcsync.subcloud import (
     ManagementState,
     SyncStatus,
 )
+from dcsync.state.ports import EndpointRow, StateRow
 from tests.builders import NOON
 
 ONLINE, OFFLINE = AvailabilityStatus.ONLINE, AvailabilityStatus.OFFLINE

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Engine, update
 
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.tables import subcloud
-from dcsync.subcloud import AvailabilityStatus, ManagementState, NewSubcloud
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.tables import subcloud
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud
 from tests.builders import NOON
 
 

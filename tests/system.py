@@ -25,17 +25,17 @@ import redis as redis_library
 from celery import Celery
 from sqlalchemy import Engine, func, select
 
-from dcsync.adapters.clock import utc_now
-from dcsync.adapters.database import make_engine
-from dcsync.adapters.locks import RedisLocks
-from dcsync.adapters.store.audits import SqlAuditStore
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.tables import central_state
+from dcsync.adapters.broker.locks import RedisLocks
+from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.database import make_engine
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.tables import central_state
+from dcsync.audit.ports import AuditRow
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
-from dcsync.ports import AttemptHistory, AuditRow
-from dcsync.settings import load
-from dcsync.subcloud import (
+from dcsync.model.history import AttemptHistory
+from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AuditStatus,
     AvailabilityStatus,
@@ -43,6 +43,7 @@ from dcsync.subcloud import (
     Subcloud,
     SyncStatus,
 )
+from dcsync.settings import load
 from dcsync.tasks.app import make_app
 from tests.conftest import data_folder
 from tests.processes import Processes, Running, wait_until

@@ -3,7 +3,8 @@
 Says in which order things happen and how each ending is recorded. What differs is decided in `identity_audit`, what
 stops a repair in `guards`, what is due in `sweep`. This is the one boundary where whatever happened becomes a
 `Finding` per endpoint type: nothing is raised to the task above but what kills the process.
-Source: spec/generic-sync-and-audit.md sections 7 to 9, without the defects lessons.md names R4 to R13.
+Source: docs/upstream/generic-sync-and-audit.md sections 7 to 9, without the defects docs/upstream/lessons.md names R4
+to R13.
 """
 
 from __future__ import annotations
@@ -16,27 +17,17 @@ from enum import StrEnum
 
 from dcsync.audit import guards
 from dcsync.audit.identity_audit import Cloud, Difference, IdentityAudit, audit_identity, digest
+from dcsync.audit.ports import SETTLED, AuditPart, AuditReports, AuditRun, AuditStore, Finding
 from dcsync.audit.preview import in_words
 from dcsync.audit.repair import Repairer, read_cloud
-from dcsync.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
-from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Reason, WorkerStopping
-from dcsync.identity import CentralData, FernetKeys, Placed
-from dcsync.lifecycle import Ending, Failure, hold_off
-from dcsync.ports import (
-    SETTLED,
-    AuditPart,
-    AuditReports,
-    AuditRun,
-    AuditStore,
-    Clouds,
-    Finding,
-    Locks,
-    Loop,
-    Ownership,
-    Standing,
-    SubcloudSession,
-)
-from dcsync.subcloud import EndpointType, SyncStatus
+from dcsync.model.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, WorkerStopping
+from dcsync.model.identity import CentralData, FernetKeys, Placed
+from dcsync.model.lifecycle import Ending, Failure, hold_off
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import EndpointType, SyncStatus
+from dcsync.runs.clouds import Clouds, SubcloudSession
+from dcsync.runs.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
+from dcsync.runs.ports import Locks, Loop, Ownership, Standing
 
 PASSES = 3
 """How often one run plans, writes and looks again: some repairs show what else differs only once they are done."""
@@ -222,7 +213,7 @@ class Audit:
             return Standing(Ending.LOCK_LOST, f"ownership could not be checked: {type(exc).__name__}")
         except CloudError as exc:
             _fail_rest(progress, Failure(exc.reason, exc.detail, exc.retry_after))
-        except Exception as exc:  # noqa: BLE001 - the boundary: an unforeseen fault must end the audit, not strand its rows
+        except Exception as exc:  # noqa: BLE001 - the boundary: an unforeseen fault must end the audit
             self.log_fault(run, exc)
             _fail_rest(progress, Failure(Reason.INTERNAL_ERROR, type(exc).__name__))
         return None

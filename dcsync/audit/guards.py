@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dcsync.errors import Reason
-from dcsync.identity import CentralData, ResourceType
-from dcsync.lifecycle import Failure
-from dcsync.ports import AuditPart
-from dcsync.subcloud import EndpointType
+from dcsync.audit.ports import AuditPart
+from dcsync.model.identity import CentralData, ResourceType
+from dcsync.model.lifecycle import Failure
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import EndpointType
 
 REPAIRS_OF_ONE_DIFFERENCE = 3
 """After so many in a row the same difference is not repaired again, until it changes or an operator asks."""

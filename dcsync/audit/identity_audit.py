@@ -2,8 +2,8 @@
 
 Unlike the initial sync, an audit creates what is missing, corrects what differs in any field, and deletes what dcsync
 itself placed and the centre no longer has. What the site made itself is never touched.
-Source: spec/identity-sync.md section 9, with its named defects left out: adopted records are compared at once, a
-mismatch counts, an empty central list is refused.
+Source: docs/upstream/identity-sync.md section 9, with its named defects left out: adopted records are compared at once,
+a mismatch counts, an empty central list is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from dcsync.alignment import (
+from dcsync.model.identity import Assignment, Placed, Record, Records, ResourceType, RevocationEvent, record_digest
+from dcsync.planner.alignment import (
     ALIGNED_AT_DEPLOYMENT,
     GroupPlan,
     Update,
@@ -24,15 +25,6 @@ from dcsync.alignment import (
     plan_groups,
     refuse_unusable,
     with_members,
-)
-from dcsync.identity import (
-    Assignment,
-    Placed,
-    Record,
-    Records,
-    ResourceType,
-    RevocationEvent,
-    record_digest,
 )
 
 T = TypeVar("T")
@@ -49,7 +41,7 @@ COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
     ResourceType.ROLES: {"role": ("id", "domain_id", "name", "description", "extra")},
 }
 """The columns that decide. `last_active_at` is not among them: it changes with every first login of a day on each side
-(contracts/real-keystone.md K11), upstream's comparison of it makes records differ again minutes after a sync."""
+(docs/upstream/real-keystone.md K11), upstream's comparison of it makes records differ again minutes after a sync."""
 
 ADMIN = "admin"
 NEVER_DELETED_ROLES = frozenset({"admin"})

@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from dcsync.alignment import Update, stored_as_sent
 from dcsync.audit.identity_audit import Cloud, Repair
-from dcsync.delivery import MayWrite, all_or_first_error, read_records, side_by_side, write_verified
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import Record
-from dcsync.ports import SubcloudSession
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import Record
+from dcsync.model.reasons import Reason
+from dcsync.planner.alignment import Update, stored_as_sent
+from dcsync.runs.clouds import SubcloudSession
+from dcsync.runs.delivery import MayWrite, all_or_first_error, read_records, side_by_side, write_verified
 
 T = TypeVar("T")
 
@@ -57,7 +58,8 @@ class Repairer:
 
     async def _tell_keyring(self, repair: Repair) -> None:
         """The plain password first, through Keystone, whose hook stores it in the subcloud's keyring; the central hash
-        afterwards, over the one Keystone made. The other way round never ends. Source: spec/identity-sync.md section 7.
+        afterwards, over the one Keystone made. The other way round never ends. Source: docs/upstream/identity-sync.md
+        section 7.
         """
         if repair.admin_id is not None and self.admin_password is not None:
             await self.may_write()

@@ -1,7 +1,7 @@
 """Which audits are due now? Finds them from rows alone, takes back what was abandoned, and sends hints.
 
 As `initial_sync.sweep`, and like it harmless when it runs twice or dies half-way: the next one finds the same rows.
-Source: spec/generic-sync-and-audit.md section 5; unlike upstream, each subcloud has its own due time.
+Source: docs/upstream/generic-sync-and-audit.md section 5; unlike upstream, each subcloud has its own due time.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from dcsync.dispatch import Dispatcher, SweepLimits
-from dcsync.messages import AuditHint
-from dcsync.ports import AuditStore, Locks, Messenger
-from dcsync.subcloud import SYNCED_ENDPOINT_TYPES
+from dcsync.audit.ports import AuditMessenger, AuditStore
+from dcsync.model.messages import AuditHint
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES
+from dcsync.runs.dispatch import Dispatcher, SweepLimits
+from dcsync.runs.ports import Locks
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class AuditSweep:
 
     store: AuditStore
     locks: Locks
-    messenger: Messenger
+    messenger: AuditMessenger
     limits: SweepLimits
 
     def run(self, *, now: datetime) -> AuditSweepReport:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dcsync.audit import guards
-from dcsync.errors import CloudError
-from dcsync.identity import CentralData
-from dcsync.ports import AuditStore, CentralState, Clouds, Loop
-from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
+from dcsync.audit.ports import AuditStore, CentralState
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import CentralData
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
+from dcsync.runs.clouds import Clouds
+from dcsync.runs.ports import Loop
 
 EVENTS_APART = timedelta(seconds=60)
 """Revocation events alone raise the generation no more often: every logout at the centre makes one."""

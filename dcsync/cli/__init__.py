@@ -24,7 +24,7 @@ from dcsync.cli.service import service
 from dcsync.cli.state import state
 from dcsync.cli.subclouds import subcloud
 from dcsync.cli.sync import history, sync, wait
-from dcsync.errors import (
+from dcsync.model.errors import (
     BadAddress,
     BadRecord,
     BrokerUnreachable,

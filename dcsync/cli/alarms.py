@@ -11,7 +11,7 @@ from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, note, say_table
 
 if TYPE_CHECKING:
-    from dcsync.ports import AlarmNotice
+    from dcsync.state.ports import AlarmNotice
 
 SHOWN_AT_MOST = 100_000
 

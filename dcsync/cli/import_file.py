@@ -11,8 +11,8 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from dcsync.errors import BadAddress, BadRecord, DcsyncError, DuplicateSubcloud, RefusedByGuard
-from dcsync.subcloud import NewSubcloud
+from dcsync.model.errors import BadAddress, BadRecord, DcsyncError, DuplicateSubcloud, RefusedByGuard
+from dcsync.model.subcloud import NewSubcloud
 
 COLUMNS = ("name", "management_ip", "region_name", "software_version")
 REQUIRED = COLUMNS[:2]

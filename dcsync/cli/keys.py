@@ -10,12 +10,12 @@ import click
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
 from dcsync.cli.selection import ask, yes_option
-from dcsync.errors import RefusedByGuard
-from dcsync.ports import RotationState
-from dcsync.subcloud import EndpointType
+from dcsync.model.errors import RefusedByGuard
+from dcsync.model.subcloud import EndpointType
+from dcsync.rotation.ports import RotationState
 
 if TYPE_CHECKING:
-    from dcsync.ports import KeyRotationRow, Spread
+    from dcsync.rotation.ports import KeyRotationRow, Spread
 
 PAUSE = 0.3
 SHOWN_DIGITS = 8
@@ -72,7 +72,7 @@ def rotate(
 
 def _refuse_if_unsafe(operator: Operator) -> None:
     """Raises RefusedByGuard; asked again by whoever rotates, who sees the centre's keys themselves."""
-    from dcsync.audit.key_rotation import refusal
+    from dcsync.rotation.key_rotation import refusal
 
     fingerprint = _fingerprint(operator)
     if fingerprint is None:

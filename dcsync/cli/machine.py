@@ -58,7 +58,7 @@ def database() -> None:
 @pass_operator
 def upgrade(operator: Operator) -> None:
     """Bring the schema to the newest revision; harmless when it is there already."""
-    from dcsync.adapters import database as adapter
+    from dcsync.adapters.postgres import database as adapter
 
     before, now = adapter.upgrade(operator.database_url)
     say(f"the database is at revision {now}" + ("" if before != now else " already"))

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from celery import Celery
     from sqlalchemy import Engine
 
+    from dcsync.audit.ports import AuditStore
     from dcsync.bootstrap import PreviewServices
-    from dcsync.messages import Report
-    from dcsync.ports import AlarmStore, AuditStore, Inventory, KeyRotationStore, Messenger
+    from dcsync.cli.ports import Inventory, Triggers
+    from dcsync.model.reports import Report
+    from dcsync.rotation.ports import KeyRotationStore
     from dcsync.settings import Settings
+    from dcsync.state.ports import AlarmStore
 
 
 ANSWER_SECONDS = 5
@@ -65,7 +68,7 @@ class Operator:
     @cached_property
     def engine(self) -> Engine:
         """The way to the rows; nothing is connected before they are asked."""
-        from dcsync.adapters.database import make_engine
+        from dcsync.adapters.postgres.database import make_engine
 
         engine = make_engine(self.database_url, application_name="dcsync cli", pool_size=1)
         self._closing.callback(engine.dispose)
@@ -74,28 +77,28 @@ class Operator:
     @cached_property
     def inventory(self) -> Inventory:
         """The rows of subclouds."""
-        from dcsync.adapters.store.inventory import SqlInventory
+        from dcsync.adapters.postgres.inventory import SqlInventory
 
         return SqlInventory(self.engine)
 
     @cached_property
     def alarm_store(self) -> AlarmStore:
         """The rows of alarms."""
-        from dcsync.adapters.store.alarms import SqlAlarmStore
+        from dcsync.adapters.postgres.alarms import SqlAlarmStore
 
         return SqlAlarmStore(self.engine)
 
     @cached_property
     def audit_store(self) -> AuditStore:
         """The rows of audits."""
-        from dcsync.adapters.store.audits import SqlAuditStore
+        from dcsync.adapters.postgres.audits import SqlAuditStore
 
         return SqlAuditStore(self.engine)
 
     @cached_property
     def key_rotation_store(self) -> KeyRotationStore:
         """The row of key rotation."""
-        from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
+        from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 
         return SqlKeyRotationStore(self.engine)
 
@@ -120,7 +123,7 @@ class Operator:
         return app
 
     @cached_property
-    def messenger(self) -> Messenger:
+    def messenger(self) -> Triggers:
         """The way to wake the workers."""
         from dcsync import bootstrap
 
@@ -128,7 +131,7 @@ class Operator:
 
     def report(self, reports: Sequence[Report]) -> None:
         """Send them to the state workers; raises BrokerUnreachable when some may not have been sent."""
-        from dcsync.adapters.reporter import CeleryReports
+        from dcsync.adapters.broker.reporter import CeleryReports
 
         CeleryReports(self.celery).send(reports)
 
@@ -145,7 +148,7 @@ class Operator:
         self._hint(self.messenger.send_key_rotation)
 
     def _hint(self, send: Callable[[], None]) -> None:
-        from dcsync.errors import BrokerUnreachable
+        from dcsync.model.errors import BrokerUnreachable
 
         try:
             send()

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from dcsync.subcloud import (
+from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AvailabilityStatus,
     InitialSyncState,

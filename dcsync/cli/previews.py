@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from dcsync.cli.output import json_text, many, note, say
-from dcsync.errors import CloudError, Reason, RefusedByGuard
+from dcsync.model.errors import CloudError, RefusedByGuard
+from dcsync.model.reasons import Reason
 
 if TYPE_CHECKING:
     from dcsync.bootstrap import PreviewServices
     from dcsync.cli.operator import Operator
-    from dcsync.subcloud import EndpointType, Subcloud
+    from dcsync.model.subcloud import EndpointType, Subcloud
 
 AT_ONCE = 16
 """Subclouds read at the same time."""

@@ -13,7 +13,7 @@ from dcsync.cli.operator import Operator, pass_operator
 from dcsync.cli.output import note, say
 
 if TYPE_CHECKING:
-    from dcsync.adapters.process_records import Role
+    from dcsync.adapters.host.process_records import Role
     from dcsync.local.health import Health, World
 
 ROLES = ("state", "sync", "beat")
@@ -36,7 +36,7 @@ def service() -> None:
 @pass_operator
 def status(operator: Operator, role: str) -> int:
     """Is there a process of this role, and does it move? Needs neither database nor broker."""
-    from dcsync.adapters.process_records import Role
+    from dcsync.adapters.host.process_records import Role
     from dcsync.local import health
 
     asked = Role(role)
@@ -55,9 +55,9 @@ def monitor(operator: Operator, role: str) -> int:
     Example:
       dcsync service monitor --role sync || systemctl restart 'dcsync-sync@*'
     """
-    from dcsync.adapters.process_records import Role
-    from dcsync.errors import BrokerUnreachable, DatabaseUnreachable
+    from dcsync.adapters.host.process_records import Role
     from dcsync.local import health
+    from dcsync.model.errors import BrokerUnreachable, DatabaseUnreachable
 
     operator.requires(*(["redis_url"] if role == "beat" else ["redis_url", "database_url"]))
     busy = float(operator.settings.visibility_timeout)
@@ -70,8 +70,9 @@ def monitor(operator: Operator, role: str) -> int:
 
 
 def _world(operator: Operator, role: Role) -> World:
-    from dcsync.adapters import database, process_records
-    from dcsync.adapters.queues import QueueLengths
+    from dcsync.adapters.broker.queues import QueueLengths
+    from dcsync.adapters.host import process_records
+    from dcsync.adapters.postgres import database
     from dcsync.local.health import World
 
     settings = operator.settings

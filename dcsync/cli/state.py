@@ -10,9 +10,9 @@ from dcsync.cli import waiting
 from dcsync.cli.operator import Operator, pass_operator
 from dcsync.cli.output import many, note, say
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
-from dcsync.errors import BadReport
-from dcsync.messages import AvailabilityReport, EndpointReport, Mark
-from dcsync.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
+from dcsync.model.errors import BadReport
+from dcsync.model.reports import AvailabilityReport, EndpointReport, Mark
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 
 TAKEN_WITHIN_SECONDS = 10.0
 """How long a command waits for a state worker to write down what was reported; of a fleet longer."""
@@ -118,7 +118,7 @@ def _until_written(
 
 
 def _why_ignored(known: Subcloud) -> str:
-    """Source of the rule: spec/state-service.md section 3.3."""
+    """Source of the rule: docs/upstream/state-service.md section 3.3."""
     if known.availability_status is AvailabilityStatus.OFFLINE:
         return "an offline subcloud's endpoints stay unknown until it is online"
     if known.management_state is ManagementState.UNMANAGED:

@@ -26,16 +26,15 @@ from dcsync.cli.output import (
     until,
 )
 from dcsync.cli.selection import SubcloudName, ask, ask_about_all, names_or_all, selected, yes_option
-from dcsync.errors import BadAddress, RefusedByGuard
-from dcsync.lifecycle import Event
-from dcsync.ports import Transition
-from dcsync.subcloud import (
+from dcsync.model.addresses import check_address
+from dcsync.model.errors import BadAddress, RefusedByGuard
+from dcsync.model.lifecycle import Event, Transition
+from dcsync.model.subcloud import (
     AvailabilityStatus,
     InitialSyncState,
     ManagementState,
     NewSubcloud,
     Subcloud,
-    check_address,
     new_subcloud,
 )
 

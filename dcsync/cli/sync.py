@@ -10,9 +10,10 @@ import click
 from dcsync.cli import previews, waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span
+from dcsync.cli.ports import Inventory
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
-from dcsync.ports import AttemptHistory, Inventory, RequestHistory, StepHistory
-from dcsync.subcloud import AvailabilityStatus, ManagementState, Subcloud
+from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
 
 _timeout_option = click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after this long, exit 1."

@@ -23,8 +23,8 @@ from dcsync.cli.output import (
     say,
     span,
 )
-from dcsync.errors import DatabaseUnreachable
-from dcsync.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, Subcloud, SyncStatus
+from dcsync.model.errors import DatabaseUnreachable
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, Subcloud, SyncStatus
 
 SHORTEST_PAUSE = 0.5
 """Seconds between two looks at the rows. A look at a large fleet takes longer, and earns a longer pause."""

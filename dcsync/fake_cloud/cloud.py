@@ -153,7 +153,7 @@ class Cloud:
         return seal(token, self.tables.keys), token
 
     def check_token(self, text: str) -> Token | Refused:
-        """The token if it is good here and now. Source: contracts/real-keystone.md K1-K4, K10."""
+        """The token if it is good here and now. Source: docs/upstream/real-keystone.md K1-K4, K10."""
         token = unseal(text, self.tables.keys)
         if token is None or token.expires_at <= time.time():
             return Refused(401, "Could not recognize Fernet token")

@@ -1,7 +1,8 @@
 """dcdbsync of one cloud: reads and rewrites Keystone's rows, with all the refusals of the real tables.
 
-A write either counts as a whole or not at all. Source: spec/http-contracts.md section 3, spec/identity-sync.md section
-5, contracts/real-keystone.md R2, R3, R7, contracts/recorded 03-05, 07, 10, 11.
+A write either counts as a whole or not at all. Source: docs/upstream/http-contracts.md section 3,
+docs/upstream/identity-sync.md section 5, docs/upstream/real-keystone.md R2, R3, R7, docs/upstream/recorded-traffic.md
+03-05, 07, 10, 11.
 """
 
 from __future__ import annotations

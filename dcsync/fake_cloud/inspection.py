@@ -1,7 +1,7 @@
 """Where a subcloud stands, told by comparing its rows with the centre's and with its first day.
 
 The rules of matching and filtering are told here a second time on purpose: a witness may not ask the accused.
-Source: spec/identity-sync.md sections 3-4, contracts/real-keystone.md "What must hold after a sync".
+Source: docs/upstream/identity-sync.md sections 3-4, docs/upstream/real-keystone.md "What must hold after a sync".
 """
 
 from __future__ import annotations

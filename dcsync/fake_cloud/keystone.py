@@ -1,7 +1,8 @@
 """Keystone v3 of one cloud: logging in, validating tokens, and the plain resources an auditor reads and mends.
 
-Source: spec/http-contracts.md section 2, contracts/real-keystone.md K1-K12, contracts/recorded 01, 02, 06, 09, 10.
-Not there: federation, trusts, application credentials, other scopes than a project, policies beyond "admin writes".
+Source: docs/upstream/http-contracts.md section 2, docs/upstream/real-keystone.md K1-K12,
+docs/upstream/recorded-traffic.md 01, 02, 06, 09, 10. Not there: federation, trusts, application credentials, other
+scopes than a project, policies beyond "admin writes".
 """
 
 from __future__ import annotations

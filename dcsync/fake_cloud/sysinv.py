@@ -1,7 +1,7 @@
 """sysinv of one cloud, as far as `fernet_repo` goes.
 
-Source: spec/http-contracts.md section 4, contracts/recorded/08. An empty POST is honoured as the real one does:
-the repository is made anew and every token dies. The watchman counts it.
+Source: docs/upstream/http-contracts.md section 4, docs/upstream/recorded-traffic.md 08. An empty POST is honoured as
+the real one does: the repository is made anew and every token dies. The watchman counts it.
 """
 
 from __future__ import annotations

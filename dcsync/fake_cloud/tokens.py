@@ -1,6 +1,6 @@
 """Tokens: sealed with the highest fernet key, readable by every cloud that holds it, with ids and no roles inside.
 
-Source: contracts/real-keystone.md K1-K3, K9.
+Source: docs/upstream/real-keystone.md K1-K3, K9.
 """
 
 from __future__ import annotations

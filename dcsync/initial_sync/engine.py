@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from dcsync.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
-from dcsync.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, Reason, WorkerStopping
-from dcsync.identity import NewIds, Placed, Records
+from dcsync.initial_sync.ports import Progress, Run, RunStore
 from dcsync.initial_sync.steps import align_identity
-from dcsync.lifecycle import Ending, Failure, hold_off
-from dcsync.ports import Clouds, Locks, Loop, Ownership, Progress, Run, RunStore, SubcloudSession
-from dcsync.subcloud import Step
+from dcsync.model.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, WorkerStopping
+from dcsync.model.identity import NewIds, Placed, Records
+from dcsync.model.lifecycle import Ending, Failure, hold_off
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import Step
+from dcsync.runs.clouds import Clouds, SubcloudSession
+from dcsync.runs.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
+from dcsync.runs.ports import Locks, Loop, Ownership
 
 
 class Result(StrEnum):

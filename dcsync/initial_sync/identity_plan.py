@@ -1,7 +1,7 @@
 """What must be written to a subcloud so that its records carry the central ids; pure, values in and values out.
 
 Not here: reading lists, sending updates, and creating or deleting anything (an initial sync does neither).
-Source: spec/identity-sync.md sections 2-4; the group order is contracts/real-keystone.md R2.
+Source: docs/upstream/identity-sync.md sections 2-4; the group order is docs/upstream/real-keystone.md R2.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dcsync.alignment import Update, plan_groups, refuse_unusable, same_named
-from dcsync.identity import NewIds, Placed, Record, Records, ResourceType
+from dcsync.model.identity import NewIds, Placed, Record, Records, ResourceType
+from dcsync.planner.alignment import Update, plan_groups, refuse_unusable, same_named
 
 ALWAYS_WRITTEN_USERS = frozenset({"admin", "sysinv", "dcmanager"})
 """Written even when ids agree: their ids were aligned at deployment, their password hashes were not."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dcsync.alignment import Update, password_hashes
-from dcsync.delivery import read_records
-from dcsync.identity import FernetKeys, Record, Records, ResourceType
 from dcsync.initial_sync.identity_plan import plan_identity
-from dcsync.ports import Clouds
-from dcsync.subcloud import Subcloud
+from dcsync.model.identity import FernetKeys, Record, Records, ResourceType
+from dcsync.model.subcloud import Subcloud
+from dcsync.planner.alignment import Update, password_hashes
+from dcsync.runs.clouds import Clouds
+from dcsync.runs.delivery import read_records
 
 SHOWN_DIGITS = 8
 

@@ -1,6 +1,6 @@
 """The identity step of an initial sync, in the order its promise needs; it can be run again from its beginning.
 
-How single records and keys are delivered is `dcsync.delivery`; which step comes when is `engine.py`.
+How single records and keys are delivered is `dcsync.runs.delivery`; which step comes when is `engine.py`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from dcsync.alignment import Update
-from dcsync.delivery import MayWrite, read_records, side_by_side, write_verified
-from dcsync.identity import NewIds, Placed, Records
 from dcsync.initial_sync.identity_plan import Plan, plan_identity
-from dcsync.ports import IdentityService
+from dcsync.model.identity import NewIds, Placed, Records
+from dcsync.planner.alignment import Update
+from dcsync.runs.clouds import IdentityService
+from dcsync.runs.delivery import MayWrite, read_records, side_by_side, write_verified
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ async def align_identity(
     """Give the subcloud's same-named records the central ids and the central users' passwords.
 
     The four lists are read side by side; users are written `users_at_once` at a time; everything else one after
-    another, for tied roles written together are refused (contracts/real-keystone.md R7). Before the first write it is
-    kept what is the centre's from then on: what is deleted there before the first audit must go here as well.
-    Source: spec/identity-sync.md section 2; unlike upstream, the precondition is checked before the first write.
+    another, for tied roles written together are refused (docs/upstream/real-keystone.md R7). Before the first write it
+    is kept what is the centre's from then on: what is deleted there before the first audit must go here as well.
+    Source: docs/upstream/identity-sync.md section 2; unlike upstream, the precondition is checked before the first
+    write.
     """
     subcloud = await read_records(identity)
     plan = plan_identity(central=central, subcloud=subcloud, region_name=region_name, groups_to_refill=groups_to_refill)

@@ -1,8 +1,8 @@
 """Which subclouds are due now? Finds them from rows alone, takes back what was abandoned, and sends hints.
 
 Two sweeps at once are harmless, and so is one that dies half-way: the next one finds the same rows.
-Source: spec/initial-sync.md section 5; unlike upstream, messages in flight are bounded and none is sent twice while it
-waits.
+Source: docs/upstream/initial-sync.md section 5; unlike upstream, messages in flight are bounded and none is sent twice
+while it waits.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from dcsync.dispatch import Dispatcher, SweepLimits
-from dcsync.messages import SyncHint
-from dcsync.ports import Locks, Messenger, RunStore
+from dcsync.initial_sync.ports import RunStore, SyncMessenger
+from dcsync.model.messages import SyncHint
+from dcsync.runs.dispatch import Dispatcher, SweepLimits
+from dcsync.runs.ports import Locks
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Sweep:
 
     store: RunStore
     locks: Locks
-    messenger: Messenger
+    messenger: SyncMessenger
     limits: SweepLimits
 
     def run(self, *, now: datetime) -> SweepReport:

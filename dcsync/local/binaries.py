@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from dcsync.errors import MisconfiguredError
 from dcsync.local.folder import User, folder_in_the_way, make_folder
+from dcsync.model.errors import MisconfiguredError
 
 DEBIAN_POSTGRESQL = Path("/usr/lib/postgresql")
 

@@ -25,16 +25,16 @@ import psutil
 import redis
 from sqlalchemy import Engine, func, select
 
-from dcsync.adapters.database import database_errors, make_engine
-from dcsync.adapters.tables import alarm, subcloud, sync_attempt, sync_request
-from dcsync.errors import LocalProcessFailed
+from dcsync.adapters.postgres.database import database_errors, make_engine
+from dcsync.adapters.postgres.tables import alarm, subcloud, sync_attempt, sync_request
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.faults import Fault
 from dcsync.local.folder import make_data_dir
 from dcsync.local.supervisor import StopSignals
 from dcsync.local.up import Machine, Options, Say, with_our_modules
+from dcsync.model.errors import LocalProcessFailed
+from dcsync.model.subcloud import InitialSyncState
 from dcsync.settings import load
-from dcsync.subcloud import InitialSyncState
 
 INTERRUPTED = 130
 WORKERS_UP_SECONDS = 180.0

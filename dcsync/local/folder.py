@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcsync.errors import MisconfiguredError, RefusedByGuard
+from dcsync.model.errors import MisconfiguredError, RefusedByGuard
 
 SERVER_USER = "nobody"
 LOCK_PATIENCE_SECONDS = 0.5

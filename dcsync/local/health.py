@@ -1,8 +1,8 @@
 """How the processes of one role on this host are, as an OCF resource agent tells it: running, failed, or not running.
 
 `status` asks only whether there is a process and whether it moves; `monitor` also whether it gets on with its work.
-What is decided from is what processes say of themselves (`dcsync.adapters.process_records`) and what the kernel says.
-Source: spec/state-service.md section 11, whose `monitor` sees nothing but a process id.
+Decides from what processes record of themselves (`dcsync.adapters.host.process_records`) and from what the kernel says.
+Source: docs/upstream/state-service.md section 11, whose `monitor` sees nothing but a process id.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from dcsync.adapters.process_records import Found, Life, Phase, ProcessRecord, Role
-from dcsync.messages import Queue
+from dcsync.adapters.host.process_records import Found, Life, Phase, ProcessRecord, Role
+from dcsync.model.messages import Queue
 
 
 class Code(IntEnum):

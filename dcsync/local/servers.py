@@ -27,10 +27,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from dcsync.errors import LocalProcessFailed, MisconfiguredError
 from dcsync.local.binaries import Program, find_postgres, find_redis, major_version, within_reach
 from dcsync.local.folder import FolderLock, User, make_data_dir, make_folder, server_user, write_private
 from dcsync.local.leash import leashed
+from dcsync.model.errors import LocalProcessFailed, MisconfiguredError
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Protocol, Self
 
-from dcsync.errors import DcsyncError, LocalProcessFailed
 from dcsync.local.leash import leashed
 from dcsync.local.servers import MAX_LOG_BYTES, last_lines, open_log
+from dcsync.model.errors import DcsyncError, LocalProcessFailed
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0

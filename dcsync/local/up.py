@@ -16,12 +16,12 @@ from pathlib import Path
 import click
 
 import dcsync
-from dcsync.adapters.database import upgrade
-from dcsync.errors import MisconfiguredError
+from dcsync.adapters.postgres.database import upgrade
 from dcsync.local.endpoints import is_set, remove_endpoints, up_lock, write_endpoints
 from dcsync.local.folder import default_data_dir, make_data_dir, make_folder
 from dcsync.local.servers import HOST, EmbeddedPostgres, EmbeddedRedis, Server, free_port, is_free
 from dcsync.local.supervisor import ChildProcess, StopSignals, Supervised, Supervisor, Tails
+from dcsync.model.errors import MisconfiguredError
 from dcsync.settings import Settings, load
 
 SYNC_WORKERS = 2

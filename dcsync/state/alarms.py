@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dcsync.errors import TemporaryError
-from dcsync.lifecycle import hold_off
-from dcsync.ports import AlarmSink, AlarmStore, SinkTurn
+from dcsync.model.errors import TemporaryError
+from dcsync.model.lifecycle import hold_off
+from dcsync.state.ports import AlarmSink, AlarmStore, SinkTurn
 
 NOTICES_AT_ONCE = 200
 TURN = timedelta(seconds=60)

@@ -12,10 +12,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from dcsync.messages import Mark
-from dcsync.ports import EndpointRow, ObservedColumns, StateChanges, StateRow
+from dcsync.model.reports import Mark
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
+from dcsync.state.ports import EndpointRow, ObservedColumns, StateChanges, StateRow
 from dcsync.state.rules import EndpointFact, Facts
-from dcsync.subcloud import AvailabilityStatus, EndpointType, SyncStatus
 
 
 def facts_of(row: StateRow) -> Facts:

@@ -11,8 +11,9 @@ subcloud shows is a function of the *set* of reports known.
 So an outage that becomes known late is made good: endpoints back to `unknown`, an alarm raised and
 cleared, a sync asked for.
 
-Source: spec/state-service.md sections 3 to 6. Different on purpose: `out-of-sync` has the precondition of `in-sync`
-(lessons R15), and one function of (old, new) makes all alarms (R18, R19). How it is stored is not here.
+Source: docs/upstream/state-service.md sections 3 to 6. Different on purpose: `out-of-sync` has the precondition of
+`in-sync` (docs/upstream/lessons.md R15), and one function of (old, new) makes all alarms (R18, R19). How it is stored
+is not here.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from dcsync.errors import BadReport
-from dcsync.lifecycle import Event, Pair, pair_change
-from dcsync.messages import AvailabilityReport, BulkReport, EndpointReport, EndpointTypesReport, Mark, Report
-from dcsync.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
+from dcsync.model.errors import BadReport
+from dcsync.model.lifecycle import Event, Pair, pair_change
+from dcsync.model.reports import AvailabilityReport, BulkReport, EndpointReport, EndpointTypesReport, Mark, Report
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 
 ONLINE_MARKS_KEPT = 8
 """How many "online" reports are remembered for telling when the subcloud came back from an outage known late."""
@@ -99,7 +100,7 @@ class Facts:
 
 
 class AlarmId(StrEnum):
-    """Source: spec/state-service.md section 4."""
+    """Source: docs/upstream/state-service.md section 4."""
 
     OFFLINE = "280.001"
     OUT_OF_SYNC = "280.002"
@@ -158,10 +159,10 @@ class Outcome:
 REMAINING_AUDITS = frozenset(
     {EndpointType.FIRMWARE, EndpointType.KUBERNETES, EndpointType.KUBE_ROOTCA, EndpointType.SOFTWARE}
 )
-"""What is left to others once identity is aligned. Source: spec/state-service.md sections 2 and 3.5."""
+"""What is left to others once identity is aligned. Source: docs/upstream/state-service.md sections 2 and 3.5."""
 
 ONLINE_AUDITS = REMAINING_AUDITS | {EndpointType.DC_CERT}
-"""What is asked for when a subcloud comes online. Source: spec/state-service.md section 5 step 4."""
+"""What is asked for when a subcloud comes online. Source: docs/upstream/state-service.md section 5 step 4."""
 
 FLEET_AUDITS = frozenset({EndpointType.SOFTWARE, EndpointType.FIRMWARE, EndpointType.KUBERNETES})
 """Endpoint types whose audit is asked for when all subclouds are set `unknown`. Source: section 3.6."""
@@ -335,7 +336,7 @@ def _apply_statuses(
 def _may_show(facts: Facts, endpoint_type: EndpointType | None, status: SyncStatus) -> bool:
     """The acceptance rule's part about management; its part about availability is `Facts.shown`.
 
-    Source: spec/state-service.md section 3.3, without deploy status, which dcsync does not keep.
+    Source: docs/upstream/state-service.md section 3.3, without deploy status, which dcsync does not keep.
     """
     return (
         status is SyncStatus.UNKNOWN
@@ -353,7 +354,8 @@ def _endpoints_verdict(old: Facts, new: Facts, types: Iterable[EndpointType]) ->
 
 
 def _apply_bulk(facts: Facts, report: BulkReport) -> Outcome:
-    """Availability first, then the endpoints against what it has become. Source: spec/state-service.md section 6."""
+    """Availability first, then the endpoints against what it has become. Source: docs/upstream/state-service.md section
+    6."""
     total = Outcome(facts=facts, verdict=Verdict.UNCHANGED)
     parts: list[AvailabilityReport | EndpointReport] = [*([report.availability] if report.availability else [])]
     parts += report.endpoints
@@ -383,7 +385,7 @@ def followed_by(first: Outcome, second: Outcome) -> Outcome:
 
 
 def _apply_types(facts: Facts, report: EndpointTypesReport) -> Outcome:
-    """Source: spec/state-service.md section 7."""
+    """Source: docs/upstream/state-service.md section 7."""
     endpoints, marks = dict(facts.endpoints), dict(facts.type_marks)
     for endpoint_type in report.endpoint_types:
         said, present = marks.get(endpoint_type, (None, False))

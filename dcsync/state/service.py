@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from dcsync.errors import BadReport, BrokerUnreachable
-from dcsync.lifecycle import Event, state_after
-from dcsync.messages import EndpointReport, Report, report_from_payload, report_payload
-from dcsync.ports import AlarmRow, Messenger, RejectedReport, StateChanges, StateRow, StateStore
+from dcsync.model.errors import BadReport, BrokerUnreachable
+from dcsync.model.lifecycle import Event, state_after
+from dcsync.model.reports import EndpointReport, Report, report_from_payload, report_payload
+from dcsync.model.subcloud import EndpointType, InitialSyncState
 from dcsync.state import memory, rules
+from dcsync.state.ports import AlarmRow, RejectedReport, StateChanges, StateRow, StateStore, SweepTrigger
 from dcsync.state.rules import Outcome, Verdict
-from dcsync.subcloud import EndpointType, InitialSyncState
 
 BATCH_SUBCLOUDS = 500
 """How many subclouds one transaction holds locked."""
@@ -53,7 +53,7 @@ class StateService:
     """The one writer of availability and endpoint statuses."""
 
     store: StateStore
-    messenger: Messenger
+    messenger: SweepTrigger
     now: Callable[[], datetime]
     batch_subclouds: int = BATCH_SUBCLOUDS
 

@@ -9,9 +9,9 @@ from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from beat_schedule import beat_schedule
-from dcsync.adapters import broker_guard
-from dcsync.errors import MisconfiguredError
-from dcsync.messages import QUEUE_OF, Queue, TaskName
+from dcsync.adapters.broker import broker_guard
+from dcsync.model.errors import MisconfiguredError
+from dcsync.model.messages import QUEUE_OF, Queue, TaskName
 from dcsync.settings import Settings, load
 from dcsync.tasks.base import WorkerProcess
 
@@ -50,7 +50,7 @@ def _declared(queue: Queue) -> KombuQueue:
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings. Sources for the unusual ones: platform-facts sections 2.6, 3 and 10."""
+    """Celery's settings. Sources for the unusual ones: docs/upstream/platform-facts.md sections 2.6, 3 and 10."""
     return {
         "task_queues": [_declared(queue) for queue in Queue],
         "task_default_queue": Queue.CONTROL.value,
@@ -85,8 +85,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "timezone": "UTC",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # A Redis that is full, or takes no writes after a failover, is waited for like one that is away; Celery would end
-        # the worker otherwise, and whichever is started meanwhile.
+        # A Redis that is full, or read-only after a failover, is waited for like one that is away; Celery would end the
+        # worker otherwise, and any that is started meanwhile.
         "broker_channel_error_retry": True,
         "broker_pool_acquire_timeout": 10,
         "task_publish_retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.3, "interval_max": 1},

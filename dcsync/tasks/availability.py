@@ -5,9 +5,9 @@ from __future__ import annotations
 import structlog
 from celery import shared_task
 
-from dcsync.adapters.clock import utc_now
-from dcsync.messages import TaskName
-from dcsync.subcloud import AvailabilityStatus
+from dcsync.adapters.host.clock import utc_now
+from dcsync.model.messages import TaskName
+from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.tasks.base import DcsyncTask
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)

@@ -9,11 +9,11 @@ import structlog
 from celery import Celery, Task
 
 from dcsync import bootstrap
-from dcsync.errors import TemporaryError
-from dcsync.messages import SyncHint
-from dcsync.ports import Run
+from dcsync.initial_sync.ports import Run
+from dcsync.model.errors import TemporaryError
+from dcsync.model.messages import SyncHint
+from dcsync.model.subcloud import Step
 from dcsync.settings import Settings
-from dcsync.subcloud import Step
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 

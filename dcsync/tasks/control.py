@@ -7,9 +7,9 @@ from datetime import timedelta
 import structlog
 from celery import shared_task
 
-from dcsync.adapters.clock import utc_now
+from dcsync.adapters.host.clock import utc_now
 from dcsync.bootstrap import SyncServices
-from dcsync.messages import TaskName
+from dcsync.model.messages import TaskName
 from dcsync.tasks.base import DcsyncTask
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import structlog
 from celery import shared_task
 
-from dcsync.adapters.clock import utc_now
-from dcsync.errors import TemporaryError
+from dcsync.adapters.host.clock import utc_now
 from dcsync.initial_sync.engine import Result
-from dcsync.messages import TaskName
+from dcsync.model.errors import TemporaryError
+from dcsync.model.messages import TaskName
 from dcsync.tasks.base import DcsyncTask
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import structlog
 from celery import shared_task
 
-from dcsync.audit.rotate_keys import Result
-from dcsync.messages import TaskName
+from dcsync.model.messages import TaskName
+from dcsync.rotation.rotate_keys import Result
 from dcsync.tasks.base import DcsyncTask
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)

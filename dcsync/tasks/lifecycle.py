@@ -13,10 +13,10 @@ from celery.signals import celeryd_after_setup, setup_logging, worker_ready, wor
 from kombu.exceptions import OperationalError
 
 from dcsync import logs
-from dcsync.adapters import broker_guard
-from dcsync.adapters.clock import utc_now
-from dcsync.errors import DcsyncError, MisconfiguredError
-from dcsync.messages import Queue, TaskName
+from dcsync.adapters.broker import broker_guard
+from dcsync.adapters.host.clock import utc_now
+from dcsync.model.errors import DcsyncError, MisconfiguredError
+from dcsync.model.messages import Queue, TaskName
 from dcsync.settings import load
 from dcsync.tasks.base import WorkerProcess, process_of
 from dcsync.tasks.control import sweep_now

@@ -12,8 +12,8 @@ from typing import Any
 from celery.signals import celeryd_after_setup, worker_shutdown, worker_shutting_down
 from celery.worker import state as tasks_of_this_worker
 
-from dcsync.adapters.process_records import Phase, ProcessRecord, RecordFile, Role, start_of, system_of
-from dcsync.messages import Queue
+from dcsync.adapters.host.process_records import Phase, ProcessRecord, RecordFile, Role, start_of, system_of
+from dcsync.model.messages import Queue
 from dcsync.settings import Settings
 from dcsync.tasks.base import process_of
 

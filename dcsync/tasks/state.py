@@ -11,8 +11,8 @@ import structlog
 from celery import shared_task
 from celery.exceptions import Reject
 
-from dcsync.errors import MisconfiguredError, TemporaryError
-from dcsync.messages import PAYLOAD_VERSION, TaskName
+from dcsync.model.errors import MisconfiguredError, TemporaryError
+from dcsync.model.messages import PAYLOAD_VERSION, TaskName
 from dcsync.tasks.base import DcsyncTask
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)

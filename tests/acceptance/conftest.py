@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dcsync.adapters.clock import utc_now
-from dcsync.subcloud import ManagementState
+from dcsync.adapters.host.clock import utc_now
+from dcsync.model.subcloud import ManagementState
 from tests.real_cloud.fixtures import real_cloud as real_cloud
 from tests.system import System, open_system
 

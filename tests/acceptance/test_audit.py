@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
-from dcsync.adapters.clock import utc_now
-from dcsync.adapters.tables import subcloud_sync
-from dcsync.errors import Reason
+from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.tables import subcloud_sync
+from dcsync.audit.ports import AuditRow
 from dcsync.fake_cloud.faults import Fault
-from dcsync.ports import AuditRow
-from dcsync.subcloud import AuditStatus, AvailabilityStatus, EndpointType, SyncStatus
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import AuditStatus, AvailabilityStatus, EndpointType, SyncStatus
 from tests.acceptance.conftest import Subclouds
 from tests.system import FAST, PATIENCE, System, open_system
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from dcsync.adapters.clock import utc_now
-from dcsync.adapters.store.alarms import SqlAlarmStore
-from dcsync.adapters.tables import subcloud_probe
+from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.alarms import SqlAlarmStore
+from dcsync.adapters.postgres.tables import subcloud_probe
 from dcsync.fake_cloud.faults import Fault
-from dcsync.subcloud import AvailabilityStatus, InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState
 from tests.system import FAST, PATIENCE, System, open_system
 
 pytestmark = [pytest.mark.xdist_group("availability"), pytest.mark.timeout(600)]

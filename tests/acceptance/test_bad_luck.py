@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from dcsync.adapters.clock import utc_now
-from dcsync.adapters.messenger import CeleryMessenger
-from dcsync.adapters.redis_client import make_client
-from dcsync.errors import Reason
+from dcsync.adapters.broker.messenger import CeleryMessenger
+from dcsync.adapters.broker.redis_client import make_client
+from dcsync.adapters.host.clock import utc_now
 from dcsync.fake_cloud.faults import Fault
-from dcsync.lifecycle import Ending
-from dcsync.messages import SyncHint
-from dcsync.ports import AttemptHistory
-from dcsync.subcloud import AvailabilityStatus, InitialSyncState, ManagementState, Subcloud
+from dcsync.model.history import AttemptHistory
+from dcsync.model.lifecycle import Ending
+from dcsync.model.messages import SyncHint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState, ManagementState, Subcloud
 from tests.acceptance.conftest import Subclouds
 from tests.system import FAST, PATIENCE, System, open_system
 

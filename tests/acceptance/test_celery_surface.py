@@ -17,7 +17,7 @@ from celery import Celery
 from kombu import Exchange
 
 from dcsync.fake_cloud.faults import Fault
-from dcsync.messages import Queue, TaskName
+from dcsync.model.messages import Queue, TaskName
 from tests.acceptance.conftest import Subclouds
 from tests.processes import wait_until
 from tests.system import SECONDS, SYNC_QUEUES, System, redis_client

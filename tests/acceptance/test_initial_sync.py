@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dcsync.fake_cloud.faults import Fault
-from dcsync.subcloud import AvailabilityStatus, EndpointType
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType
 from tests.acceptance.conftest import Subclouds
 from tests.system import PATIENCE, System
 

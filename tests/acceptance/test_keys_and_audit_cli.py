@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dcsync.adapters.locks import RedisLocks
+from dcsync.adapters.broker.locks import RedisLocks
 from dcsync.fake_cloud.faults import Fault
 from tests.system import FAST, PATIENCE, System, open_system, redis_client
 

@@ -1,7 +1,7 @@
 """What changes at a real Keystone arrives at its subclouds' real Keystones, by itself, and nothing else is touched.
 
 One dcsync brings both subclouds in line once, in `kept`; each test then changes the centre over Keystone's own API and
-looks at rows and logins. A wrong password locks a user (contracts/real-keystone.md K12), so arrival is seen in rows
+looks at rows and logins. A wrong password locks a user (docs/upstream/real-keystone.md K12), so arrival is seen in rows
 first and a login is tried once.
 """
 

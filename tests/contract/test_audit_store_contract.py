@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete, insert, select, text, update
 
-from dcsync.adapters.store.audits import SqlAuditStore
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.tables import audit_request, key_rotation, subcloud, subcloud_sync
-from dcsync.errors import Reason, UnknownSubcloud
-from dcsync.identity import ActorType, Assignment, Placed, ResourceType
-from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
-from dcsync.messages import AuditHint
-from dcsync.ports import SETTLED, AuditRow, AuditRun, AuditStore, CentralState, Finding
-from dcsync.subcloud import (
+from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.tables import audit_request, key_rotation, subcloud, subcloud_sync
+from dcsync.audit.ports import SETTLED, AuditRow, AuditRun, AuditStore, CentralState, Finding
+from dcsync.model.errors import UnknownSubcloud
+from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
+from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Failure
+from dcsync.model.messages import AuditHint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AuditStatus,
     EndpointType,

@@ -24,14 +24,14 @@ from typing import Any, Protocol
 
 import pytest
 
-from dcsync.adapters.clouds import HttpClouds, HttpSubcloudSession
-from dcsync.adapters.endpoints import CentralEndpoints, ServiceUrls
-from dcsync.adapters.http import Limits
-from dcsync.adapters.keystone import Credentials
-from dcsync.errors import CloudError, Reason
+from dcsync.adapters.cloud.clouds import HttpClouds, HttpSubcloudSession
+from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls
+from dcsync.adapters.cloud.http import Limits
+from dcsync.adapters.cloud.keystone import Credentials
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.deployment import ALIGNED
-from dcsync.identity import (
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import (
     ActorType,
     Assignment,
     Record,
@@ -41,7 +41,8 @@ from dcsync.identity import (
     record_from_body,
     revocation_event,
 )
-from dcsync.subcloud import Subcloud
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import Subcloud
 from tests.builders import a_subcloud
 from tests.real_cloud.clouds import RealClouds
 

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import pytest
 from sqlalchemy import Engine, insert, select, update
 
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.tables import endpoint_status, subcloud
-from dcsync.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
-from dcsync.lifecycle import Event
-from dcsync.ports import Inventory
-from dcsync.subcloud import (
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.tables import endpoint_status, subcloud
+from dcsync.cli.ports import Inventory
+from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
+from dcsync.model.lifecycle import Event
+from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     AvailabilityStatus,
     EndpointType,

@@ -9,10 +9,10 @@ from contextlib import suppress
 import pytest
 import redis
 
-from dcsync.adapters.locks import RedisLocks
-from dcsync.adapters.redis_client import make_client
-from dcsync.errors import BrokerUnreachable
-from dcsync.ports import Locks
+from dcsync.adapters.broker.locks import RedisLocks
+from dcsync.adapters.broker.redis_client import make_client
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.runs.ports import Locks
 from tests.fakes_sync import MemoryLocks
 from tests.processes import wait_until
 

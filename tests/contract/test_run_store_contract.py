@@ -13,14 +13,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine
 
-from dcsync.adapters.store.audits import SqlAuditStore
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.store.runs import SqlRunStore
-from dcsync.errors import Reason
-from dcsync.identity import ActorType, Assignment, Placed, ResourceType
-from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
-from dcsync.ports import Run, RunStore
-from dcsync.subcloud import InitialSyncState, Step, Subcloud, new_subcloud
+from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.runs import SqlRunStore
+from dcsync.initial_sync.ports import Run, RunStore
+from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
+from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Failure
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import InitialSyncState, Step, Subcloud, new_subcloud
 from tests.builders import NOON
 from tests.fakes_sync import MemoryRunStore, a_requested_store
 from tests.requested_rows import leave, request, requested_rows

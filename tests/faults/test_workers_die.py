@@ -13,10 +13,10 @@ from itertools import pairwise
 
 import pytest
 
-from dcsync.adapters.clock import utc_now
+from dcsync.adapters.host.clock import utc_now
 from dcsync.fake_cloud.faults import Fault
-from dcsync.lifecycle import Ending
-from dcsync.subcloud import InitialSyncState
+from dcsync.model.lifecycle import Ending
+from dcsync.model.subcloud import InitialSyncState
 from tests.faults.conftest import BrokenSystem
 from tests.processes import Running
 from tests.system import System

@@ -15,13 +15,13 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from dcsync.adapters.clock import utc_now
-from dcsync.adapters.database import make_engine
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.tables import subcloud
+from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.database import make_engine
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.tables import subcloud
 from dcsync.local.servers import EmbeddedRedis
-from dcsync.messages import TaskName
-from dcsync.subcloud import new_subcloud
+from dcsync.model.messages import TaskName
+from dcsync.model.subcloud import new_subcloud
 from tests.processes import Processes, Running, wait_until
 
 

@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, func, insert, select, text, update
 
-from dcsync.adapters.database import make_engine
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.tables import alarm, endpoint_status, metadata, subcloud, sync_attempt, sync_step
-from dcsync.errors import DatabaseUnreachable, DuplicateSubcloud, SchemaOutOfDate
-from dcsync.lifecycle import Ending, Event
-from dcsync.subcloud import AvailabilityStatus, EndpointType, ManagementState, NewSubcloud, Step, SyncStatus
+from dcsync.adapters.postgres.database import make_engine
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.tables import alarm, endpoint_status, metadata, subcloud, sync_attempt, sync_step
+from dcsync.model.errors import DatabaseUnreachable, DuplicateSubcloud, SchemaOutOfDate
+from dcsync.model.lifecycle import Ending, Event
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, NewSubcloud, Step, SyncStatus
 from tests.builders import NOON
 from tests.processes import wait_until
 

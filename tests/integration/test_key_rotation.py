@@ -12,16 +12,17 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Engine, insert, select, update
 
-from dcsync.adapters.central_rotation import new_key
-from dcsync.adapters.store.audits import SqlAuditStore
-from dcsync.adapters.store.key_rotation import SqlKeyRotationStore
-from dcsync.adapters.tables import central_state, key_rotation, subcloud, subcloud_sync
-from dcsync.audit.key_rotation import is_rotation_of, rotated
-from dcsync.audit.rotate_keys import KeyRotation, Limits, Result
-from dcsync.errors import CloudError, KeyRotationFailed, Reason
-from dcsync.identity import FernetKeys, key_set
-from dcsync.ports import RotationState
-from dcsync.subcloud import EndpointType, InitialSyncState, NewSubcloud
+from dcsync.adapters.cloud.central_rotation import new_key
+from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
+from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
+from dcsync.model.errors import CloudError, KeyRotationFailed
+from dcsync.model.identity import FernetKeys, key_set
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import EndpointType, InitialSyncState, NewSubcloud
+from dcsync.rotation.key_rotation import is_rotation_of, rotated
+from dcsync.rotation.ports import RotationState
+from dcsync.rotation.rotate_keys import KeyRotation, Limits, Result
 from tests.builders import NOON, some_keys
 from tests.requested_rows import requested_rows
 

@@ -1,4 +1,4 @@
-"""The migrations make exactly the tables that `dcsync.adapters.tables` describes, and upgrading is safe to repeat."""
+"""The migrations make exactly the tables in `dcsync.adapters.postgres.tables`, and upgrading is safe to repeat."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pytest_alembic.tests import (  # noqa: F401 - collected here
 )
 from sqlalchemy import Engine, text
 
-from dcsync.adapters import database
-from dcsync.adapters.database import (
+from dcsync.adapters.postgres import database
+from dcsync.adapters.postgres.database import (
     current_revision,
     database_errors,
     head_revision,
@@ -26,9 +26,9 @@ from dcsync.adapters.database import (
     needs_upgrade,
     upgrade,
 )
-from dcsync.adapters.tables import metadata, subcloud
-from dcsync.errors import DatabaseUnreachable, MisconfiguredError
+from dcsync.adapters.postgres.tables import metadata, subcloud
 from dcsync.local.servers import EmbeddedPostgres
+from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError
 
 CATALOG = {
     "constraints": """
@@ -45,7 +45,7 @@ CATALOG = {
 @pytest.fixture
 def alembic_config() -> Config:
     config = Config()
-    config.set_main_option("script_location", "dcsync:migrations")
+    config.set_main_option("script_location", "dcsync.adapters.postgres:migrations")
     return config
 
 

@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.store.probes import SPREAD, SqlProbeStore
-from dcsync.subcloud import AvailabilityStatus, NewSubcloud
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.probes import SPREAD, SqlProbeStore
+from dcsync.model.subcloud import AvailabilityStatus, NewSubcloud
 from tests.builders import NOON
 
 INTERVAL = timedelta(seconds=30)

@@ -1,6 +1,6 @@
 """The real clouds are what they claim: Keystone behaves as recorded, and our endpoints on its tables as dcdbsync did.
 
-Facts named K and R are those of contracts/real-keystone.md sections 5 and 6. Each test gets a subcloud of its own.
+Facts named K and R are those of docs/upstream/real-keystone.md sections 5 and 6. Each test gets a subcloud of its own.
 """
 
 from __future__ import annotations

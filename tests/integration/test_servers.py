@@ -22,11 +22,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from dcsync.errors import LocalProcessFailed, MisconfiguredError, RefusedByGuard
 from dcsync.local.binaries import find_postgres, find_redis, within_reach
 from dcsync.local.endpoints import find_endpoints, remove_endpoints, up_lock, write_endpoints
 from dcsync.local.folder import User, default_data_dir, folder_in_the_way, make_data_dir, make_folder, server_user
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis, Server, end_orphan, free_port
+from dcsync.model.errors import LocalProcessFailed, MisconfiguredError, RefusedByGuard
 from tests.conftest import data_folder
 from tests.processes import REPOSITORY, Processes, wait_until
 

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from dcsync.errors import LocalProcessFailed
 from dcsync.local.supervisor import ChildProcess, StopSignals, Supervisor, Tails, shrink_log
+from dcsync.model.errors import LocalProcessFailed
 from tests.processes import Processes, wait_until
 
 STEADY = "import time; print('up', flush=True); time.sleep(600)"

@@ -1,6 +1,6 @@
 """A sync as an operator with curl would do it: the yardstick for the clouds themselves, with nothing of dcsync in it.
 
-Source: contracts/real-keystone.md section 6 (the order that works), spec/identity-sync.md section 3.
+Source: docs/upstream/real-keystone.md section 6 (the order that works), docs/upstream/identity-sync.md section 3.
 """
 
 from __future__ import annotations

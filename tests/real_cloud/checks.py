@@ -1,7 +1,7 @@
 """What must hold on a subcloud after a sync, all of it, and what a subcloud was before it.
 
 `problems` names each thing that does not hold. Of a subcloud that was not synced, or only in part, it must name some:
-a check that cannot fail proves nothing. Source: contracts/real-keystone.md section 5.
+a check that cannot fail proves nothing. Source: docs/upstream/real-keystone.md section 5.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def before(site: Cloud) -> Before:
 
 def problems(*, central: Cloud, site: Cloud, was: Before, patience: float = 10) -> list[str]:
     """Empty when the sync is whole; `patience`: seconds an old token may take to die, for each worker thread of a
-    Keystone lets one more request through (contracts/real-keystone.md section 7)."""
+    Keystone lets one more request through (docs/upstream/real-keystone.md section 7)."""
     return [
         *_wrong_records(central, site, was),
         *_wrong_relations(central, site, was),

@@ -2,7 +2,7 @@
 
 The centre and its subclouds have the same service users, projects and roles by name. Only what deployment aligns has
 the same ids (`ALIGNED_USERS`, `ALIGNED_PROJECTS`); all else has ids of its own on each cloud.
-Source: contracts/real-keystone.md section 6, R1 and R2.
+Source: docs/upstream/real-keystone.md section 6, R1 and R2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SAME_PASSWORD_EVERYWHERE = ("sysinv", "dcmanager")
 """What services of both sides log in with; every other user of a subcloud has a password of its own."""
 
 UNTOUCHED_USERS = ("dcdbsync", "dcorch", "fm", "smapi", "usm")
-"""Users on both sides that a sync leaves alone. Source: spec/identity-sync.md section 4."""
+"""Users on both sides that a sync leaves alone. Source: docs/upstream/identity-sync.md section 4."""
 
 SITE_USER, CENTRAL_USER = "site-only", "central-only"
 SITE_GROUP, SITE_ROLE = "night", "site-operator"

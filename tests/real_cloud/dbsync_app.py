@@ -1,7 +1,7 @@
 """A dcdbsync-compatible `/v1.0/identity/{users,groups,projects,roles}[/id]` and `token-revocation-events`, as WSGI.
 
-Status codes and wording: spec/http-contracts.md section 3.2 and contracts/recorded/04 and 10. Who the caller is comes
-from the token middleware's headers.
+Status codes and wording: docs/upstream/http-contracts.md section 3.2 and docs/upstream/recorded-traffic.md 04 and 10.
+Who the caller is comes from the token middleware's headers.
 """
 
 from __future__ import annotations

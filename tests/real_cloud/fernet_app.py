@@ -1,6 +1,6 @@
 """A sysinv-compatible `/v1/fernet_repo` on the key folder Keystone reads, as WSGI.
 
-Source: spec/http-contracts.md section 4 and contracts/recorded/08.
+Source: docs/upstream/http-contracts.md section 4 and docs/upstream/recorded-traffic.md 08.
 """
 
 from __future__ import annotations

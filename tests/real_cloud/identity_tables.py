@@ -1,8 +1,8 @@
 """What dcdbsync does to Keystone's tables: records out, records in, ids changed with all that refers to them.
 
-A record is the JSON object that travels, in the shape of spec/identity-sync.md section 5. Payload rows go to the tables
-unfiltered, so an unknown column, a duplicate or a broken reference is a database error, and the caller's 500. Every
-write is one transaction; a failing one leaves nothing behind.
+A record is the JSON object that travels, in the shape of docs/upstream/identity-sync.md section 5. Payload rows go to
+the tables unfiltered, so an unknown column, a duplicate or a broken reference is a database error, and the caller's
+500. Every write is one transaction; a failing one leaves nothing behind.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What one forked child does with Keystone: make the tables, fill a cloud, serve it.
 
 Keystone's configuration is global to a process, so each of these runs in a child that does nothing else before.
-Source: contracts/real-keystone.md sections 2 and 3.
+Source: docs/upstream/real-keystone.md sections 2 and 3.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """dcdbsync and sysinv of one cloud: our own endpoints behind OpenStack's own token middleware.
 
 The middleware validates every caller's token at the cloud's Keystone, logged in as the service's own user, so what
-happens to services whose ids move (contracts/real-keystone.md R1) happens here as well. Its cache of validated tokens
-is emptied whenever keys are written, as sysinv does with memcached (spec/http-contracts.md section 4).
+happens to services whose ids move (docs/upstream/real-keystone.md R1) happens here as well. Its cache of validated
+tokens is emptied whenever keys are written, as sysinv does with memcached (docs/upstream/http-contracts.md section 4).
 """
 
 from __future__ import annotations

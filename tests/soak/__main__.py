@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dcsync.adapters.tables import sync_attempt
+from dcsync.adapters.postgres.tables import sync_attempt
 from tests.acceptance.test_no_secrets import database_dump, with_what_is_encoded
 from tests.soak import traces
 from tests.soak.calm import Calm, few

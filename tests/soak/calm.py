@@ -15,13 +15,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dcsync.adapters.clock import utc_now
-from dcsync.adapters.locks import RedisLocks
-from dcsync.adapters.store.alarms import SqlAlarmStore
-from dcsync.adapters.store.audits import SqlAuditStore
-from dcsync.adapters.tables import rejected_report, subcloud, subcloud_sync, sync_attempt
+from dcsync.adapters.broker.locks import RedisLocks
+from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.alarms import SqlAlarmStore
+from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.tables import rejected_report, subcloud, subcloud_sync, sync_attempt
 from dcsync.fake_cloud.watchman import KEYS_BEFORE_IDENTITY, OVERLAPPING_RUNS
-from dcsync.subcloud import (
+from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AvailabilityStatus,
     InitialSyncState,

@@ -21,9 +21,9 @@ from random import Random
 import psutil
 import sqlalchemy as sa
 
-from dcsync.errors import DatabaseUnreachable, LocalProcessFailed
 from dcsync.fake_cloud.faults import Fault
 from dcsync.local.servers import Server
+from dcsync.model.errors import DatabaseUnreachable, LocalProcessFailed
 from tests.soak.crew import BEAT_POSTS, LONG_LIVED, STATE_POSTS, SYNC_POSTS, Crew
 from tests.soak.orders import CENTRAL_FAULTS, OUTAGES, SITE_FAULTS, Central, Drift
 from tests.system import System, redis_client

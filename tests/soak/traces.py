@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import psutil
 import sqlalchemy as sa
 
-from dcsync.messages import Queue
+from dcsync.model.messages import Queue
 from tests.acceptance.test_no_secrets import TOKEN_BEGINS, all_secrets
 from tests.processes import Running
 from tests.soak.crew import Crew

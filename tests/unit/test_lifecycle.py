@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsync.lifecycle import (
+from dcsync.model.lifecycle import (
     TRANSITIONS,
     Event,
     Pair,
@@ -21,7 +21,7 @@ from dcsync.lifecycle import (
     state_after,
     states_before,
 )
-from dcsync.subcloud import AvailabilityStatus, InitialSyncState, ManagementState
+from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState, ManagementState
 from tests.builders import NOON
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -31,7 +31,7 @@ MANAGED, UNMANAGED = ManagementState
 ONLINE, OFFLINE = AvailabilityStatus
 
 SPECIFIED = {
-    # spec/initial-sync.md section 3, T2-T7, for each state it names as "any".
+    # docs/upstream/initial-sync.md section 3, T2-T7, for each state it names as "any".
     **{(state, Event.BECAME_ELIGIBLE): REQUESTED for state in InitialSyncState},
     **{(state, Event.LEFT): NONE for state in InitialSyncState},
     (REQUESTED, Event.CLAIMED): IN_PROGRESS,

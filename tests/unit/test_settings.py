@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dcsync.errors import MisconfiguredError
+from dcsync.model.errors import MisconfiguredError
 from dcsync.settings import SECRETS, load
 
 

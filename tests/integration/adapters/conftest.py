@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dcsync.adapters.clouds import HttpClouds
-from dcsync.adapters.endpoints import CentralEndpoints
+from dcsync.adapters.cloud.clouds import HttpClouds
+from dcsync.adapters.cloud.endpoints import CentralEndpoints
 from tests.integration.adapters.scripted_site import ADDRESS, CREDENTIALS, LIMITS, Clock, Site, assert_no_secret_in
 
 

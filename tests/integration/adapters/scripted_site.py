@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dcsync.adapters.endpoints import ServiceUrls
-from dcsync.adapters.http import Limits
-from dcsync.adapters.keystone import Credentials
-from dcsync.subcloud import AvailabilityStatus, InitialSyncState, ManagementState, Subcloud
+from dcsync.adapters.cloud.endpoints import ServiceUrls
+from dcsync.adapters.cloud.http import Limits
+from dcsync.adapters.cloud.keystone import Credentials
+from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState, ManagementState, Subcloud
 from tests.loop_time import time_passes
 
 ADDRESS = "127.18.0.1"

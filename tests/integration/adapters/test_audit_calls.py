@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from dcsync.adapters.clouds import HttpClouds, HttpSubcloudSession
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import ActorType, Assignment, ResourceType, record_from_body, revocation_event
+from dcsync.adapters.cloud.clouds import HttpClouds, HttpSubcloudSession
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import ActorType, Assignment, ResourceType, record_from_body, revocation_event
+from dcsync.model.reasons import Reason
 from tests.integration.adapters.scripted_site import (
     EVENT,
     GRANT,

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from dcsync.adapters.clouds import HttpClouds
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import FernetKeys, ResourceType, fingerprint
+from dcsync.adapters.cloud.clouds import HttpClouds
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import FernetKeys, ResourceType, fingerprint
+from dcsync.model.reasons import Reason
 from tests.integration.adapters.scripted_site import (
     ADDRESS,
     KEYS,

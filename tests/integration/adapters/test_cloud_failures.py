@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from dcsync.adapters.clouds import HttpClouds, HttpSubcloudSession
-from dcsync.adapters.http import LONGEST_RETRY_AFTER
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import FernetKeys, ResourceType, record_from_body
+from dcsync.adapters.cloud.clouds import HttpClouds, HttpSubcloudSession
+from dcsync.adapters.cloud.http import LONGEST_RETRY_AFTER
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import FernetKeys, ResourceType, record_from_body
+from dcsync.model.reasons import Reason
 from tests.integration.adapters.scripted_site import (
     ADDRESS,
     HASH,

@@ -8,12 +8,13 @@ from datetime import timedelta
 
 import pytest
 
-from dcsync.adapters.clouds import HttpClouds
-from dcsync.adapters.http import open_http
-from dcsync.adapters.keystone import Authenticated
-from dcsync.adapters.tls import Trust
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import ResourceType, record_from_body
+from dcsync.adapters.cloud.clouds import HttpClouds
+from dcsync.adapters.cloud.http import open_http
+from dcsync.adapters.cloud.keystone import Authenticated
+from dcsync.adapters.cloud.tls import Trust
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import ResourceType, record_from_body
+from dcsync.model.reasons import Reason
 from tests.integration.adapters.scripted_site import (
     ADDRESS,
     CREDENTIALS,
@@ -122,7 +123,7 @@ async def test_a_storm_of_refusals_with_a_wrong_password_tries_it_once(clouds: H
 
 
 async def test_a_token_answered_404_is_replaced_as_well(clouds: HttpClouds, site: Site) -> None:
-    """contracts/real-keystone.md K4: a token that names a rewritten user is answered 404, not 401."""
+    """docs/upstream/real-keystone.md K4: a token that names a rewritten user is answered 404, not 401."""
 
     async def rewritten(request: Request, writer: asyncio.StreamWriter) -> None:
         stale = request.headers["x-auth-token"] == f"{TOKEN}-1"

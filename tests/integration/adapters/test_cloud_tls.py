@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dcsync.adapters.clouds import HttpClouds
-from dcsync.adapters.tls import Trust
-from dcsync.errors import CloudError, Reason
+from dcsync.adapters.cloud.clouds import HttpClouds
+from dcsync.adapters.cloud.tls import Trust
+from dcsync.model.errors import CloudError
+from dcsync.model.reasons import Reason
 from tests.integration.adapters.scripted_site import ADDRESS, Site, a_subcloud, answer, assert_no_secret_in, texts_of
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with the openssl command")

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from dcsync.adapters.loop import LoopThread
-from dcsync.errors import WorkerStopping
+from dcsync.adapters.host.loop import LoopThread
+from dcsync.model.errors import WorkerStopping
 
 
 def test_results_and_errors_come_back_to_the_thread_that_waits() -> None:

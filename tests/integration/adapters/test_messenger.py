@@ -5,7 +5,7 @@ from __future__ import annotations
 import redis
 
 from dcsync import bootstrap
-from dcsync.messages import AuditHint, SyncHint
+from dcsync.model.messages import AuditHint, SyncHint
 from dcsync.settings import load
 from dcsync.tasks.app import make_app
 

@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from dcsync.adapters.ownership import BatchedOwnership
-from dcsync.errors import DatabaseUnreachable
-from dcsync.lifecycle import Ending
-from dcsync.ports import Run, Standing
+from dcsync.initial_sync.ports import Run
+from dcsync.model.errors import DatabaseUnreachable
+from dcsync.model.lifecycle import Ending
+from dcsync.runs.ownership import BatchedOwnership
+from dcsync.runs.ports import Standing
 from tests.builders import NOON
 from tests.fakes_sync import MemoryLocks, MemoryRunStore, a_requested_store
 

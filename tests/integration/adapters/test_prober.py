@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from dcsync.adapters.endpoints import ServiceUrls
-from dcsync.adapters.prober import HttpProber
-from dcsync.adapters.tls import Trust
+from dcsync.adapters.cloud.endpoints import ServiceUrls
+from dcsync.adapters.cloud.prober import HttpProber
+from dcsync.adapters.cloud.tls import Trust
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.faults import Fault
-from dcsync.ports import ProbeTarget
-from dcsync.subcloud import AvailabilityStatus
+from dcsync.model.subcloud import AvailabilityStatus
+from dcsync.probe.ports import ProbeTarget
 from tests.integration.adapters.scripted_site import ADDRESS, Behaviour, Site, answer, sends
 from tests.loop_time import time_passes
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from dcsync.adapters.clouds import HttpClouds
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import ResourceType, record_from_body
+from dcsync.adapters.cloud.clouds import HttpClouds
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import ResourceType, record_from_body
+from dcsync.model.reasons import Reason
 from tests.integration.adapters.scripted_site import ADDRESS, Site, a_subcloud, answer, sends
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[2] / "data" / "recorded_clouds.json").read_text())

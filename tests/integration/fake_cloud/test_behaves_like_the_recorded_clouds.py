@@ -1,4 +1,5 @@
-"""What real clouds were seen to do (contracts/recorded, contracts/real-keystone.md), asked of the fake."""
+"""What real clouds were seen to do (docs/upstream/recorded-traffic.md, docs/upstream/real-keystone.md), asked of the
+fake."""
 
 from __future__ import annotations
 

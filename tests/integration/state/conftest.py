@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select, text, update
 
-from dcsync.adapters.store.inventory import SqlInventory
-from dcsync.adapters.store.states import SqlStateStore
-from dcsync.adapters.tables import alarm, audit_request, rejected_report, subcloud, sync_request
-from dcsync.messages import Report, report_payload
+from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.states import SqlStateStore
+from dcsync.adapters.postgres.tables import alarm, audit_request, rejected_report, subcloud, sync_request
+from dcsync.model.reports import Report, report_payload
+from dcsync.model.subcloud import EndpointType, ManagementState, Subcloud, SyncStatus, new_subcloud
 from dcsync.state.service import StateService, Tally
-from dcsync.subcloud import EndpointType, ManagementState, Subcloud, SyncStatus, new_subcloud
 from tests.builders import NOON
 from tests.fake_states import FakeSweeps
 from tests.reports import at

@@ -16,11 +16,11 @@ import pytest
 from sqlalchemy import make_url, text
 from structlog.testing import capture_logs
 
-from dcsync.adapters.alarm_sinks import SinkUnreachable, WebhookSink
-from dcsync.adapters.database import make_engine
-from dcsync.adapters.store.alarms import SqlAlarmStore
-from dcsync.ports import AlarmNotice
+from dcsync.adapters.host.alarm_sinks import SinkUnreachable, WebhookSink
+from dcsync.adapters.postgres.alarms import SqlAlarmStore
+from dcsync.adapters.postgres.database import make_engine
 from dcsync.state.alarms import AlarmFeed
+from dcsync.state.ports import AlarmNotice
 from tests.integration.state.conftest import Rows
 from tests.processes import wait_until
 from tests.reports import IN_SYNC, OUT_OF_SYNC, PLATFORM, at, endpoint, offline, online

@@ -11,12 +11,12 @@ from typing import Any
 
 from sqlalchemy import insert, select, text
 
-from dcsync.adapters.reporter import StateReporter
-from dcsync.adapters.store.states import SqlStateStore
-from dcsync.adapters.tables import subcloud
-from dcsync.messages import Report, report_payload
+from dcsync.adapters.broker.reporter import StateReporter
+from dcsync.adapters.postgres.states import SqlStateStore
+from dcsync.adapters.postgres.tables import subcloud
+from dcsync.model.reports import Report, report_payload
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, InitialSyncState
 from dcsync.state.service import StateService
-from dcsync.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, InitialSyncState
 from tests.fake_states import FakeSweeps
 from tests.integration.state.conftest import Rows
 from tests.reports import OUT_OF_SYNC, PLATFORM, at, endpoint, offline, online

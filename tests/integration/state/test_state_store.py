@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url, select, text
 
-from dcsync.adapters.database import make_engine
-from dcsync.adapters.store.states import SqlStateStore
-from dcsync.adapters.tables import endpoint_status, subcloud
-from dcsync.errors import DatabaseUnreachable, MisconfiguredError
-from dcsync.messages import AvailabilityReport, Report, report_from_payload, report_payload
+from dcsync.adapters.postgres.database import make_engine
+from dcsync.adapters.postgres.states import SqlStateStore
+from dcsync.adapters.postgres.tables import endpoint_status, subcloud
+from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError
+from dcsync.model.reports import AvailabilityReport, Report, report_from_payload, report_payload
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, ManagementState
 from dcsync.state import memory, rules
 from dcsync.state.service import StateService
-from dcsync.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, ManagementState
 from tests.builders import NOON
 from tests.integration.state.conftest import Rows
 from tests.processes import wait_until
@@ -269,7 +269,7 @@ def test_a_report_on_an_unknown_subcloud_is_put_aside(rows: Rows) -> None:
 
 
 def test_only_the_newest_rejected_reports_are_kept(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcsync.adapters.store.states.REJECTED_KEPT", 3)
+    monkeypatch.setattr("dcsync.adapters.postgres.states.REJECTED_KEPT", 3)
     for number in range(5):
         rows.tell(online(1, f"nowhere{number}"))
     assert [region for region, _ in rows.rejected()] == ["nowhere2", "nowhere3", "nowhere4"]

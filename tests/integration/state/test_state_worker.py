@@ -9,10 +9,10 @@ import redis
 from celery import Celery
 from sqlalchemy import text
 
-from dcsync.adapters import reporter
-from dcsync.adapters.reporter import CeleryReports, Observer
-from dcsync.errors import BrokerUnreachable
-from dcsync.messages import Report
+from dcsync.adapters.broker import reporter
+from dcsync.adapters.broker.reporter import CeleryReports, Observer
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.reports import Report
 from dcsync.settings import load
 from dcsync.tasks.app import make_app
 from tests.integration.state.conftest import Rows

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dcsync.adapters.central_rotation import new_key, rotate_command
-from dcsync.errors import KeyRotationFailed, MisconfiguredError
-from dcsync.identity import FernetKeys
+from dcsync.adapters.cloud.central_rotation import new_key, rotate_command
+from dcsync.model.errors import KeyRotationFailed, MisconfiguredError
+from dcsync.model.identity import FernetKeys
 from dcsync.settings import load
 from tests.processes import wait_until
 

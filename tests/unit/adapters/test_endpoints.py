@@ -6,8 +6,9 @@ import ipaddress
 
 import pytest
 
-from dcsync.adapters.endpoints import CentralEndpoints, ServiceUrls, central_urls, subcloud_urls
-from dcsync.errors import CloudError, Reason
+from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls, central_urls, subcloud_urls
+from dcsync.model.errors import CloudError
+from dcsync.model.reasons import Reason
 
 USUAL = ServiceUrls(auth="https://{ip}:5001/v3", dbsync="https://{ip}:8220/v1.0", sysinv="https://{ip}:6386/v1")
 CENTRE = CentralEndpoints(auth="http://centre:5000/v3/", region="RegionOne")

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 from structlog.testing import capture_logs
 
-from dcsync.adapters.reporter import Observer, StateReporter
-from dcsync.errors import BadReport, BrokerUnreachable
-from dcsync.messages import BulkReport, Report, report_from_payload, report_payload
-from dcsync.subcloud import EndpointType
+from dcsync.adapters.broker.reporter import Observer, StateReporter
+from dcsync.model.errors import BadReport, BrokerUnreachable
+from dcsync.model.reports import BulkReport, Report, report_from_payload, report_payload
+from dcsync.model.subcloud import EndpointType
 from tests.processes import wait_until
 from tests.reports import FIRMWARE, IN_SYNC, ONLINE, PLATFORM, UNKNOWN, bulk, endpoint, online
 

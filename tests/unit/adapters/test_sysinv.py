@@ -1,4 +1,5 @@
-"""In which order keys are sent: a cloud writes them one file after another (spec/http-contracts.md section 4)."""
+"""In which order keys are sent: a cloud writes them one file after another (docs/upstream/http-contracts.md section
+4)."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dcsync.adapters.sysinv import SysinvFernetRepo
-from dcsync.audit.key_rotation import rotated
-from dcsync.identity import FernetKeys
+from dcsync.adapters.cloud.sysinv import SysinvFernetRepo
+from dcsync.model.identity import FernetKeys
+from dcsync.rotation.key_rotation import rotated
 from tests.builders import some_keys
 
 Send = Callable[[SysinvFernetRepo, FernetKeys], Coroutine[Any, Any, None]]

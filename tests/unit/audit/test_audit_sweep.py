@@ -9,11 +9,12 @@ import pytest
 
 from dcsync.audit.sweep import AuditSweep, AuditSweepReport
 from dcsync.audit.watch import EVENTS_APART, LOOK_SECONDS, CentralWatch, Sight
-from dcsync.dispatch import SweepLimits
-from dcsync.errors import BrokerUnreachable, CloudError, Reason
-from dcsync.identity import ActorType, Assignment, revocation_event
-from dcsync.messages import AuditHint
-from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, InitialSyncState
+from dcsync.model.errors import BrokerUnreachable, CloudError
+from dcsync.model.identity import ActorType, Assignment, revocation_event
+from dcsync.model.messages import AuditHint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, InitialSyncState
+from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, MemoryAuditStore
 from tests.fakes_sync import MemoryLocks, MemoryMessenger, OwnLoop

@@ -13,10 +13,11 @@ import pytest
 from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, Limits, Outcome, Result
 from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
 from dcsync.audit.identity_audit import Cloud
-from dcsync.errors import BrokerUnreachable, CloudError, Reason, UnknownSubcloud, WorkerStopping
-from dcsync.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
-from dcsync.ports import CentralState
-from dcsync.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, InitialSyncState, SyncStatus
+from dcsync.audit.ports import CentralState
+from dcsync.model.errors import BrokerUnreachable, CloudError, UnknownSubcloud, WorkerStopping
+from dcsync.model.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, InitialSyncState, SyncStatus
 from tests.builders import NOON, a_group, a_project, a_role, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsync.alignment import is_left_alone
 from dcsync.audit.identity_audit import (
     ASSIGNMENTS,
     IN_USE,
@@ -25,8 +24,8 @@ from dcsync.audit.identity_audit import (
     digest,
 )
 from dcsync.audit.repair import Repairer, read_cloud
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import (
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import (
     ActorType,
     Assignment,
     Placed,
@@ -36,6 +35,8 @@ from dcsync.identity import (
     record_from_body,
     revocation_event,
 )
+from dcsync.model.reasons import Reason
+from dcsync.planner.alignment import is_left_alone
 from tests.builders import a_group, a_project, a_role, a_user, records
 from tests.fakes_audit import MemorySite
 

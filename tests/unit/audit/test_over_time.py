@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcsync.audit.identity_audit import TAKEN, Cloud
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import ActorType, Assignment, CentralData, Placed, Record, Records, ResourceType
 from dcsync.initial_sync.engine import InitialSync
-from dcsync.subcloud import AuditStatus, SyncStatus
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import ActorType, Assignment, CentralData, Placed, Record, Records, ResourceType
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import AuditStatus, SyncStatus
 from tests.builders import NOON, a_group, a_project, a_role, a_user, central_data, records
 from tests.fakes_audit import MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop, a_requested_store

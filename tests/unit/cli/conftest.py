@@ -14,8 +14,9 @@ import pytest
 from dcsync import settings
 from dcsync.cli import run
 from dcsync.cli.operator import Operator
-from dcsync.errors import BrokerUnreachable
-from dcsync.messages import Report, SyncHint
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.messages import SyncHint
+from dcsync.model.reports import Report
 from tests.builders import NOON
 from tests.fake_inventory import FakeInventory
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from dcsync.ports import AlarmNotice
+from dcsync.state.ports import AlarmNotice
 from tests.builders import NOON
 from tests.unit.cli.conftest import Shell
 

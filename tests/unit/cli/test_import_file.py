@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcsync.cli.import_file import LARGEST_FILE, Row, checked, read_rows
-from dcsync.errors import BadRecord, DcsyncError, DuplicateSubcloud
-from dcsync.subcloud import NewSubcloud, new_subcloud
+from dcsync.model.errors import BadRecord, DcsyncError, DuplicateSubcloud
+from dcsync.model.subcloud import NewSubcloud, new_subcloud
 
 
 def check(row: Row) -> NewSubcloud:

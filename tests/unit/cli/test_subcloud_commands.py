@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dcsync.errors import Reason
-from dcsync.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState, SyncStatus
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState, SyncStatus
 from tests.builders import NOON
 from tests.unit.cli.conftest import Shell
 

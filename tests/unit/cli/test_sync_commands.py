@@ -7,11 +7,11 @@ from datetime import timedelta
 import pytest
 
 from dcsync.cli.waiting import Progress
-from dcsync.errors import DatabaseUnreachable
-from dcsync.lifecycle import Ending
-from dcsync.messages import AvailabilityReport, EndpointReport, Report
-from dcsync.ports import AttemptHistory, RequestHistory, StepHistory
-from dcsync.subcloud import (
+from dcsync.model.errors import DatabaseUnreachable
+from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
+from dcsync.model.lifecycle import Ending
+from dcsync.model.reports import AvailabilityReport, EndpointReport, Report
+from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AvailabilityStatus,
     EndpointType,

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from dcsync.messages import Queue
+from dcsync.model.messages import Queue
 from dcsync.settings import PREFIX, SECRETS, Settings
 from tests.unit.deploy.commands import parsed
 
@@ -132,7 +132,8 @@ def test_two_sync_workers_with_a_hundred_threads_tell_flower_what_they_do() -> N
 
 
 def test_state_workers_send_no_events() -> None:
-    """They cost a third of the throughput, and Flower would switch them on. Source: platform-facts section 4.3."""
+    """They cost a third of the throughput, and Flower would switch them on. Source: docs/upstream/platform-facts.md
+    section 4.3."""
     assert not parsed(SERVICES["state-worker"]["command"]).get("task_events")
     assert parsed(SERVICES["flower"]["command"])["enable_events"] == "False"
 

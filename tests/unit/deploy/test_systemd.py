@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dcsync.messages import Queue
+from dcsync.model.messages import Queue
 from dcsync.settings import PREFIX, SECRETS, Settings
 from tests.unit.deploy.commands import parsed
 

@@ -6,13 +6,7 @@ import pytest
 
 from dcsync.fake_cloud.connection import parse
 from dcsync.fake_cloud.faults import Fault, Faults
-from dcsync.fake_cloud.watchman import (
-    KEYS_BEFORE_IDENTITY,
-    OVERLAPPING_RUNS,
-    WRITE_AFTER_COMPLETION,
-    Ledger,
-    Watchman,
-)
+from dcsync.fake_cloud.watchman import KEYS_BEFORE_IDENTITY, OVERLAPPING_RUNS, WRITE_AFTER_COMPLETION, Ledger, Watchman
 from tests.unit.fake_cloud.builders import a_request
 
 

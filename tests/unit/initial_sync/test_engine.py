@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from dcsync.errors import BrokerUnreachable, CloudError, Reason, WorkerStopping
-from dcsync.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.initial_sync.engine import InitialSync, Limits, Outcome, Result
-from dcsync.lifecycle import Ending
-from dcsync.ports import Run
-from dcsync.subcloud import InitialSyncState, Step
+from dcsync.initial_sync.ports import Run
+from dcsync.model.errors import BrokerUnreachable, CloudError, WorkerStopping
+from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
+from dcsync.model.lifecycle import Ending
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import InitialSyncState, Step
 from tests.builders import NOON, a_group, a_user, central_data, records, some_keys
 from tests.fakes_sync import DirectOwnership, MemoryClouds, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
 from tests.loop_time import time_passes

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsync.alignment import Update, is_left_alone, stored_as_sent
-from dcsync.errors import CloudError, Reason
-from dcsync.identity import Record, Records, ResourceType
 from dcsync.initial_sync.identity_plan import Plan, plan_identity
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import Record, Records, ResourceType
+from dcsync.model.reasons import Reason
+from dcsync.planner.alignment import Update, is_left_alone, stored_as_sent
 from tests.builders import a_group, a_project, a_role, a_user, records
 
 
@@ -232,7 +233,7 @@ def two_clouds(draw: st.DrawFn) -> tuple[Records, Records]:
 
 def apply(plan_: Plan, subcloud: Records) -> Records:
     """What a real dcdbsync would hold afterwards, with Keystone's foreign keys: a member must exist, and a user in a
-    group cannot change its id (contracts/real-keystone.md R2)."""
+    group cannot change its id (docs/upstream/real-keystone.md R2)."""
     held = {type_: {r.id: r for r in subcloud.of(type_)} for type_ in ResourceType}
     for update in plan_.updates:
         rows = held[update.type]

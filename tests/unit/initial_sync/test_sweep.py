@@ -7,11 +7,12 @@ from datetime import timedelta
 
 import pytest
 
-from dcsync.dispatch import SweepLimits
-from dcsync.errors import BrokerUnreachable, Reason
 from dcsync.initial_sync.sweep import Sweep, SweepReport
-from dcsync.lifecycle import ABANDONED_LIMIT, Ending, Failure
-from dcsync.subcloud import InitialSyncState
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Failure
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import InitialSyncState
+from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON
 from tests.fakes_sync import MemoryLocks, MemoryMessenger, MemoryRunStore, a_requested_store
 

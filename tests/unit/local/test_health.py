@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dcsync.adapters.process_records import (
+from dcsync.adapters.host.process_records import (
     Found,
     Life,
     Phase,
@@ -21,9 +21,9 @@ from dcsync.adapters.process_records import (
     start_of,
     system_of,
 )
-from dcsync.errors import BrokerUnreachable
 from dcsync.local.health import Code, Health, World, monitor, status
-from dcsync.messages import Queue
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.messages import Queue
 
 NOW = 10_000.0
 BUSY = 300.0

@@ -1,7 +1,7 @@
 """Whatever the order, the doubling and the batching in which reports are delivered, the same rows come out.
 
 The model is a different algorithm: it keeps every report, sorts them by the time of observation, and plays them in
-that order through the acceptance table of spec/state-service.md section 3.3, word by word.
+that order through the acceptance table of docs/upstream/state-service.md section 3.3, word by word.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dcsync.messages import AvailabilityReport, EndpointReport, Report
+from dcsync.model.reports import AvailabilityReport, EndpointReport, Report
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState, SyncStatus
 from dcsync.state import memory, rules
 from dcsync.state.service import StateService
-from dcsync.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState, SyncStatus
 from tests.fake_states import FakeStateStore, FakeSweeps
 from tests.reports import (
     DC_CERT,

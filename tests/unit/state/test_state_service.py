@@ -1,4 +1,5 @@
-"""What reports do to subclouds: the checks of spec/state-service.md section 12, as far as they apply, and more."""
+"""What reports do to subclouds: the checks of docs/upstream/state-service.md section 12, as far as they apply, and
+more."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dcsync.lifecycle import Event
-from dcsync.messages import AvailabilityReport, report_payload
-from dcsync.ports import StateChanges
+from dcsync.model.lifecycle import Event
+from dcsync.model.reports import AvailabilityReport, report_payload
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, SyncStatus
+from dcsync.state.ports import StateChanges
 from dcsync.state.service import StateService
-from dcsync.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, SyncStatus
 from tests.fake_states import FakeStateStore, FakeSweeps
 from tests.reports import (
     DC_CERT,

@@ -15,7 +15,7 @@ from celery.beat import ScheduleEntry, SchedulingError
 from kombu.exceptions import OperationalError
 from structlog.testing import capture_logs
 
-from dcsync.messages import TaskName
+from dcsync.model.messages import TaskName
 from dcsync.settings import load
 from dcsync.tasks.alive import STUCK_SECONDS, BeatScheduler, ConsumerWatch, SignsOfLife
 from dcsync.tasks.app import make_app

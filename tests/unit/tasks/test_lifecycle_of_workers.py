@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dcsync.messages import Queue
+from dcsync.model.messages import Queue
 from dcsync.settings import load
 from dcsync.tasks import lifecycle
 from tests.processes import wait_until

@@ -1,0 +1,83 @@
+"""One lock per subcloud in Redis, with an owner and a time to live (port `Locks`).
+
+redis-py's Lock does the taking and giving; what is added here is the renewal of all locks this process holds, in one
+thread. A lock saves work and keeps two workers from one subcloud; what protects a row is its run id in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+from redis.exceptions import LockNotOwnedError, RedisError
+from redis.lock import Lock
+
+from dcsync.adapters.broker.redis_client import translated_errors
+
+_PREFIX = "dcsync:lock:"
+
+
+class RedisLocks:
+    """Locks of this process. Renewed every third of their life from the first one taken until `close`."""
+
+    def __init__(self, client: redis.Redis, *, ttl_seconds: float) -> None:
+        self._client = client
+        self._ttl = ttl_seconds
+        self._held: dict[tuple[str, str], Lock] = {}
+        self._guard = threading.Lock()
+        self._closing = threading.Event()
+        self._renewer: threading.Thread | None = None
+
+    @translated_errors
+    def acquire(self, region_name: str, *, owner: str) -> bool:
+        lock = Lock(self._client, _PREFIX + region_name, timeout=self._ttl, blocking=False, thread_local=False)
+        if not lock.acquire(token=owner):
+            return False
+        with self._guard:
+            self._held[region_name, owner] = lock
+            if self._renewer is None:
+                self._renewer = threading.Thread(target=self._renew_held, name="lock-renewal", daemon=True)
+                self._renewer.start()
+        return True
+
+    def release(self, region_name: str, *, owner: str) -> bool:
+        """False when it was no longer ours, and when Redis does not answer: then its time to live ends it."""
+        with self._guard:
+            lock = self._held.pop((region_name, owner), None)
+        if lock is None:
+            return False
+        try:
+            lock.release()
+        except (LockNotOwnedError, RedisError):
+            return False
+        return True
+
+    @translated_errors
+    def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
+        if not region_names:
+            return {}
+        owners: list[Any] = self._client.mget([_PREFIX + name for name in region_names])
+        return dict(zip(region_names, owners, strict=True))
+
+    def close(self) -> None:
+        """Stop renewing; what is still held ends with its time to live."""
+        self._closing.set()
+
+    def _renew_held(self) -> None:
+        while not self._closing.wait(self._ttl / 3):
+            with self._guard:
+                held = list(self._held.items())
+            for key, lock in held:
+                self._renew(key, lock)
+
+    def _renew(self, key: tuple[str, str], lock: Lock) -> None:
+        """A lock that is lost stays lost: whoever has it now keeps it. Redis being away is no answer: asked again."""
+        try:
+            lock.extend(self._ttl, replace_ttl=True)
+        except LockNotOwnedError:
+            with self._guard:
+                self._held.pop(key, None)
+        except RedisError:
+            return

@@ -1,0 +1,110 @@
+"""Sends hints through Celery (port `Messenger`), and looks which of them still wait in Redis.
+
+Publishing is bounded in time: a broker that is away is told to the caller, whose next sweep makes it good.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import redis
+from celery import Celery
+from kombu.exceptions import BatchPublishError, KombuError, OperationalError
+
+from dcsync.adapters.broker.redis_client import translated_errors
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.messages import PAYLOAD_VERSION, QUEUE_OF, AuditHint, Queue, SyncHint, TaskName
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_BATCH = 500
+_RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.3, "interval_max": 1}
+
+
+def _bounded(call: Callable[P, T]) -> Callable[P, T]:
+    @wraps(call)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except (BatchPublishError, OperationalError, KombuError, redis.exceptions.RedisError, OSError) as exc:
+            raise BrokerUnreachable(f"the message was not sent: {type(exc).__name__}") from exc
+
+    return wrapper
+
+
+class CeleryMessenger:
+    """Messenger over a Celery app's producer pool; thread-safe."""
+
+    def __init__(self, app: Celery, client: redis.Redis, *, sweep_expires_seconds: float) -> None:
+        self._app = app
+        self._client = client
+        self._sweep_expires = sweep_expires_seconds
+
+    @_bounded
+    def send_sync(self, hints: Sequence[SyncHint]) -> None:
+        self._send_batch(TaskName.INITIAL_SYNC, hints)
+
+    @_bounded
+    def send_audits(self, hints: Sequence[AuditHint]) -> None:
+        self._send_batch(TaskName.AUDIT, hints)
+
+    @_bounded
+    def send_sweep(self) -> None:
+        self._send(TaskName.SWEEP, {"hinted": True}, expires=self._sweep_expires)
+
+    @_bounded
+    def send_audit_sweep(self) -> None:
+        self._send(TaskName.AUDIT_SWEEP, {"hinted": True}, expires=self._sweep_expires)
+
+    @_bounded
+    def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
+        """Expired when the next round is due, which asks for the same."""
+        with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
+            for chunk in chunks:
+                payload = {"version": PAYLOAD_VERSION, "region_names": list(chunk)}
+                self._send(
+                    TaskName.PROBE,
+                    payload,
+                    producer=producer,
+                    expires=expires_seconds,
+                    kwargsrepr=f"{{{len(chunk)} subclouds}}",
+                )
+
+    @_bounded
+    def send_key_rotation(self) -> None:
+        self._send(TaskName.ROTATE_KEYS, {}, expires=self._sweep_expires)
+
+    def _send_batch(self, name: TaskName, hints: Sequence[SyncHint] | Sequence[AuditHint]) -> None:
+        with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
+            for hint in hints:
+                self._send(name, hint.payload(), task_id=hint.task_id, producer=producer)
+
+    def _send(self, name: TaskName, payload: dict[str, object], **options: Any) -> None:
+        self._app.send_task(
+            name.value, kwargs=payload, queue=QUEUE_OF[name].value, retry=True, retry_policy=_RETRIES, **options
+        )
+
+    @translated_errors
+    def waiting_sync_ids(self) -> set[str]:
+        return self._waiting_ids(Queue.SYNC)
+
+    @translated_errors
+    def waiting_audit_ids(self) -> set[str]:
+        return self._waiting_ids(Queue.AUDIT)
+
+    def _waiting_ids(self, queue: Queue) -> set[str]:
+        """Read from kombu's list of waiting messages, whose elements are JSON with the task id among the headers."""
+        waiting: list[Any] = self._client.lrange(queue.value, 0, -1)
+        return set(_task_ids(waiting))
+
+
+def _task_ids(messages: Iterable[str]) -> Iterable[str]:
+    for message in messages:
+        try:
+            yield str(json.loads(message)["headers"]["id"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue  # not a task message: somebody else's, and no hint of ours

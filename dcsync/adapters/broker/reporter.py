@@ -1,0 +1,297 @@
+"""How dcsync and other programs report to the state service: `CeleryReports` sends, `StateReporter` coalesces.
+
+A message costs a hundred times what a row costs (docs/upstream/platform-facts.md section 4), so what a process reports
+within a short window travels as one message. Every observation is reported again by its observer's next round: what
+cannot be sent within bounds is dropped and said so in the log, and nobody who reports is kept waiting.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+from redis.exceptions import RedisError
+
+from dcsync.adapters.broker.redis_client import make_client, translated_errors
+from dcsync.adapters.host.clock import utc_now
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.messages import PAYLOAD_VERSION, QUEUE_OF, Queue, TaskName
+from dcsync.model.reports import (
+    AvailabilityReport,
+    EndpointReport,
+    EndpointTypesReport,
+    Mark,
+    Report,
+    bulk_report,
+    report_payload,
+)
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+MESSAGE_REPORTS = 500
+"""The most reports one message carries: about 100 kB, and one transaction of a few hundred milliseconds at most."""
+
+MOST_WAITING = 2_000
+"""Messages in the queue `state` beyond which none is added: where no worker takes them, 20,000 subclouds bring 5 MB
+every 30 s, and a Redis that is full takes no sweep either. Two state workers take so many within a few minutes."""
+
+_RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.3, "interval_max": 1}
+
+
+class Reports(Protocol):
+    """Sends reports, or says that it could not."""
+
+    def send(self, reports: Sequence[Report]) -> None: ...
+
+
+class CeleryReports:
+    """Reports as messages on the `state` queue; thread-safe."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._client = make_client(str(app.conf.broker_url))
+
+    def send(self, reports: Sequence[Report]) -> None:
+        """Raises BrokerUnreachable when some of them may not have been sent; sending all again is harmless."""
+        for start in range(0, len(reports), MESSAGE_REPORTS):
+            self._refuse_when_full()
+            self._send_message(reports[start : start + MESSAGE_REPORTS])
+
+    @translated_errors
+    def _refuse_when_full(self) -> None:
+        waiting = self._client.llen(Queue.STATE.value)
+        if waiting >= MOST_WAITING:
+            raise BrokerUnreachable(f"{waiting} messages wait in the queue state: does a state worker run?")
+
+    def _send_message(self, reports: Sequence[Report]) -> None:
+        payload = {"version": PAYLOAD_VERSION, "updates": [report_payload(report) for report in reports]}
+        task = TaskName.STATE_UPDATES
+        try:
+            self._app.send_task(
+                task.value,
+                kwargs=payload,
+                queue=QUEUE_OF[task].value,
+                retry=True,
+                retry_policy=_RETRIES,
+                # Flower would show the arguments of every message; a few hundred reports help nobody there.
+                kwargsrepr=f"{{{len(reports)} reports}}",
+            )
+        except (OperationalError, KombuError, RedisError, OSError) as exc:
+            raise BrokerUnreachable(f"the reports were not sent: {type(exc).__name__}") from exc
+
+
+class Observer:
+    """Puts moment and sequence on what one observer sees; thread-safe."""
+
+    def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
+        self._now = now
+        self._sequence = itertools.count(1)
+
+    def mark(self) -> Mark:
+        return Mark(self._now(), next(self._sequence))
+
+    def availability(
+        self, region_name: str, status: AvailabilityStatus, *, fail_count: int | None = None
+    ) -> AvailabilityReport:
+        """The subcloud is online or offline, seen now."""
+        return AvailabilityReport(
+            region_name=region_name, mark=self.mark(), availability_status=status, fail_count=fail_count
+        )
+
+    def fail_count(self, region_name: str, fail_count: int) -> AvailabilityReport:
+        """So many looks failed in a row, which does not decide anything yet."""
+        return AvailabilityReport(region_name=region_name, mark=self.mark(), fail_count=fail_count)
+
+    def state_only(self, region_name: str) -> AvailabilityReport:
+        """Make the subcloud's alarms agree with its row once more."""
+        return AvailabilityReport(region_name=region_name, mark=self.mark(), state_only=True)
+
+    def endpoint(
+        self, region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool = True
+    ) -> EndpointReport:
+        """One endpoint of one subcloud."""
+        return EndpointReport(
+            region_name=region_name,
+            mark=self.mark(),
+            endpoint_type=endpoint_type,
+            sync_status=status,
+            alarmable=alarmable,
+        )
+
+    def all_endpoints(
+        self, region_name: str, status: SyncStatus, *, ignored: frozenset[EndpointType] = frozenset()
+    ) -> EndpointReport:
+        """All endpoints of one subcloud but the ignored ones."""
+        return EndpointReport(region_name=region_name, mark=self.mark(), sync_status=status, ignored=ignored)
+
+    def all_subclouds(self, endpoint_type: EndpointType | None, status: SyncStatus) -> EndpointReport:
+        """This endpoint (None: every one) of every subcloud."""
+        return EndpointReport(region_name=None, mark=self.mark(), endpoint_type=endpoint_type, sync_status=status)
+
+    def bulk(
+        self,
+        region_name: str,
+        endpoints: Mapping[EndpointType, SyncStatus],
+        *,
+        status: AvailabilityStatus | None = None,
+        fail_count: int | None = None,
+    ) -> Report:
+        """What one look at one subcloud told."""
+        return bulk_report(
+            region_name=region_name,
+            mark=self.mark(),
+            endpoints=endpoints,
+            availability_status=status,
+            fail_count=fail_count,
+        )
+
+    def endpoint_types(
+        self, region_name: str, endpoint_types: frozenset[EndpointType], *, present: bool
+    ) -> EndpointTypesReport:
+        """These endpoint types are there from now on, or no more."""
+        return EndpointTypesReport(
+            region_name=region_name, mark=self.mark(), endpoint_types=endpoint_types, present=present
+        )
+
+
+class StateReporter:
+    """Takes reports from any thread and sends them in the background, as few messages as the window allows.
+
+    The thread starts with the first report, so a reporter made before a fork may be used after it. Reports that cannot
+    be sent are kept for another try until `max_pending` wait or `attempts` failed; then the oldest are dropped.
+    """
+
+    def __init__(
+        self,
+        reports: Reports,
+        *,
+        window_seconds: float = 0.05,
+        message_reports: int = MESSAGE_REPORTS,
+        max_pending: int = 100_000,
+        attempts: int = 5,
+        hold_off_seconds: float = 1.0,
+    ) -> None:
+        self._reports = reports
+        self._window = window_seconds
+        self._message_reports = message_reports
+        self._max_pending = max_pending
+        self._attempts = attempts
+        self._hold_off = hold_off_seconds
+        self._pending: deque[Report] = deque()
+        self._changed = threading.Condition()
+        self._hurry = False
+        self._closing = False
+        self._sending = False
+        self._thread: threading.Thread | None = None
+        self.dropped = 0
+        """How many reports were given up since the start."""
+
+    def report(self, report: Report) -> None:
+        """Returns at once; the report is sent within the window, with others."""
+        with self._changed:
+            self._pending.append(report)
+            if self._closing:
+                return self._drop(1, "closed")
+            if self._thread is None:
+                self._start()
+            if len(self._pending) > self._max_pending:
+                self._drop(len(self._pending) - self._max_pending, "too many wait")
+            if len(self._pending) == 1 or len(self._pending) == self._message_reports:
+                self._changed.notify_all()
+            return None
+
+    def flush(self, *, timeout_seconds: float = 10.0) -> bool:
+        """Send what waits without waiting for the window; True when nothing waits any more (sent, or dropped)."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            return self._changed.wait_for(self._is_idle, timeout=timeout_seconds)
+
+    def close(self, *, timeout_seconds: float = 10.0) -> bool:
+        """As flush; then the thread ends, whatever still waits is dropped, and later reports are refused with a log."""
+        done = self.flush(timeout_seconds=timeout_seconds)
+        with self._changed:
+            self._closing = True
+            self._drop(len(self._pending), "closed")
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout=timeout_seconds)
+        return done
+
+    def _is_idle(self) -> bool:
+        return not self._pending and not self._sending
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="state-reporter", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for reports in self._messages():
+            self._send(reports)
+            with self._changed:
+                self._sending = False
+                self._changed.notify_all()
+
+    def _messages(self) -> Iterator[list[Report]]:
+        """One list per message, as long as the reporter is open."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._closing)
+                if not self._closing:
+                    self._changed.wait_for(self._is_due, timeout=self._window)
+                if not self._pending:
+                    if self._closing:
+                        return
+                    continue
+                count = min(len(self._pending), self._message_reports)
+                reports = [self._pending.popleft() for _ in range(count)]
+                self._sending = True
+                self._hurry = self._hurry and bool(self._pending)
+            yield reports
+
+    def _is_due(self) -> bool:
+        return self._hurry or self._closing or len(self._pending) >= self._message_reports
+
+    def _send(self, reports: list[Report]) -> None:
+        """With a pause between tries, cut short by close()."""
+        why = ""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return self._reports.send(reports)
+            except BrokerUnreachable as error:
+                why = str(error)
+                log.warning("reports not sent", reports=len(reports), attempt=attempt, error=why)
+            except Exception:  # noqa: BLE001 - a report of somebody else's making must not end the thread
+                return self._send_apart(reports)
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closing, timeout=self._hold_off * attempt):
+                    break
+        self.dropped += len(reports)
+        log.error("reports dropped", reports=len(reports), why=why)
+        return None
+
+    def _send_apart(self, reports: list[Report]) -> None:
+        """Among these is one that cannot be sent by anybody: halved until it is found, and dropped alone."""
+        if len(reports) > 1:
+            middle = len(reports) // 2
+            self._send(reports[:middle])
+            self._send(reports[middle:])
+            return
+        self.dropped += 1
+        log.exception("reports dropped", reports=1, why="it cannot be sent")
+
+    def _drop(self, count: int, why: str) -> None:
+        for _ in range(count):
+            self._pending.popleft()
+        if count:
+            self.dropped += count
+            log.error("reports dropped", reports=count, why=why)

@@ -1,0 +1,1 @@
+"""The central cloud and the subclouds over HTTP: Keystone, dcdbsync, sysinv."""

@@ -1,0 +1,69 @@
+"""What a rotation needs of this machine: fresh key material, and the command that makes the centre rotate by itself.
+
+Neither keys nor anything the command prints is kept or shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+
+from dcsync.model.errors import KeyRotationFailed
+
+
+def new_key() -> str:
+    """A fernet key: 32 random bytes of the operating system, as Keystone writes them."""
+    return base64.urlsafe_b64encode(os.urandom(32)).decode()
+
+
+class RotateCommand:
+    """Runs the command without a shell; it may rotate only once, so it is never tried again here."""
+
+    def __init__(self, arguments: Sequence[str], *, deadline_seconds: float) -> None:
+        self._arguments = list(arguments)
+        self._deadline = deadline_seconds
+
+    def __call__(self) -> None:
+        """Raises KeyRotationFailed when it cannot be started, does not end in time or says that it failed."""
+        try:
+            process = subprocess.Popen(
+                self._arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise KeyRotationFailed(f"{self._arguments[0]} cannot be run: {exc.strerror}") from exc
+        try:
+            code = process.wait(self._deadline)
+        except subprocess.TimeoutExpired as exc:
+            raise KeyRotationFailed(f"{self._arguments[0]} took longer than {self._deadline:g} s") from exc
+        finally:
+            _end(process)
+        if code != 0:
+            raise KeyRotationFailed(f"{self._arguments[0]} ended with exit code {code}")
+
+
+def rotate_command(text: str, *, deadline_seconds: float) -> RotateCommand:
+    """From DCSYNC_KEY_ROTATE_COMMAND, which the settings have seen to be one."""
+    return RotateCommand(shlex.split(text), deadline_seconds=deadline_seconds)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without settings: the command has no business with our passwords."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("DCSYNC_")}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """With all it started; a command that ended has left nothing to end."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

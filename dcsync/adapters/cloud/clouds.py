@@ -1,0 +1,245 @@
+"""The way to the centre and to each subcloud over HTTP: `ports.Clouds` filled in.
+
+It opens, logs in, shares and closes. What is asked and written there is the business of the steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from dcsync.adapters.cloud.dbsync import Dbsync
+from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls, central_urls, subcloud_urls
+from dcsync.adapters.cloud.http import Limits, of_the_centre, open_http
+from dcsync.adapters.cloud.keystone import Authenticated, Credentials, Token
+from dcsync.adapters.cloud.keystone_api import KeystoneApi
+from dcsync.adapters.cloud.sysinv import SysinvFernetRepo
+from dcsync.adapters.cloud.tls import Trust
+from dcsync.model.addresses import Network
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import CentralData, FernetKeys, Record, Records, ResourceType, fingerprint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import Subcloud
+
+T = TypeVar("T")
+
+MAY_BE_EMPTY = frozenset({ResourceType.GROUPS})
+
+
+class HttpSubcloudSession:
+    """One subcloud, logged in: a `SubcloudSession`."""
+
+    def __init__(self, session: Authenticated, *, urls: ServiceUrls) -> None:
+        self._session = session
+        self.identity = Dbsync(session, url=urls.dbsync)
+        self.keystone = KeystoneApi(session, url=urls.auth)
+        self.fernet_repo = SysinvFernetRepo(session, url=urls.sysinv)
+
+    async def login(self) -> None:
+        """Log in anew and drop the token held so far."""
+        await self._session.login()
+
+
+class _Centre:
+    """The centre, logged in, for reading only."""
+
+    def __init__(self, session: Authenticated, *, urls: ServiceUrls) -> None:
+        self.dbsync = Dbsync(session, url=urls.dbsync)
+        self.keystone = KeystoneApi(session, url=urls.auth)
+        self.fernet_repo = SysinvFernetRepo(session, url=urls.sysinv)
+
+    def basics(self) -> list[Coroutine[Any, Any, Any]]:
+        """The keys, then the records of each type, still to be awaited."""
+        return [self.fernet_repo.read(), *(self.dbsync.list(type_) for type_ in ResourceType)]
+
+
+class _Shared(Generic[T]):
+    """Something fetched from the centre, for all who ask at the same time and while it is young enough."""
+
+    def __init__(
+        self, fetch: Callable[[], Coroutine[Any, Any, T]], *, max_age: float, monotonic: Callable[[], float], name: str
+    ) -> None:
+        self._fetch = fetch
+        self._max_age = max_age
+        self._monotonic = monotonic
+        self._name = name
+        self._fetched: tuple[T, float] | None = None
+        self._fetching: asyncio.Task[T] | None = None
+        self._started = 0.0
+
+    def held(self, *, max_age: float | None = None) -> T | None:
+        """What was fetched, None when that is too long ago."""
+        if self._fetched is None:
+            return None
+        found, at = self._fetched
+        return found if self._monotonic() - at < self._limit(max_age) else None
+
+    def _limit(self, max_age: float | None) -> float:
+        return self._max_age if max_age is None else min(self._max_age, max_age)
+
+    async def get(self, *, max_age: float | None = None) -> T:
+        """At most `max_age` seconds old when handed out (never more than usual), or being fetched when asked for.
+
+        A caller that goes away leaves the fetch to the others, and a fetch that failed is not remembered.
+        Raises CloudError with a central-* reason.
+        """
+        held = self.held(max_age=max_age)
+        if held is not None:
+            return held
+        is_too_old = self._monotonic() - self._started >= self._limit(max_age)
+        if self._fetching is None or self._fetching.done() or is_too_old:
+            self._started = self._monotonic()
+            self._fetching = asyncio.create_task(self._fetch_one(), name=self._name)
+            self._fetching.add_done_callback(_note_failure)
+        return await asyncio.shield(self._fetching)
+
+    async def _fetch_one(self) -> T:
+        started = self._monotonic()
+        try:
+            found = await self._fetch()
+        except CloudError as exc:
+            failure = of_the_centre(exc)
+        else:
+            if self._fetched is None or self._fetched[1] <= started:
+                self._fetched = found, started
+            return found
+        raise failure
+
+
+class HttpClouds:
+    """Belongs to one process and one event loop. `max_age` is how old central data may be, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        credentials: Credentials,
+        central: CentralEndpoints,
+        subcloud_templates: ServiceUrls,
+        allowed_networks: Sequence[Network] = (),
+        ca_file: Path | None = None,
+        limits: Limits | None = None,
+        max_age: float = 5,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._credentials = credentials
+        self._central = central
+        self._templates = subcloud_templates
+        self._allowed_networks = tuple(allowed_networks)
+        self._trust = Trust(ca_file)
+        self._limits = limits or Limits()
+        self._monotonic = monotonic
+        self._central_token: Token | None = None
+        self._for_syncs = _Shared(self._read_for_syncs, max_age=max_age, monotonic=monotonic, name="central data")
+        self._for_audits = _Shared(
+            self._read_for_audits, max_age=max_age, monotonic=monotonic, name="central data with grants and events"
+        )
+
+    # --- the centre --------------------------------------------------------------------------------------------
+
+    async def central_data(self) -> CentralData:
+        """Central records and keys, or what was fetched for audits if that is young enough; see `_Shared.get`."""
+        return self._for_audits.held() or await self._for_syncs.get()
+
+    async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
+        """Central records and keys with role assignments and revocation events; see `_Shared.get`."""
+        return await self._for_audits.get(max_age=max_age)
+
+    async def _read_for_syncs(self) -> CentralData:
+        async with self._centre() as centre:
+            keys, *lists = await _together(*centre.basics())
+        return _checked(lists, keys)
+
+    async def _read_for_audits(self) -> CentralData:
+        async with self._centre() as centre:
+            grants, events, keys, *lists = await _together(
+                centre.keystone.assignments(), centre.dbsync.revocation_events(), *centre.basics()
+            )
+        return replace(_checked(lists, keys), assignments=grants, revocation_events=events)
+
+    async def central_keys(self) -> FernetKeys:
+        """What the centre's repository holds now, past every cache; raises CloudError with a central-* reason."""
+        try:
+            async with self._centre() as centre:
+                return await centre.fernet_repo.read()
+        except CloudError as exc:
+            raise of_the_centre(exc) from exc
+
+    async def replace_central_keys(self, keys: FernetKeys) -> None:
+        """Write the whole set to the centre's repository; raises CloudError with a central-* reason.
+
+        The login held so far is dropped: its token counts only as long as the key it was made with is kept.
+        """
+        try:
+            async with self._centre() as centre:
+                await centre.fernet_repo.put(keys)
+        except CloudError as exc:
+            raise of_the_centre(exc) from exc
+        finally:
+            self._central_token = None
+
+    @asynccontextmanager
+    async def _centre(self) -> AsyncIterator[_Centre]:
+        """The centre's services, under the login held from earlier if it still counts."""
+        async with open_http(limits=self._limits, trust=self._trust, request_id=f"req-{uuid.uuid4()}") as http:
+            session = Authenticated(
+                http,
+                auth_url=self._central.auth,
+                credentials=self._credentials,
+                monotonic=self._monotonic,
+                token=self._central_token,
+            )
+            try:
+                urls = central_urls(self._central, catalog=(await session.token()).catalog)
+                yield _Centre(session, urls=urls)
+            finally:
+                self._central_token = session.held
+
+    # --- subclouds ---------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[HttpSubcloudSession]:
+        """A session, logged in; leaving closes its sockets. Raises CloudError, as address-refused before any I/O."""
+        urls = subcloud_urls(
+            self._templates, management_ip=subcloud.management_ip, allowed_networks=self._allowed_networks
+        )
+        async with open_http(limits=self._limits, trust=self._trust, request_id=request_id) as http:
+            login = Authenticated(http, auth_url=urls.auth, credentials=self._credentials, monotonic=self._monotonic)
+            session = HttpSubcloudSession(login, urls=urls)
+            await session.login()
+            yield session
+
+
+def _checked(lists: Sequence[tuple[Record, ...]], keys: FernetKeys) -> CentralData:
+    """What a subcloud may be given: nothing that must be there is missing, and every key is a key."""
+    records = Records(**{type_.value: found for type_, found in zip(ResourceType, lists, strict=True)})
+    empty = [type_.value for type_ in ResourceType if type_ not in MAY_BE_EMPTY and not records.of(type_)]
+    empty += [] if keys.keys else ["fernet keys"]
+    if empty:
+        raise CloudError(Reason.CENTRAL_EMPTY, f"the centre lists no {', no '.join(empty)}")
+    if problems := keys.problems():
+        raise CloudError(Reason.CENTRAL_KEYS_INVALID, "; ".join(problems))
+    return CentralData(records=records, keys=keys, identity_fingerprint=fingerprint(records))
+
+
+async def _together(*reads: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The results of all, in order; when one fails the others are ended, and its error is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(read) for read in reads]
+    except BaseExceptionGroup as failures:
+        first = failures.exceptions[0]
+    else:
+        return [task.result() for task in tasks]
+    raise first
+
+
+def _note_failure(task: asyncio.Task[Any]) -> None:
+    """Take note of a failure nobody may be left to hear of, so that asyncio does not complain of it."""
+    if not task.cancelled():
+        task.exception()

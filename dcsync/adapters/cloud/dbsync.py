@@ -1,0 +1,112 @@
+"""dcdbsync: a cloud's raw Keystone records and revocation events, listed, created and replaced.
+
+What is matched with what, and in which order it is written, is decided elsewhere.
+Source: docs/upstream/http-contracts.md section 3.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from dcsync.adapters.cloud.http import Reply
+from dcsync.adapters.cloud.keystone import Authenticated
+from dcsync.model.identity import Record, ResourceType, RevocationEvent, record_from_body, revocation_event
+
+LONGEST_ID = LONGEST_TEXT = 255
+"""Keystone's own columns for ids and names are no longer."""
+EVENTS = "token-revocation-events"
+
+
+class Dbsync:
+    """The `IdentityService` of one cloud, under one login."""
+
+    def __init__(self, session: Authenticated, *, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def list(self, type_: ResourceType) -> tuple[Record, ...]:
+        """Everything of one type; raises CloudError, as bad-reply when one record has another shape."""
+        reply = await self._session.request("GET", f"{self._url}/identity/{type_.value}/", expected=(200,))
+        found = reply.json()
+        if not isinstance(found, list):
+            raise reply.bad("not a list")
+        return tuple(_record(reply, type_, body) for body in found)
+
+    async def update(self, old_id: str, record: Record) -> Record:
+        """PUT `record` over `old_id`; answers what is now stored. May be repeated. Raises CloudError.
+
+        Raises ValueError for an id no address can be made of; `list` hands out none.
+        """
+        if not usable_id(old_id):
+            raise ValueError("an id that cannot stand in an address")
+        url = f"{self._url}/identity/{record.type.value}/{quote(old_id, safe='')}"
+        reply = await self._session.request("PUT", url, expected=(200,), body=record.body)
+        return _record(reply, record.type, reply.json())
+
+    async def create(self, record: Record) -> Record:
+        """POST a record under its own id; answers what is now stored. Raises CloudError.
+
+        Not to be repeated: one that is there already, or has the name of one, is a server-error (recorded/10: 2).
+        """
+        url = f"{self._url}/identity/{record.type.value}/"
+        reply = await self._session.request("POST", url, expected=(201, 200), body=record.body)
+        return _record(reply, record.type, reply.json())
+
+    async def revocation_events(self) -> frozenset[RevocationEvent]:
+        """Every event; raises CloudError, as bad-reply when one has another shape."""
+        reply = await self._session.request("GET", f"{self._url}/identity/{EVENTS}/", expected=(200,))
+        found = reply.json()
+        if not isinstance(found, list):
+            raise reply.bad("not a list")
+        return frozenset(_event(reply, body) for body in found)
+
+    async def create_revocation_event(self, event: RevocationEvent) -> None:
+        """POST an event. Raises CloudError. Repeated, it is stored twice, which revokes the same.
+
+        The answer says nothing: for an event without `audit_id` it is an empty object (recorded/10: 9).
+        """
+        url = f"{self._url}/identity/{EVENTS}/"
+        await self._session.request("POST", url, expected=(201, 200), body={"revocation_event": event.body})
+
+
+def _event(reply: Reply, body: object) -> RevocationEvent:
+    row = body.get("revocation_event") if isinstance(body, dict) else None
+    if isinstance(row, dict) and row:
+        event = revocation_event(row)
+        if all(value is None or (isinstance(value, str) and _storable(value)) for _, value in event.columns):
+            return event
+    raise reply.bad("not a revocation event")
+
+
+def _record(reply: Reply, type_: ResourceType, body: object) -> Record:
+    record = None
+    if isinstance(body, dict):
+        try:
+            record = record_from_body(type_, body)
+        except (KeyError, TypeError, ValueError):
+            record = None  # Raised below, unchained: the error's text may quote the record.
+    if record is None or not _usable(record):
+        raise reply.bad(f"not a record of {type_.value}")
+    return record
+
+
+def _usable(record: Record) -> bool:
+    """Whether ids can stand in an address, and texts in a table and a log: a site is not trusted with either."""
+    return all(usable_id(id_) for id_ in (record.id, *record.member_ids)) and all(
+        _storable(text) for text in (record.name, record.domain_id)
+    )
+
+
+def usable_id(id_: str) -> bool:
+    """Whether an id a cloud gave can stand in an address."""
+    return 0 < len(id_) <= LONGEST_ID and id_.isascii() and id_.isprintable() and id_ not in (".", "..")
+
+
+def _storable(text: str) -> bool:
+    if "\0" in text or len(text) > LONGEST_TEXT:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,80 @@
+"""Probes subclouds over HTTP (port `Prober`): does Keystone's version document come, in time and as it should be?
+
+It is asked without a login: no password is sent to a site only to see whether it is there, no user is locked out, and
+it is the cheapest thing that shows network, TLS, web server and Keystone alive. Whether a login works, the sync tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+
+from dcsync.adapters.cloud.endpoints import ServiceUrls, subcloud_urls
+from dcsync.adapters.cloud.http import Http, Limits, Reply, open_http
+from dcsync.adapters.cloud.tls import Trust
+from dcsync.model.addresses import Network
+from dcsync.model.errors import CloudError
+from dcsync.probe.ports import ProbeTarget
+
+PROBES_AT_ONCE = 1000
+"""Of one process: so many dead sites must be met at once before one that lives has to wait."""
+
+MAX_REPLY_BYTES = 64 * 1024
+
+
+class HttpProber:
+    """Belongs to one process and one event loop. `timeout_seconds` is all that one probe may take."""
+
+    def __init__(
+        self,
+        *,
+        subcloud_templates: ServiceUrls,
+        allowed_networks: Sequence[Network],
+        trust: Trust,
+        timeout_seconds: float,
+        at_once: int = PROBES_AT_ONCE,
+    ) -> None:
+        self._templates = subcloud_templates
+        self._allowed_networks = tuple(allowed_networks)
+        self._trust = trust
+        self._limits = Limits(
+            connect_timeout=timeout_seconds,
+            read_timeout=timeout_seconds,
+            request_timeout=timeout_seconds,
+            max_reply_bytes=MAX_REPLY_BYTES,
+        )
+        self._room = asyncio.Semaphore(at_once)
+
+    async def probe(self, targets: Sequence[ProbeTarget], *, tell: Callable[[ProbeTarget, str | None], None]) -> None:
+        """See `ports.Prober`; every connection is a new one, for one kept open would say little about the next."""
+        http = open_http(limits=self._limits, trust=self._trust, request_id=f"req-{uuid.uuid4()}", reuse=False)
+        async with http as connections, asyncio.TaskGroup() as group:
+            for target in targets:
+                group.create_task(self._probe_one(connections, target, tell))
+
+    async def _probe_one(
+        self, http: Http, target: ProbeTarget, tell: Callable[[ProbeTarget, str | None], None]
+    ) -> None:
+        async with self._room:
+            problem = await self._problem(http, target)
+        tell(target, problem)
+
+    async def _problem(self, http: Http, target: ProbeTarget) -> str | None:
+        try:
+            urls = subcloud_urls(
+                self._templates, management_ip=target.management_ip, allowed_networks=self._allowed_networks
+            )
+            _expect_keystone(await http.send("GET", urls.auth))
+        except CloudError as exc:
+            return str(exc)
+        return None
+
+
+def _expect_keystone(reply: Reply) -> None:
+    """Raises CloudError unless it is the version document of a Keystone v3: {"version": {"id": "v3.14", ...}}."""
+    document = reply.expect(200).json()
+    version = document.get("version") if isinstance(document, dict) else None
+    id_ = version.get("id") if isinstance(version, dict) else None
+    if not (isinstance(id_, str) and id_.startswith("v3")):
+        raise reply.bad("not Keystone's version document")

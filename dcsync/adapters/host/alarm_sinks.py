@@ -1,0 +1,90 @@
+"""Where alarms are told: a log line each, or one JSON POST for several. When and to whom is `dcsync.state.alarms`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import aiohttp
+import structlog
+from yarl import URL
+
+from dcsync.model.errors import CloudError, TemporaryError
+from dcsync.state.ports import AlarmNotice
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+
+class SinkUnreachable(TemporaryError):
+    """The sink did not take the notices; they are told again."""
+
+
+class LogSink:
+    """Each alarm raised or cleared is a line of the log."""
+
+    name = "log"
+
+    def tell(self, notices: Sequence[AlarmNotice]) -> None:
+        for notice in notices:
+            (log.warning if notice.cleared_at is None else log.info)("alarm", **notice_as_json(notice))
+
+
+class WebhookSink:
+    """POSTs {"alarms": [...]} to a URL; any 2xx means taken. Redirects are not followed, the body is not read.
+
+    `timeout_seconds` is all that one POST may take, however slowly the answer drips.
+    """
+
+    name = "webhook"
+
+    def __init__(self, url: str, *, context: Callable[[], ssl.SSLContext], timeout_seconds: float = 10.0) -> None:
+        self._url = url
+        self._context = context
+        self._timeout = timeout_seconds
+
+    def tell(self, notices: Sequence[AlarmNotice]) -> None:
+        """Raises SinkUnreachable, which names the kind of failure and never the URL, for that may hold a token."""
+        body = json.dumps({"version": 1, "alarms": [notice_as_json(notice) for notice in notices]}).encode()
+        try:
+            status = asyncio.run(self._post(body))
+        except (aiohttp.ClientError, OSError, ValueError, CloudError) as error:
+            why = type(error).__name__
+        else:
+            if 200 <= status < 300:
+                return
+            why = f"status {status}"
+        log.warning("the webhook does not take alarms, it is tried again later", waiting=len(notices), why=why)
+        raise SinkUnreachable(f"webhook: {why}")
+
+    async def _post(self, body: bytes) -> int:
+        async with (
+            asyncio.timeout(self._timeout),
+            aiohttp.ClientSession(trust_env=False) as session,
+            session.post(
+                URL(self._url, encoded=self._url.isascii()),
+                data=body,
+                headers={"Content-Type": "application/json", "User-Agent": "dcsync"},
+                ssl=self._context() if self._url.startswith("https:") else True,
+                allow_redirects=False,
+            ) as answer,
+        ):
+            return answer.status
+
+
+def notice_as_json(notice: AlarmNotice) -> dict[str, str | None]:
+    """An alarm for programs: `cleared_at` null while it is active."""
+    return {
+        "alarm_id": notice.alarm_id,
+        "entity": notice.entity,
+        "severity": notice.severity,
+        "reason_text": notice.reason_text,
+        "raised_at": _text(notice.raised_at),
+        "cleared_at": _text(notice.cleared_at),
+    }
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None

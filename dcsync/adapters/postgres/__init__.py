@@ -1,0 +1,1 @@
+"""The stores of every service, in PostgreSQL."""

@@ -1,0 +1,138 @@
+"""The SQL of alarms after they were written (port `AlarmStore`): list them, tell sinks in turn, reconcile, prune.
+
+A sink's position is a transaction id and a row id, and it reads only what transactions older than every open one have
+changed: ids alone would skip a row whose transaction committed late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Engine, RowMapping, delete, func, literal, literal_column, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.states import reconcile_alarms
+from dcsync.adapters.postgres.tables import alarm, alarm_sink, rejected_report
+from dcsync.state.ports import AlarmNotice, AlarmPosition, SinkTurn
+
+_SETTLED_XID = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
+_SHOWN = (
+    alarm.c.alarm_id,
+    alarm.c.entity,
+    alarm.c.severity,
+    alarm.c.reason_text,
+    alarm.c.raised_at,
+    alarm.c.cleared_at,
+)
+_PRUNED_AT_ONCE = 10_000
+_BEFORE_ALL = -(2**63)
+"""The position of a sink that was told nothing yet."""
+
+
+class SqlAlarmStore:
+    """AlarmStore over PostgreSQL; thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @database_errors()
+    def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
+        wanted = select(*_SHOWN).limit(limit)
+        if history:
+            wanted = wanted.order_by(alarm.c.raised_at.desc(), alarm.c.id.desc())
+        else:
+            wanted = wanted.where(alarm.c.cleared_at.is_(None)).order_by(alarm.c.alarm_id, alarm.c.raised_at)
+        with self._engine.connect() as connection:
+            return [_notice(row) for row in connection.execute(wanted).mappings()]
+
+    @database_errors()
+    def take_turn(self, sink: str, *, now: datetime, until: datetime) -> SinkTurn | None:
+        with self._engine.begin() as connection:
+            connection.execute(
+                insert(alarm_sink)
+                .values(name=sink, next_attempt_at=now, told_xid=_BEFORE_ALL)
+                .on_conflict_do_nothing(),
+            )
+            taken = connection.execute(
+                update(alarm_sink)
+                .where(alarm_sink.c.name == sink, alarm_sink.c.next_attempt_at <= now)
+                .values(next_attempt_at=until)
+                .returning(alarm_sink.c.told_xid, alarm_sink.c.told_id, alarm_sink.c.attempt)
+            ).first()
+        return SinkTurn(sink, AlarmPosition(taken.told_xid, taken.told_id), taken.attempt) if taken else None
+
+    @database_errors()
+    def changed_after(self, position: AlarmPosition, *, limit: int) -> tuple[list[AlarmNotice], AlarmPosition]:
+        changed = (
+            select(*_SHOWN, alarm.c.changed_xid, alarm.c.id)
+            .where(func.row(alarm.c.changed_xid, alarm.c.id) > func.row(*_bound(position)))
+            .where(alarm.c.changed_xid < _SETTLED_XID)
+            .order_by(alarm.c.changed_xid, alarm.c.id)
+            .limit(limit)
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(changed).mappings().all()
+        reached = AlarmPosition(rows[-1]["changed_xid"], rows[-1]["id"]) if rows else position
+        return [_notice(row) for row in rows], reached
+
+    @database_errors()
+    def end_turn(self, turn: SinkTurn, *, reached: AlarmPosition, next_attempt_at: datetime, attempt: int) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(alarm_sink)
+                .where(alarm_sink.c.name == turn.sink)
+                .values(told_xid=reached.xid, told_id=reached.row_id, attempt=attempt, next_attempt_at=next_attempt_at)
+            )
+
+    @database_errors()
+    def reconcile(self, *, now: datetime) -> tuple[int, int]:
+        """One statement each way over all rows; state workers go on meanwhile, and win where both write."""
+        with self._engine.begin() as connection:
+            dbapi_connection: Any = connection.connection.dbapi_connection
+            with dbapi_connection.cursor() as cursor:
+                _move_positions_of_another_server(cursor)
+                # After a flood the statistics still tell of few alarms, and comparing each with each takes minutes.
+                cursor.execute("SET LOCAL enable_nestloop = off")
+                return reconcile_alarms(cursor, now=now)
+
+    @database_errors()
+    def prune(self, *, cleared_before: datetime, rejected_kept: int) -> int:
+        old = select(alarm.c.id).where(alarm.c.cleared_at < cleared_before).limit(_PRUNED_AT_ONCE)
+        newest = select(func.max(rejected_report.c.id)).scalar_subquery()
+        with self._engine.begin() as connection:
+            removed = connection.execute(delete(alarm).where(alarm.c.id.in_(old))).rowcount
+            removed += connection.execute(
+                delete(rejected_report).where(rejected_report.c.id <= newest - rejected_kept)
+            ).rowcount
+        return removed
+
+
+def _move_positions_of_another_server(cursor: Any) -> None:
+    """A dump restored elsewhere brings transaction ids that are still to come there: nothing raised from now on would
+    follow upon them, and sinks would hear of nothing for years. Such ids are moved below zero, their order kept, and
+    with them the positions; a sink whose position is none of them is told everything again."""
+    cursor.execute(
+        "SELECT greatest((SELECT max(changed_xid) FROM alarm), (SELECT max(told_xid) FROM alarm_sink)),"
+        " pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+    )
+    newest, coming = cursor.fetchone()
+    if newest is None or newest < coming:
+        return
+    moved = {"coming": coming, "by": newest + 1, "before_all": _BEFORE_ALL}
+    cursor.execute("UPDATE alarm SET changed_xid = changed_xid - %(by)s WHERE changed_xid >= %(coming)s", moved)
+    cursor.execute(
+        "UPDATE alarm_sink SET"
+        " told_xid = CASE WHEN told_xid >= %(coming)s THEN told_xid - %(by)s ELSE %(before_all)s END",
+        moved,
+    )
+
+
+def _bound(position: AlarmPosition) -> Sequence[Any]:
+    return literal(position.xid, BigInteger), literal(position.row_id, BigInteger)
+
+
+def _notice(row: RowMapping) -> AlarmNotice:
+    return AlarmNotice(**{column.name: row[column.name] for column in _SHOWN})

@@ -1,0 +1,580 @@
+"""The store as audits see it (port `AuditStore`), in PostgreSQL.
+
+Each method is one transaction. Every write of a run is "where the row still carries my run id". Rows of several
+subclouds are locked in the order of their keys, or passed over where another transaction holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.engine import Connection, Engine, Row
+
+from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.rows import is_held_off, placed_body, placed_from_body, subcloud_from_row
+from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_placed, subcloud_sync
+from dcsync.audit.ports import AuditPart, AuditRow, AuditRun, CentralState, Finding
+from dcsync.model.errors import UnknownSubcloud
+from dcsync.model.identity import Placed
+from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending
+from dcsync.model.messages import AuditHint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import (
+    SYNCED_ENDPOINT_TYPES,
+    AuditStatus,
+    AvailabilityStatus,
+    EndpointType,
+    InitialSyncState,
+    ManagementState,
+    SyncStatus,
+)
+from dcsync.rotation.ports import RotationState
+from dcsync.runs.ports import Standing
+
+_ROW = subcloud_sync.c
+_OURS = _ROW.endpoint_type.in_(SYNCED_ENDPOINT_TYPES)
+_NOT_RUNNING = _ROW.audit_status != AuditStatus.IN_PROGRESS.value
+_ELIGIBLE = sa.and_(
+    subcloud.c.management_state == ManagementState.MANAGED,
+    subcloud.c.availability_status == AvailabilityStatus.ONLINE,
+    subcloud.c.initial_sync_state == InitialSyncState.COMPLETED,
+)
+"""Source: docs/upstream/generic-sync-and-audit.md section 1."""
+_WITH_SUBCLOUD = subcloud_sync.join(subcloud, subcloud.c.id == _ROW.subcloud_id)
+_IN_ORDER = (_ROW.subcloud_id, _ROW.endpoint_type)
+_KEY = sa.tuple_(*_IN_ORDER)
+_NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "dispatched_at": None}
+_TEXTS = sa.ARRAY(sa.Text)
+JUST_ROTATED = timedelta(seconds=60)
+"""Longer than what a process read of the centre is held."""
+
+
+class SqlAuditStore:
+    """AuditStore on an engine that is this process's own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- what is asked ---
+
+    @database_errors()
+    def request(
+        self,
+        names: Sequence[str] | None,
+        endpoint_types: Collection[EndpointType],
+        *,
+        now: datetime,
+        by: str,
+        allow_deletes: bool = False,
+        resource_types: Collection[str] | None = None,
+    ) -> list[str]:
+        with self._engine.begin() as connection:
+            regions = _regions(connection, names)
+            asked = sa.and_(_OURS, _ROW.endpoint_type.in_(endpoint_types), _ROW.subcloud_id.in_(list(regions)))
+            _raise_generation(
+                connection,
+                asked,
+                now=now,
+                by=by,
+                due_at=now,
+                attempt=0,
+                difference_repairs=0,
+                deletes_allowed=sa.true() if allow_deletes else _ROW.deletes_allowed,
+                resource_types=_restricted_to(resource_types),
+            )
+            if allow_deletes and names is None:
+                kinds = [type_.value for type_ in endpoint_types]
+                connection.execute(
+                    sa.update(central_state).where(central_state.c.kind.in_(kinds)).values(shrink_allowed=True)
+                )
+            return sorted(regions.values())
+
+    @database_errors()
+    def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
+        with self._engine.begin() as connection:
+            return _centre_changed(connection, endpoint_type, now=now, by=by)
+
+    @database_errors()
+    def take_follow_ups(self, *, now: datetime) -> int:
+        taken = sa.text(
+            "DELETE FROM audit_request WHERE endpoint_type = ANY(:ours) RETURNING subcloud_id, endpoint_type, cause"
+        )
+        with self._engine.begin() as connection:
+            rows = connection.execute(taken, {"ours": [type_.value for type_ in SYNCED_ENDPOINT_TYPES]}).all()
+            for row in sorted(rows, key=lambda row: (row.subcloud_id or 0, row.endpoint_type)):
+                which = _ROW.endpoint_type == EndpointType(row.endpoint_type)
+                if row.subcloud_id is not None:
+                    which = sa.and_(which, _ROW.subcloud_id == row.subcloud_id)
+                _ask_for_everything(connection, which, now=now, by=row.cause)
+            return len(rows)
+
+    @database_errors()
+    def audits(self, names: Sequence[str] | None) -> list[AuditRow]:
+        query = (
+            sa.select(subcloud.c.name, subcloud.c.region_name, _ELIGIBLE.label("is_eligible"), subcloud_sync)
+            .select_from(_WITH_SUBCLOUD)
+            .where(_OURS)
+            .order_by(subcloud.c.name, _ROW.endpoint_type)
+        )
+        with self._engine.connect() as connection:
+            if names is not None:
+                query = query.where(subcloud.c.id.in_(list(_regions(connection, names))))
+            return [_audit_row(row) for row in connection.execute(query)]
+
+    # --- the sweep ---
+
+    @database_errors()
+    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+        query = (
+            sa.select(subcloud.c.region_name, _ROW.run_id, sa.func.min(_ROW.claimed_at).label("claimed_at"))
+            .select_from(_WITH_SUBCLOUD)
+            .where(_ROW.run_id.is_not(None), _ROW.claimed_at < moment)
+            .group_by(subcloud.c.region_name, _ROW.run_id)
+        )
+        with self._engine.connect() as connection:
+            return [(row.region_name, row.run_id, row.claimed_at) for row in connection.execute(query)]
+
+    @database_errors()
+    def take_back(
+        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    ) -> list[str]:
+        run_ids = [run_id for _, run_id in abandoned]
+        if not run_ids:
+            return []
+        too_often = _ROW.abandoned >= ABANDONED_LIMIT - 1
+        with self._engine.begin() as connection:
+            mine = _lock(connection, _ROW.run_id.in_(run_ids))
+            update = (
+                sa.update(subcloud_sync)
+                .where(_KEY.in_(mine))
+                .values(
+                    **_NO_RUN,
+                    audit_status=AuditStatus.FAILED.value,
+                    abandoned=sa.case((too_often, 0), else_=_ROW.abandoned + 1),
+                    due_at=sa.case((too_often, hold_off_until), else_=now),
+                    reason=sa.case((too_often, Reason.QUARANTINED.value), else_=_ROW.reason),
+                    detail="its worker died or lost its lock",
+                )
+                .returning(_ROW.subcloud_id)
+            )
+            ids = set(connection.execute(update).scalars()) if mine else set()
+            names = sa.select(subcloud.c.region_name).where(subcloud.c.id.in_(ids))
+            return sorted(connection.execute(names).scalars())
+
+    @database_errors()
+    def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
+        query = (
+            sa.select(subcloud.c.region_name, _ROW.dispatches, _ROW.dispatched_at)
+            .select_from(_WITH_SUBCLOUD)
+            .where(_ROW.dispatched_at.is_not(None), _NOT_RUNNING, _ELIGIBLE)
+        )
+        with self._engine.connect() as connection:
+            latest: dict[AuditHint, datetime] = {}
+            for row in connection.execute(query):
+                hint = AuditHint(row.region_name, row.dispatches)
+                latest[hint] = max(row.dispatched_at, latest.get(hint, row.dispatched_at))
+            return list(latest.items())
+
+    @database_errors()
+    def in_progress_count(self) -> int:
+        query = sa.select(sa.func.count(sa.distinct(_ROW.run_id))).where(_ROW.run_id.is_not(None))
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    @database_errors()
+    def dispatch(
+        self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
+    ) -> list[AuditHint]:
+        regions = [hint.region_name for hint in lost]
+        not_on_its_way = _ROW.dispatched_at.is_(None) | (subcloud.c.region_name == sa.any_(sa.literal(regions, _TEXTS)))
+        due = (
+            sa.select(*_IN_ORDER)
+            .select_from(_WITH_SUBCLOUD)
+            .where(_OURS, _ELIGIBLE, _NOT_RUNNING, _ROW.due_at <= now, not_on_its_way)
+            .order_by(_ROW.due_at, *_IN_ORDER)
+            .limit(room)
+            .with_for_update(of=subcloud_sync, skip_locked=True)
+        )
+        if region_name is not None:
+            due = due.where(subcloud.c.region_name == region_name)
+        with self._engine.begin() as connection:
+            found = connection.execute(due).all()
+            if not found:
+                return []
+            update = (
+                sa.update(subcloud_sync)
+                .where(_KEY.in_([tuple(row) for row in found]), subcloud.c.id == _ROW.subcloud_id)
+                .values(dispatched_at=now, dispatches=_ROW.dispatches + 1)
+                .returning(subcloud.c.region_name, _ROW.subcloud_id, _ROW.dispatches, _ROW.due_at)
+            )
+            rows = connection.execute(update).all()
+            numbers: dict[int, int] = {}
+            for row in rows:
+                numbers[row.subcloud_id] = max(row.dispatches, numbers.get(row.subcloud_id, 0))
+            _number_alike(connection, [tuple(row) for row in found], numbers)
+        oldest: dict[str, tuple[datetime, int]] = {}
+        for row in sorted(rows, key=lambda row: (row.due_at, row.subcloud_id)):
+            oldest.setdefault(row.region_name, (row.due_at, numbers[row.subcloud_id]))
+        return [AuditHint(name, number) for name, (_, number) in oldest.items()]
+
+    @database_errors()
+    def undo_dispatch(self, hints: Collection[AuditHint]) -> None:
+        names = [hint.region_name for hint in hints]
+        with self._engine.begin() as connection:
+            ids = sa.select(subcloud.c.id).where(subcloud.c.region_name.in_(names))
+            mine = _lock(connection, sa.and_(_ROW.subcloud_id.in_(ids.scalar_subquery()), _NOT_RUNNING))
+            if mine:
+                connection.execute(sa.update(subcloud_sync).where(_KEY.in_(mine)).values(dispatched_at=None))
+
+    # --- one run ---
+
+    @database_errors()
+    def claim(self, *, region_name: str, run_id: str, now: datetime) -> AuditRun | None:
+        found = (
+            sa.select(*_IN_ORDER)
+            .select_from(_WITH_SUBCLOUD)
+            .where(subcloud.c.region_name == region_name, _OURS, _ELIGIBLE, _NOT_RUNNING, _ROW.due_at <= now)
+            .order_by(*_IN_ORDER)
+            .with_for_update(of=subcloud_sync)
+        )
+        with self._engine.begin() as connection:
+            due = [tuple(row) for row in connection.execute(found)]
+            if not due:
+                return None
+            take = (
+                sa.update(subcloud_sync)
+                .where(_KEY.in_(due))
+                .values(
+                    **(_NO_RUN | {"run_id": run_id, "claimed_at": now}),
+                    audit_status=AuditStatus.IN_PROGRESS.value,
+                    attempt=_ROW.attempt + 1,
+                )
+                .returning(subcloud_sync)
+            )
+            rows = connection.execute(take).all()
+            return _run(connection, run_id, subcloud.c.region_name == region_name, rows)
+
+    @database_errors()
+    def look(self, name: str) -> AuditRun:
+        with self._engine.connect() as connection:
+            (id_,) = _regions(connection, [name])
+            rows = connection.execute(sa.select(subcloud_sync).where(_ROW.subcloud_id == id_, _OURS)).all()
+            return _run(connection, "", subcloud.c.id == id_, rows)
+
+    @database_errors()
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
+        query = (
+            sa.select(_ROW.run_id, _ELIGIBLE.label("is_eligible"))
+            .select_from(_WITH_SUBCLOUD)
+            .where(_ROW.run_id.in_(run_ids))
+        )
+        with self._engine.connect() as connection:
+            eligible = {row.run_id: row.is_eligible for row in connection.execute(query)}
+        return {run_id: _STANDINGS[eligible.get(run_id)] for run_id in run_ids}
+
+    @database_errors()
+    def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
+        body = placed_body(placed)
+        with self._engine.begin() as connection:
+            if not _owns(connection, run):
+                return False
+            new = insert(subcloud_placed).values(subcloud_id=run.subcloud.id, placed=body)
+            connection.execute(new.on_conflict_do_update(index_elements=["subcloud_id"], set_={"placed": body}))
+            return True
+
+    @database_errors()
+    def remember_groups(self, run: AuditRun, groups: Mapping[str, tuple[str, ...]]) -> bool:
+        kept = {group: list(ids) for group, ids in groups.items()}
+        with self._engine.begin() as connection:
+            if not _owns(connection, run):
+                return False
+            update = sa.update(subcloud).where(subcloud.c.id == run.subcloud.id).values(groups_to_refill=kept)
+            return connection.execute(update).rowcount == 1
+
+    @database_errors()
+    def settle(self, run: AuditRun, findings: Sequence[Finding], *, now: datetime) -> bool:
+        with self._engine.begin() as connection:
+            changed = [
+                connection.execute(_settlement(run, finding, now=now)).rowcount
+                for finding in sorted(findings, key=lambda finding: finding.endpoint_type.value)
+            ]
+            return all(changed)
+
+    @database_errors()
+    def release(self, run: AuditRun, *, now: datetime) -> bool:
+        with self._engine.begin() as connection:
+            mine = _lock(connection, _ROW.run_id == run.run_id)
+            if not mine:
+                return False
+            update = sa.update(subcloud_sync).where(_KEY.in_(mine))
+            connection.execute(
+                update.values(**_NO_RUN, audit_status=AuditStatus.NONE.value, attempt=_ROW.attempt - 1, due_at=now)
+            )
+            return True
+
+    # --- the centre ---
+
+    @database_errors()
+    def central_state(self, kind: EndpointType) -> CentralState | None:
+        query = sa.select(central_state).where(central_state.c.kind == kind.value)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        return CentralState(
+            kind=kind,
+            fingerprint=row.fingerprint,
+            events_fingerprint=row.events_fingerprint,
+            counts=dict(row.counts),
+            generation=row.generation,
+            changed_at=row.changed_at,
+            refused=row.refused,
+            shrink_allowed=row.shrink_allowed,
+        )
+
+    @database_errors()
+    def accept_central(self, state: CentralState, *, old: CentralState | None, now: datetime) -> int | None:
+        columns: dict[str, Any] = {
+            "fingerprint": state.fingerprint,
+            "events_fingerprint": state.events_fingerprint,
+            "counts": dict(state.counts),
+            "changed_at": now,
+            "checked_at": now,
+            "refused": None,
+            "shrink_allowed": False,
+        }
+        with self._engine.begin() as connection:
+            if old is None:
+                new = insert(central_state).values(kind=state.kind.value, **columns).on_conflict_do_nothing()
+                return 0 if connection.execute(new).rowcount else None
+            update = (
+                sa.update(central_state)
+                .where(
+                    central_state.c.kind == state.kind.value,
+                    central_state.c.fingerprint == old.fingerprint,
+                    central_state.c.events_fingerprint == old.events_fingerprint,
+                    ~_is_rotating(state.kind, now=now),
+                )
+                .values(**columns, generation=central_state.c.generation + 1)
+            )
+            if not connection.execute(update).rowcount:
+                return None
+            return _centre_changed(connection, state.kind, now=now, by="the centre changed")
+
+    @database_errors()
+    def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
+        update = sa.update(central_state).where(central_state.c.kind == kind.value)
+        is_over = {} if why is not None else {"shrink_allowed": False}
+        with self._engine.begin() as connection:
+            connection.execute(update.values(refused=why, checked_at=now, **is_over))
+
+
+# --- parts of the statements -------------------------------------------------------------------------------------
+
+
+def _regions(connection: Connection, names: Sequence[str] | None) -> dict[int, str]:
+    """Id -> region name of these (None: all); raises UnknownSubcloud naming all that are missing."""
+    query = sa.select(subcloud.c.id, subcloud.c.name, subcloud.c.region_name)
+    if names is not None:
+        query = query.where(subcloud.c.name == sa.any_(sa.literal(list(names), _TEXTS)))
+    rows = connection.execute(query).all()
+    missing = sorted(set(names or ()) - {row.name for row in rows})
+    if missing:
+        raise UnknownSubcloud(f"no such subcloud: {', '.join(missing[:10])}")
+    return {row.id: row.region_name for row in rows}
+
+
+def _lock(connection: Connection, which: sa.ColumnElement[bool]) -> list[tuple[int, EndpointType]]:
+    """The keys of these rows, which stay locked until the transaction ends."""
+    query = sa.select(*_IN_ORDER).where(which).order_by(*_IN_ORDER).with_for_update()
+    return [(row.subcloud_id, row.endpoint_type) for row in connection.execute(query)]
+
+
+def _owns(connection: Connection, run: AuditRun) -> bool:
+    """Whether it does, and nothing changes that until the transaction ends. The subcloud's row comes first, as wherever
+    both are locked: whoever deletes the subcloud, or starts its initial sync, holds it and then wants these."""
+    connection.execute(
+        sa.select(subcloud.c.id).where(subcloud.c.id == run.subcloud.id).with_for_update(key_share=True)
+    ).all()
+    return bool(_lock(connection, sa.and_(_ROW.subcloud_id == run.subcloud.id, _ROW.run_id == run.run_id)))
+
+
+def _is_rotating(kind: EndpointType, *, now: datetime) -> sa.ColumnElement[bool]:
+    """The keys are being rotated, or were just now: whoever rotates tells what the centre has become, and hands it out
+    in waves; what was read meanwhile may be older."""
+    if kind is not EndpointType.PLATFORM:
+        return sa.false()
+    rotating = sa.or_(
+        key_rotation.c.state == RotationState.ROTATING.value, key_rotation.c.last_rotated_at > now - JUST_ROTATED
+    )
+    return sa.exists(sa.select(key_rotation.c.id).where(rotating))
+
+
+def _sooner_unless_held_off(now: datetime) -> sa.ColumnElement[datetime]:
+    return sa.case((is_held_off(), _ROW.due_at), else_=sa.func.least(_ROW.due_at, now))
+
+
+def _centre_changed(connection: Connection, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
+    return _ask_for_everything(connection, _ROW.endpoint_type == endpoint_type, now=now, by=by)
+
+
+def _ask_for_everything(connection: Connection, which: sa.ColumnElement[bool], *, now: datetime, by: str) -> int:
+    """Also where a person had asked for some resource types alone: their run would pass for this one's."""
+    return _raise_generation(
+        connection, which, now=now, by=by, due_at=_sooner_unless_held_off(now), resource_types=sa.null()
+    )
+
+
+def _restricted_to(resource_types: Collection[str] | None) -> sa.ColumnElement[Any]:
+    """Of a person's request: what others asked for and was not done yet is done by the same run."""
+    if resource_types is None:
+        return sa.null()
+    asked, is_open = sa.literal(sorted(resource_types), JSONB), _ROW.generation > _ROW.observed_generation
+    return sa.case(
+        (sa.and_(is_open, _ROW.resource_types.is_(None)), sa.null()),
+        (is_open, _ROW.resource_types.op("||")(asked)),
+        else_=asked,
+    )
+
+
+def _raise_generation(
+    connection: Connection, which: sa.ColumnElement[bool], *, now: datetime, by: str, **values: Any
+) -> int:
+    """How many rows; those that are not there any more when their turn to be locked comes are left out."""
+    connection.execute(sa.select(_ROW.subcloud_id).where(which).order_by(*_IN_ORDER).with_for_update())
+    update = (
+        sa.update(subcloud_sync)
+        .where(which)
+        .values(generation=_ROW.generation + 1, requested_at=now, requested_by=by, **values)
+    )
+    return connection.execute(update).rowcount
+
+
+def _number_alike(connection: Connection, keys: list[tuple[Any, ...]], numbers: Mapping[int, int]) -> None:
+    """Both rows of a subcloud carry the number of the one hint that was made for them."""
+    listed = sa.values(sa.column("id", sa.BigInteger), sa.column("number", sa.BigInteger), name="numbers").data(
+        sorted(numbers.items())
+    )
+    connection.execute(
+        sa.update(subcloud_sync)
+        .where(_KEY.in_(keys), _ROW.subcloud_id == listed.c.id, _ROW.dispatches != listed.c.number)
+        .values(dispatches=listed.c.number)
+    )
+
+
+def _settlement(run: AuditRun, finding: Finding, *, now: datetime) -> sa.Update:
+    compared, failure = finding.result is not None, finding.failure
+    asked_meanwhile = _ROW.generation > finding.generation
+    values: dict[str, Any] = {
+        **_NO_RUN,
+        "abandoned": 0,
+        "audit_status": (AuditStatus.FAILED if failure else AuditStatus.COMPLETED).value,
+        "attempt": _ROW.attempt if failure else 0,
+        "reason": failure.reason.value if failure else None,
+        "detail": failure.detail if failure else "",
+        "due_at": sa.case((asked_meanwhile, sa.func.least(_ROW.due_at, now)), else_=finding.due_at),
+    }
+    if finding.keys_fingerprint is not None:
+        values["keys_fingerprint"] = finding.keys_fingerprint
+    if finding.reported is not None:
+        values |= {"sync_status_reported": finding.reported.value, "sync_status_report_time": now}
+    if finding.result is not None:
+        values |= {
+            "last_audit_time": now,
+            "result": finding.result.value,
+            "difference": finding.difference,
+            "difference_repairs": sa.case((asked_meanwhile, 0), else_=finding.difference_repairs),
+        }
+    if finding.is_observed:
+        values |= {
+            "observed_generation": finding.generation,
+            "deletes_allowed": sa.and_(_ROW.deletes_allowed, asked_meanwhile),
+            "resource_types": sa.case((asked_meanwhile, _ROW.resource_types), else_=sa.null()),
+        }
+    if finding.result is SyncStatus.IN_SYNC:
+        values["last_good_at"] = now
+    if finding.differences:
+        values |= {"difference_detail": list(finding.differences), "difference_at": now}
+    if compared and finding.repaired:
+        values["repaired_at"] = now
+    return (
+        sa.update(subcloud_sync)
+        .where(
+            _ROW.subcloud_id == run.subcloud.id,
+            _ROW.endpoint_type == finding.endpoint_type,
+            _ROW.run_id == run.run_id,
+        )
+        .values(values)
+    )
+
+
+_STANDINGS = {
+    True: None,
+    False: Standing(Ending.CANCELLED, "the subcloud is no longer managed, online and completed"),
+    None: Standing(Ending.SUPERSEDED, "its rows were taken back, or the subcloud was deleted"),
+}
+
+
+# --- from rows to records ----------------------------------------------------------------------------------------
+
+
+def _run(connection: Connection, run_id: str, which: sa.ColumnElement[bool], rows: Sequence[Row[Any]]) -> AuditRun:
+    found = connection.execute(sa.select(subcloud).where(which)).mappings().one()
+    body = connection.execute(
+        sa.select(subcloud_placed.c.placed).where(subcloud_placed.c.subcloud_id == found["id"])
+    ).scalar_one_or_none()
+    counts = connection.execute(sa.select(central_state.c.counts)).scalars()
+    return AuditRun(
+        run_id=run_id,
+        subcloud=subcloud_from_row(dict(found)),
+        parts=tuple(_part(row) for row in sorted(rows, key=lambda row: row.endpoint_type.value)),
+        placed=Placed() if body is None else placed_from_body(body),
+        groups_to_refill={group: tuple(members) for group, members in found["groups_to_refill"].items()},
+        central_counts={what: count for listed in counts for what, count in listed.items()},
+        keys_planned_until=connection.execute(sa.select(key_rotation.c.window_until)).scalar_one_or_none(),
+    )
+
+
+def _part(row: Row[Any]) -> AuditPart:
+    return AuditPart(
+        endpoint_type=row.endpoint_type,
+        generation=row.generation,
+        attempt=row.attempt,
+        difference=row.difference,
+        difference_repairs=row.difference_repairs,
+        deletes_allowed=row.deletes_allowed,
+        resource_types=None if row.resource_types is None else frozenset(row.resource_types),
+        requested_at=row.requested_at,
+    )
+
+
+def _audit_row(row: Row[Any]) -> AuditRow:
+    reported = row.sync_status_reported
+    return AuditRow(
+        name=row.name,
+        region_name=row.region_name,
+        endpoint_type=row.endpoint_type,
+        is_eligible=row.is_eligible,
+        generation=row.generation,
+        observed_generation=row.observed_generation,
+        requested_at=row.requested_at,
+        requested_by=row.requested_by,
+        audit_status=AuditStatus(row.audit_status),
+        due_at=row.due_at,
+        claimed_at=row.claimed_at,
+        attempt=row.attempt,
+        reason=None if row.reason is None else Reason(row.reason),
+        detail=row.detail,
+        result=None if row.result is None else SyncStatus(row.result),
+        reported=None if reported == "none" else SyncStatus(reported),
+        last_audit_time=row.last_audit_time,
+        last_good_at=row.last_good_at,
+        differences=tuple(row.difference_detail),
+        difference_at=row.difference_at,
+        difference_repairs=row.difference_repairs,
+        repaired_at=row.repaired_at,
+    )

@@ -1,0 +1,228 @@
+"""The way to PostgreSQL: engines, the schema's version, and its errors in our words. The rows are `store`'s."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg2
+import psycopg2.extensions
+from psycopg2 import errorcodes
+from sqlalchemy import Connection, Engine, create_engine, event, exc, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError, SchemaOutOfDate
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 30
+IDLE_IN_TRANSACTION_SECONDS = 60
+POOL_WAIT_SECONDS = 10
+PING_AFTER_SECONDS = 2.0
+OLDEST_POSTGRESQL = 15
+"""The first major version with UNIQUE NULLS NOT DISTINCT, which the schema uses."""
+UPGRADE_LOCK = 0x6463_7379_6E63
+"""The advisory lock of schema upgrades: "dcsync" in ASCII."""
+
+_OUT_OF_DATE = {errorcodes.UNDEFINED_TABLE, errorcodes.UNDEFINED_COLUMN}
+
+
+def make_engine(
+    url: str,
+    *,
+    application_name: str = "dcsync",
+    pool_size: int = 5,
+    max_overflow: int = 10,
+    statement_seconds: float = STATEMENT_SECONDS,
+) -> Engine:
+    """An engine for one process; connects when first used, so it may be made before PostgreSQL is up.
+
+    A connection that died unnoticed is replaced when taken from the pool; one that hangs is given up by keep-alives
+    and by PostgreSQL's own time limits. `statement_seconds` 0 means no limit. Raises MisconfiguredError for a URL that
+    is not PostgreSQL's.
+    """
+    engine = create_engine(
+        _psycopg2_url(url),
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        pool_timeout=POOL_WAIT_SECONDS,
+        hide_parameters=True,
+        connect_args={
+            "application_name": application_name,
+            "connect_timeout": CONNECT_SECONDS,
+            "options": f"-c statement_timeout={int(statement_seconds * 1000)}"
+            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_SECONDS * 1000} -c timezone=UTC",
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        },
+    )
+    event.listen(engine, "checkin", _note_idle)
+    event.listen(engine, "checkout", _ping_if_long_idle)
+    return engine
+
+
+def _note_idle(_: object, record: ConnectionPoolEntry) -> None:
+    record.info["idle_since"] = time.monotonic()
+
+
+def _ping_if_long_idle(connection: psycopg2.extensions.connection, record: ConnectionPoolEntry, _: object) -> None:
+    """A connection that lay idle may be dead: ask it, and have the pool replace it if so.
+
+    SQLAlchemy's own `pool_pre_ping` asks every time, which at a dozen short transactions per run is a fifth of the
+    database's cost. A connection that dies between two uses close together makes one statement fail, and with it every
+    pooled connection is replaced.
+    """
+    idle_since = record.info.get("idle_since")
+    if idle_since is None or time.monotonic() - idle_since < PING_AFTER_SECONDS:
+        return
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        connection.rollback()
+    except psycopg2.Error as error:
+        raise exc.DisconnectionError from error
+
+
+def _psycopg2_url(url: str) -> URL:
+    """The URL with its driver named, for SQLAlchemy's own choice of one differs between releases."""
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):
+        raise MisconfiguredError("DCSYNC_DATABASE_URL: give postgresql://user:password@host/database") from None
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise MisconfiguredError(f"DCSYNC_DATABASE_URL: {parsed.drivername} is not postgresql")
+    return parsed.set(drivername="postgresql+psycopg2")
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Our words for PostgreSQL's errors; as `with database_errors():` or as the decorator `@database_errors()`.
+
+    Whatever may pass by itself (no connection, time limit, deadlock, shutting down, a standby that takes no writes) is
+    DatabaseUnreachable; a missing table or column is a schema that was not upgraded, SchemaOutOfDate; a right that our
+    role lacks is MisconfiguredError. Anything else is a fault of ours and passes.
+    """
+    try:
+        yield
+    except exc.TimeoutError as error:
+        raise DatabaseUnreachable(f"no free database connection in {POOL_WAIT_SECONDS} s") from error
+    except (exc.DBAPIError, psycopg2.Error) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        code = getattr(cause, "pgcode", None)
+        if code in _OUT_OF_DATE:
+            raise SchemaOutOfDate("the database schema is out of date: run `dcsync db upgrade`") from error
+        if code == errorcodes.INSUFFICIENT_PRIVILEGE:
+            raise MisconfiguredError(f"the database role lacks a right: {_first_line(cause)}") from error
+        if code == errorcodes.READ_ONLY_SQL_TRANSACTION:
+            raise DatabaseUnreachable(f"the database takes no writes: {_first_line(cause)}") from error
+        if isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or _was_cut(error):
+            raise DatabaseUnreachable(_first_line(cause)) from error
+        raise
+
+
+def _was_cut(error: Exception) -> bool:
+    return isinstance(error, exc.DBAPIError) and error.connection_invalidated
+
+
+def _first_line(cause: BaseException | None) -> str:
+    """libpq's text names host, port, user and database, never a password."""
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+@database_errors()
+def check(url: str, *, seconds: int) -> None:
+    """Does it answer, within about twice as long? Raises DatabaseUnreachable."""
+    connection = psycopg2.connect(
+        _psycopg2_url(url).set(drivername="postgresql").render_as_string(hide_password=False),
+        connect_timeout=seconds,
+        application_name="dcsync service",
+        options=f"-c statement_timeout={seconds * 1000}",
+        tcp_user_timeout=seconds * 1000,
+    )
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    finally:
+        connection.close()
+
+
+# --- the schema's version: alembic is imported only here, for it is slow and only upgrades need it ----------------
+
+
+@database_errors()
+def upgrade(url: str) -> tuple[str | None, str]:
+    """Bring the schema to the newest revision, all or nothing; (revision before, revision now).
+
+    A second upgrade at the same time waits for the first and then finds nothing to do. Raises MisconfiguredError for a
+    PostgreSQL that is too old for the schema.
+    """
+    from alembic import command
+
+    engine = make_engine(url, application_name="dcsync db upgrade", statement_seconds=0)
+    try:
+        with engine.begin() as connection:
+            _require_version(connection)
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
+            before = _revision(connection)
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            return before, head_revision()
+    finally:
+        engine.dispose()
+
+
+def _require_version(connection: Connection) -> None:
+    number = connection.scalar(text("SELECT current_setting('server_version_num')::int"))
+    if number // 10_000 < OLDEST_POSTGRESQL:
+        raise MisconfiguredError(
+            f"PostgreSQL {OLDEST_POSTGRESQL} or newer is needed, and this one is {number // 10_000}"
+        )
+
+
+@database_errors()
+def current_revision(url: str) -> str | None:
+    """The revision the database is at; None when it is empty."""
+    engine = make_engine(url, pool_size=1)
+    try:
+        with engine.connect() as connection:
+            return _revision(connection)
+    finally:
+        engine.dispose()
+
+
+def head_revision() -> str:
+    """The newest revision this release knows."""
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    if head is None:
+        raise MisconfiguredError("dcsync is installed without its migrations")
+    return head
+
+
+def needs_upgrade(url: str) -> bool:
+    """Is the database not at the newest revision this release knows?"""
+    return current_revision(url) != head_revision()
+
+
+def _alembic_config() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "dcsync.adapters.postgres:migrations")
+    return config
+
+
+def _revision(connection: Connection) -> str | None:
+    from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()

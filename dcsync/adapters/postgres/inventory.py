@@ -1,0 +1,391 @@
+"""The rows as operators work on them: add, find, delete, manage, ask, history. Fills in `cli.ports.Inventory`.
+
+What a change of state means is decided by `dcsync.model.lifecycle` and written by `transitions.apply_event`; what
+observers report is written elsewhere. Rows are locked in id order, so that operators and observers never deadlock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    Select,
+    Text,
+    any_,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+    values,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.rows import subcloud_from_row
+from dcsync.adapters.postgres.tables import (
+    endpoint_status,
+    subcloud,
+    subcloud_sync,
+    sync_attempt,
+    sync_request,
+    sync_step,
+)
+from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, forget_endpoints
+from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
+from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
+from dcsync.model.lifecycle import Event, Pair, PairChange, Transition, pair_change
+from dcsync.model.subcloud import (
+    DEFAULT_ENDPOINT_TYPES,
+    SYNCED_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    InitialSyncState,
+    ManagementState,
+    NewSubcloud,
+    Subcloud,
+)
+
+NAMED_AT_MOST = 50
+"""How many subclouds an error names; it counts the others."""
+
+
+class SqlInventory:
+    """`ports.Inventory` on PostgreSQL; each call is one transaction of the engine it is given."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @database_errors()
+    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
+        _refuse_repetition(subclouds)
+        with self._engine.begin() as connection:
+            ids = _insert_subclouds(connection, subclouds, now=now)
+            if len(ids) < len(subclouds):
+                raise DuplicateSubcloud(_taken(connection, subclouds, added=ids))
+            _insert_endpoints(connection, ids)
+
+    @database_errors()
+    def find(self, names: Sequence[str]) -> list[Subcloud]:
+        with self._engine.connect() as connection:
+            found = {row["name"]: row for row in connection.execute(_subclouds().where(_named(names))).mappings()}
+        _refuse_unknown(names, found)
+        return [_subcloud_of(found[name]) for name in names]
+
+    @database_errors()
+    def all(self) -> list[Subcloud]:
+        with self._engine.connect() as connection:
+            rows = connection.execute(_subclouds().order_by(subcloud.c.name)).mappings()
+            return [_subcloud_of(row) for row in rows]
+
+    @database_errors()
+    def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
+        pattern = subcloud.c.name.startswith(prefix, autoescape=True)
+        with self._engine.connect() as connection:
+            return list(
+                connection.scalars(select(subcloud.c.name).where(pattern).order_by(subcloud.c.name).limit(limit))
+            )
+
+    @database_errors()
+    def delete(self, name: str) -> Subcloud:
+        with self._engine.begin() as connection:
+            row = connection.execute(_subclouds().where(subcloud.c.name == name).with_for_update()).mappings().first()
+            if row is None:
+                raise UnknownSubcloud(f"there is no subcloud named {name}")
+            clear_alarms(connection, true(), [row["id"]], now=utc_now())
+            connection.execute(delete(subcloud).where(subcloud.c.id == row["id"]))
+            return _subcloud_of(row)
+
+    @database_errors()
+    def set_management(
+        self,
+        names: Sequence[str] | None,
+        state: ManagementState,
+        *,
+        now: datetime,
+        by: str,
+        online_only: bool = False,
+    ) -> list[Transition]:
+        with self._engine.begin() as connection:
+            rows = _lock(connection, names)
+            if online_only:
+                _refuse_offline([row for row in rows if row.pair.management_state is not state])
+            changes = {row.id: pair_change(old=row.pair, new=Pair(state, row.pair.availability_status)) for row in rows}
+            changed = [id_ for id_, change in changes.items() if change is not None]
+            connection.execute(update(subcloud).where(_with_id(changed)).values(management_state=state, updated_at=now))
+            for change, ids in _by_change(changes).items():
+                apply_event(
+                    connection,
+                    change.event,
+                    ids,
+                    now=now,
+                    by=by,
+                    cause=str(state),
+                    forget_subsequent_sync=change.forget_subsequent_sync,
+                )
+            if state is ManagementState.UNMANAGED:
+                forget_endpoints(connection, changed, now=now)
+            return _transitions(connection, rows, {id_: change.event for id_, change in changes.items() if change})
+
+    @database_errors()
+    def request(self, names: Sequence[str] | None, *, now: datetime, by: str) -> list[Transition]:
+        with self._engine.begin() as connection:
+            rows = _lock(connection, names)
+            eligible = [row for row in rows if row.pair.is_eligible]
+            if names is not None:
+                _refuse_ineligible(rows)
+            moved = apply_event(
+                connection,
+                Event.ASKED,
+                [row.id for row in eligible],
+                now=now,
+                by=by,
+                cause=str(Event.ASKED),
+                forget_subsequent_sync=True,
+            )
+            return _transitions(connection, eligible, dict.fromkeys(moved, Event.ASKED))
+
+    @database_errors()
+    def history(self, name: str) -> list[RequestHistory]:
+        with self._engine.connect() as connection:
+            id_ = connection.scalar(select(subcloud.c.id).where(subcloud.c.name == name))
+            if id_ is None:
+                raise UnknownSubcloud(f"there is no subcloud named {name}")
+            attempts = _attempts(connection, id_)
+            requests = connection.execute(
+                select(sync_request).where(sync_request.c.subcloud_id == id_).order_by(sync_request.c.generation.desc())
+            ).mappings()
+            return [
+                RequestHistory(
+                    generation=row["generation"],
+                    requested_at=row["requested_at"],
+                    requested_by=row["requested_by"],
+                    cause=row["cause"],
+                    attempts=tuple(attempts[row["generation"]]),
+                )
+                for row in requests
+            ]
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _subclouds() -> Select[Any]:
+    """Subclouds with their endpoint statuses folded into one JSON object: one statement, so one moment in time."""
+    statuses = (
+        select(func.json_object_agg(cast(endpoint_status.c.endpoint_type, Text), endpoint_status.c.sync_status))
+        .where(endpoint_status.c.subcloud_id == subcloud.c.id)
+        .scalar_subquery()
+    )
+    return select(subcloud, statuses.label("sync_status"))
+
+
+def _subcloud_of(row: RowMapping) -> Subcloud:
+    return subcloud_from_row(dict(row), row["sync_status"])
+
+
+def _attempts(connection: Connection, subcloud_id: int) -> dict[int, list[AttemptHistory]]:
+    """Generation -> its attempts, oldest first."""
+    own = sync_attempt.c.subcloud_id == subcloud_id
+    steps: dict[str, list[StepHistory]] = defaultdict(list)
+    joined = select(sync_step).join(sync_attempt, sync_attempt.c.run_id == sync_step.c.run_id)
+    for row in connection.execute(joined.where(own).order_by(sync_step.c.started_at)).mappings():
+        steps[row["run_id"]].append(StepHistory(**{name: value for name, value in row.items() if name != "run_id"}))
+    attempts: dict[int, list[AttemptHistory]] = defaultdict(list)
+    for row in connection.execute(select(sync_attempt).where(own).order_by(sync_attempt.c.started_at)).mappings():
+        told = {name: value for name, value in row.items() if name not in ("subcloud_id", "generation")}
+        attempts[row["generation"]].append(AttemptHistory(**told, steps=tuple(steps[row["run_id"]])))
+    return attempts
+
+
+# --- adding ------------------------------------------------------------------------------------------------------
+
+
+def _refuse_repetition(subclouds: Sequence[NewSubcloud]) -> None:
+    """Raises DuplicateSubcloud for a name or region name that comes twice in what is to be added."""
+    names = _twice(new.name for new in subclouds)
+    regions = _twice(new.region_name for new in subclouds)
+    repeated = [f"name {name}" for name in names]
+    repeated += [f"region name {region}" for region in regions if region not in names]
+    if repeated:
+        raise DuplicateSubcloud(f"given more than once: {_few(repeated)}; nothing was stored")
+
+
+def _twice(given: Iterable[str]) -> list[str]:
+    return sorted(value for value, count in Counter(given).items() if count > 1)
+
+
+def _insert_subclouds(connection: Connection, subclouds: Sequence[NewSubcloud], *, now: datetime) -> list[int]:
+    """The ids of those that could be stored; a name or region name that is taken leaves its row out."""
+    if not subclouds:
+        return []
+    rows = [
+        {
+            "name": new.name,
+            "region_name": new.region_name,
+            "management_ip": new.management_ip,
+            "software_version": new.software_version,
+            "created_at": now,
+            "updated_at": now,
+        }
+        # By name, so that two bulk additions at once wait for each other instead of deadlocking.
+        for new in sorted(subclouds, key=lambda new: new.name)
+    ]
+    insertion = postgresql_insert(subcloud).on_conflict_do_nothing().returning(subcloud.c.id)
+    return list(connection.scalars(insertion, rows))
+
+
+def _taken(connection: Connection, subclouds: Sequence[NewSubcloud], *, added: Collection[int]) -> str:
+    """Says which names and region names were there before."""
+    names = {new.name for new in subclouds}
+    regions = {new.region_name for new in subclouds}
+    there = connection.execute(
+        select(subcloud.c.name, subcloud.c.region_name)
+        .where(or_(subcloud.c.name == any_(_texts(names)), subcloud.c.region_name == any_(_texts(regions))))
+        .where(~_with_id(added))
+    ).all()
+    found = sorted(f"name {row.name}" for row in there if row.name in names)
+    found += sorted(f"region name {row.region_name}" for row in there if row.region_name in regions - names)
+    return f"already there: {_few(found)}; nothing was stored"
+
+
+def _insert_endpoints(connection: Connection, ids: Collection[int]) -> None:
+    """A status row for each default endpoint type, and an audit row for each that dcsync audits itself."""
+    if not ids:
+        return
+    new = func.unnest(_ids(ids)).table_valued("id").render_derived(name="new")
+    for table, types in ((endpoint_status, DEFAULT_ENDPOINT_TYPES), (subcloud_sync, SYNCED_ENDPOINT_TYPES)):
+        listed = values(column("endpoint_type", Text), name="types").data([(str(type_),) for type_ in types])
+        connection.execute(
+            insert(table).from_select(
+                ["subcloud_id", "endpoint_type"],
+                select(new.c.id, listed.c.endpoint_type).select_from(new.join(listed, literal(True))),
+            )
+        )
+
+
+# --- changing ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Locked:
+    id: int
+    name: str
+    region_name: str
+    pair: Pair
+
+
+def _lock(connection: Connection, names: Sequence[str] | None) -> list[_Locked]:
+    """These subclouds (None: all), their rows held until the transaction ends; raises UnknownSubcloud."""
+    wanted = select(
+        subcloud.c.id,
+        subcloud.c.name,
+        subcloud.c.region_name,
+        subcloud.c.management_state,
+        subcloud.c.availability_status,
+    ).order_by(subcloud.c.id)
+    if names is not None:
+        wanted = wanted.where(_named(names))
+    rows = [
+        _Locked(row.id, row.name, row.region_name, Pair(row.management_state, row.availability_status))
+        for row in connection.execute(wanted.with_for_update(key_share=True))
+    ]
+    if names is not None:
+        _refuse_unknown(names, {row.name for row in rows})
+    return rows
+
+
+def _by_change(changes: Mapping[int, PairChange | None]) -> dict[PairChange, list[int]]:
+    grouped: dict[PairChange, list[int]] = defaultdict(list)
+    for id_, change in changes.items():
+        if change is not None:
+            grouped[change].append(id_)
+    return grouped
+
+
+def _transitions(
+    connection: Connection, rows: Sequence[_Locked], events: Mapping[int, Event | None]
+) -> list[Transition]:
+    """What became of the locked rows, by name."""
+    states: dict[int, InitialSyncState] = {
+        row.id: row.initial_sync_state
+        for row in connection.execute(
+            select(subcloud.c.id, subcloud.c.initial_sync_state).where(_with_id([row.id for row in rows]))
+        )
+    }
+    told = [
+        Transition(region_name=row.region_name, name=row.name, event=events.get(row.id), state=states[row.id])
+        for row in rows
+    ]
+    return sorted(told, key=lambda transition: transition.name)
+
+
+def _refuse_ineligible(rows: Sequence[_Locked]) -> None:
+    """Raises RefusedByGuard unless all of them are managed and online."""
+    refused = [f"{row.name} is {_hindrance(row.pair)}" for row in rows if not row.pair.is_eligible]
+    if refused:
+        raise RefusedByGuard(
+            f"only managed and online subclouds can be synced: {_few(sorted(refused))}; nothing was requested"
+        )
+
+
+def _refuse_offline(rows: Sequence[_Locked]) -> None:
+    """Raises RefusedByGuard unless all of them are online. Source: docs/upstream/state-service.md section 8.1 step
+    1."""
+    offline = sorted(row.name for row in rows if row.pair.availability_status is AvailabilityStatus.OFFLINE)
+    if offline:
+        raise RefusedByGuard(f"offline: {_few(offline)}; nothing was changed")
+
+
+def _hindrance(pair: Pair) -> str:
+    wrong = [
+        str(value)
+        for value in (pair.management_state, pair.availability_status)
+        if value in (ManagementState.UNMANAGED, AvailabilityStatus.OFFLINE)
+    ]
+    return " and ".join(wrong)
+
+
+def _refuse_unknown(names: Sequence[str], found: Collection[str]) -> None:
+    missing = [name for name in dict.fromkeys(names) if name not in found]
+    if missing:
+        raise UnknownSubcloud(f"there is no subcloud named {_few(missing)}")
+
+
+# --- words and arrays --------------------------------------------------------------------------------------------
+
+
+def _few(found: Sequence[str]) -> str:
+    more = len(found) - NAMED_AT_MOST
+    return ", ".join(found[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _ids(ids: Collection[int]) -> ColumnElement[list[int]]:
+    return literal(list(ids), ARRAY(BigInteger))
+
+
+def _texts(texts: Collection[str]) -> ColumnElement[list[str]]:
+    return literal(list(texts), ARRAY(Text))
+
+
+def _with_id(ids: Collection[int]) -> ColumnElement[bool]:
+    return subcloud.c.id == any_(_ids(ids))
+
+
+def _named(names: Collection[str]) -> ColumnElement[bool]:
+    return subcloud.c.name == any_(_texts(names))

@@ -1,0 +1,223 @@
+"""The one row of key rotation (port `KeyRotationStore`), and the sites' rows as far as their keys go, in PostgreSQL.
+
+Each method is one transaction, and each write of whoever rotates is "where the row still carries my run id": of several
+beats and workers exactly one rotates. Rows hold fingerprints, never keys.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import Connection, Engine, Row
+
+from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.rows import is_held_off
+from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
+from dcsync.model.identity import KeySet
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState
+from dcsync.rotation.ports import KeyRotationRow, RotationState, Spread
+
+_ROW = key_rotation.c
+_SITE = subcloud_sync.c
+_ENDED: dict[str, Any] = {"run_id": None, "claimed_at": None, "requested_at": None, "requested_by": "", "forced": False}
+_ELIGIBLE = sa.and_(
+    subcloud.c.management_state == ManagementState.MANAGED,
+    subcloud.c.availability_status == AvailabilityStatus.ONLINE,
+    subcloud.c.initial_sync_state == InitialSyncState.COMPLETED,
+    _SITE.endpoint_type == EndpointType.PLATFORM,
+)
+_SITES = subcloud_sync.join(subcloud, subcloud.c.id == _SITE.subcloud_id)
+
+
+class SqlKeyRotationStore:
+    """KeyRotationStore on an engine that is this process's own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- the row ---
+
+    @database_errors()
+    def row(self) -> KeyRotationRow:
+        with self._engine.begin() as connection:
+            found = connection.execute(sa.select(key_rotation)).one_or_none()
+            return _row(found or _first(connection))
+
+    @database_errors()
+    def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
+        asked = {"requested_at": now, "requested_by": by, "forced": forced, "max_in_flight": max_in_flight}
+        with self._engine.begin() as connection:
+            new = insert(key_rotation).values(id=1, **asked)
+            connection.execute(new.on_conflict_do_update(index_elements=["id"], set_=asked))
+
+    @database_errors()
+    def schedule(self, due: datetime | None, *, was: datetime | None) -> None:
+        update = sa.update(key_rotation).where(_ROW.next_due_at.is_not_distinct_from(was)).values(next_due_at=due)
+        with self._engine.begin() as connection:
+            connection.execute(update)
+
+    # --- whoever rotates ---
+
+    @database_errors()
+    def claim(self, *, run_id: str, now: datetime, stale_before: datetime) -> KeyRotationRow | None:
+        is_due = sa.or_(_ROW.requested_at.is_not(None), _ROW.next_due_at <= now)
+        is_free = sa.or_(_ROW.state != RotationState.ROTATING.value, _ROW.claimed_at < stale_before)
+        update = (
+            sa.update(key_rotation)
+            .where(is_free, sa.or_(is_due, _ROW.state == RotationState.ROTATING.value))
+            .values(state=RotationState.ROTATING.value, run_id=run_id, claimed_at=now)
+            .returning(key_rotation)
+        )
+        with self._engine.begin() as connection:
+            claimed = connection.execute(update).one_or_none()
+            return None if claimed is None else _row(claimed)
+
+    @database_errors()
+    def remember(self, *, run_id: str, before: KeySet, now: datetime) -> bool:
+        return self._write_as(run_id, before=_set_body(before), claimed_at=now)
+
+    @database_errors()
+    def finish(
+        self, *, run_id: str, current: KeySet, now: datetime, next_due_at: datetime | None, window_until: datetime
+    ) -> bool:
+        rotated: dict[str, Any] = {
+            "state": RotationState.DISTRIBUTING.value,
+            "detail": "rotated; the sites are getting the keys",
+            "last_rotated_at": now,
+            "next_due_at": next_due_at,
+            "window_until": window_until,
+            "before": None,
+        }
+        known = (
+            sa.update(central_state)
+            .where(central_state.c.kind == EndpointType.PLATFORM.value)
+            .values(
+                fingerprint=current.fingerprint,
+                generation=central_state.c.generation + 1,
+                changed_at=now,
+                checked_at=now,
+                refused=None,
+            )
+        )
+        with self._engine.begin() as connection:
+            done = sa.update(key_rotation).where(_ROW.run_id == run_id).values(**_ENDED, **rotated)
+            if not connection.execute(done).rowcount:
+                return False
+            connection.execute(known)
+            return True
+
+    @database_errors()
+    def give_up(self, *, run_id: str, detail: str, now: datetime, retry_at: datetime, forget: bool) -> bool:
+        still_open = sa.and_(_ROW.window_until.is_not(None), _ROW.window_until > now)
+        kept = sa.null() if forget else _ROW.before
+        return self._write_as(
+            run_id,
+            **_ENDED,
+            state=sa.case((still_open, RotationState.DISTRIBUTING.value), else_=RotationState.IDLE.value),
+            next_due_at=sa.case((_ROW.next_due_at <= now, retry_at), else_=_ROW.next_due_at),
+            detail=detail,
+            before=kept,
+        )
+
+    def _write_as(self, owner: str, /, **values: Any) -> bool:
+        with self._engine.begin() as connection:
+            update = sa.update(key_rotation).where(_ROW.run_id == owner).values(**values)
+            return connection.execute(update).rowcount == 1
+
+    # --- the sites ---
+
+    @database_errors()
+    def spread(self, fingerprint: str) -> Spread:
+        behind = sa.func.count().filter(_lacks(fingerprint))
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(sa.func.count(), behind).select_from(_SITES).where(_ELIGIBLE)).one()
+            return Spread(sites=row[0], behind=row[1])
+
+    @database_errors()
+    def next_wave(self, fingerprint: str, *, max_in_flight: int, asked_before: datetime, now: datetime) -> int:
+        mine = sa.select(_ROW.id).where(_ROW.state == RotationState.DISTRIBUTING.value)
+        with self._engine.begin() as connection:
+            if connection.execute(mine.with_for_update(skip_locked=True)).one_or_none() is None:
+                return 0
+            room = max_in_flight - _being_served(connection, fingerprint)
+            if room <= 0:
+                return 0
+            # Waves neither hurry a site that is held off nor wait for it.
+            waiting = (
+                sa.select(_SITE.subcloud_id)
+                .select_from(_SITES)
+                .where(_ELIGIBLE, _lacks(fingerprint), ~is_held_off())
+                .where(sa.or_(_SITE.requested_at.is_(None), _SITE.requested_at < asked_before))
+                .order_by(_SITE.subcloud_id)
+                .limit(room)
+                .with_for_update(of=subcloud_sync, skip_locked=True)
+            )
+            ids = list(connection.scalars(waiting))
+            asked = (
+                sa.update(subcloud_sync)
+                .where(_SITE.subcloud_id.in_(ids), _SITE.endpoint_type == EndpointType.PLATFORM)
+                .values(
+                    generation=_SITE.generation + 1,
+                    requested_at=now,
+                    requested_by="key rotation",
+                    due_at=sa.func.least(_SITE.due_at, now),
+                )
+            )
+            return connection.execute(asked).rowcount if ids else 0
+
+    @database_errors()
+    def end_distribution(self, *, now: datetime, detail: str) -> bool:
+        update = (
+            sa.update(key_rotation)
+            .where(_ROW.state == RotationState.DISTRIBUTING.value, _ROW.requested_at.is_(None))
+            .values(
+                state=RotationState.IDLE.value,
+                detail=detail,
+                window_until=sa.func.least(_ROW.window_until, now),
+                max_in_flight=None,
+            )
+        )
+        with self._engine.begin() as connection:
+            return connection.execute(update).rowcount == 1
+
+
+def _lacks(fingerprint: str) -> sa.ColumnElement[bool]:
+    return _SITE.keys_fingerprint.is_distinct_from(fingerprint)
+
+
+def _being_served(connection: Connection, fingerprint: str) -> int:
+    asked = _SITE.generation > _SITE.observed_generation
+    query = sa.select(sa.func.count()).select_from(_SITES).where(_ELIGIBLE, _lacks(fingerprint), asked, ~is_held_off())
+    return connection.execute(query).scalar_one()
+
+
+def _first(connection: Connection) -> Row[Any]:
+    """The row, made now."""
+    connection.execute(insert(key_rotation).values(id=1).on_conflict_do_nothing())
+    return connection.execute(sa.select(key_rotation)).one()
+
+
+def _row(row: Row[Any]) -> KeyRotationRow:
+    return KeyRotationRow(
+        state=RotationState(row.state),
+        detail=row.detail,
+        next_due_at=row.next_due_at,
+        last_rotated_at=row.last_rotated_at,
+        window_until=row.window_until,
+        requested_at=row.requested_at,
+        requested_by=row.requested_by,
+        forced=row.forced,
+        max_in_flight=row.max_in_flight,
+        before=_set(row.before) if row.before else None,
+    )
+
+
+def _set_body(found: KeySet) -> dict[str, Any]:
+    return {"fingerprint": found.fingerprint, "keys": [list(pair) for pair in found.keys]}
+
+
+def _set(body: dict[str, Any]) -> KeySet:
+    return KeySet(body["fingerprint"], tuple((id_, key) for id_, key in body["keys"]))

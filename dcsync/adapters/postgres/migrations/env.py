@@ -1,0 +1,26 @@
+"""What alembic runs: the migrations, on the connection or engine that `dcsync.adapters.postgres.database` passes."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection
+
+from dcsync.adapters.postgres.tables import metadata
+
+
+def run() -> None:
+    given = context.config.attributes["connection"]
+    if isinstance(given, Connection):
+        _run_on(given)
+        return
+    with given.begin() as connection:
+        _run_on(connection)
+
+
+def _run_on(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+run()

@@ -1,0 +1,52 @@
+"""When each subcloud is probed (port `ProbeStore`), in PostgreSQL. What a probe means is decided by `dcsync.audit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Engine, text
+
+from dcsync.adapters.postgres.database import database_errors
+from dcsync.model.subcloud import AvailabilityStatus
+from dcsync.probe.ports import ProbeTarget
+
+SPREAD = 0.2
+"""The part of the interval over which the next probes are spread, half of it before and half after its end."""
+
+# In the order of ids, so that two sweeps at once wait for each other; who was taken meanwhile is not taken again.
+_TAKE_DUE = text("""
+    INSERT INTO subcloud_probe AS probe (subcloud_id, next_probe_at, probes)
+    SELECT s.id, :now + make_interval(secs => :seconds * (1 - :spread / 2 + :spread * random())), 1
+    FROM subcloud AS s LEFT JOIN subcloud_probe AS p ON p.subcloud_id = s.id
+    WHERE p.subcloud_id IS NULL OR p.next_probe_at <= :now
+    ORDER BY s.id
+    ON CONFLICT (subcloud_id) DO UPDATE SET next_probe_at = excluded.next_probe_at, probes = probe.probes + 1
+        WHERE probe.next_probe_at <= :now
+    RETURNING (SELECT region_name FROM subcloud WHERE id = subcloud_id)
+""")
+_TARGETS = text("""
+    SELECT s.region_name, s.management_ip, s.availability_status, s.audit_fail_count, s.id + coalesce(p.probes, 0)
+    FROM subcloud AS s LEFT JOIN subcloud_probe AS p ON p.subcloud_id = s.id
+    WHERE s.region_name = ANY(:region_names)
+""")
+
+
+class SqlProbeStore:
+    """ProbeStore over PostgreSQL; thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @database_errors()
+    def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
+        values = {"now": now, "seconds": interval.total_seconds(), "spread": SPREAD}
+        with self._engine.begin() as connection:
+            return list(connection.scalars(_TAKE_DUE, values))
+
+    @database_errors()
+    def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
+        """Numbered with the subcloud's id added, so that not all are at the same number at once."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(_TARGETS, {"region_names": list(region_names)})
+            return [ProbeTarget(name, ip, AvailabilityStatus(status), fails, n) for name, ip, status, fails, n in rows]

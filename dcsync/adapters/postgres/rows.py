@@ -1,0 +1,54 @@
+"""From rows to the records the services know, back where a row holds JSON, and what rows of a kind have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from dcsync.adapters.postgres.tables import subcloud_sync
+from dcsync.audit.ports import SETTLED
+from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import AuditStatus, EndpointType, Subcloud, SyncStatus
+
+_COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "sync_status"))
+
+
+def subcloud_from_row(row: Mapping[str, Any], sync_status: Mapping[str, str] | None = None) -> Subcloud:
+    """A Subcloud from a row with (at least) its columns, and its endpoint statuses where they were read as well."""
+    found = sync_status or {}
+    return Subcloud(
+        **{column: row[column] for column in _COLUMNS},
+        reason=Reason(row["reason"]) if row["reason"] is not None else None,
+        sync_status={type_: SyncStatus(found[type_]) for type_ in EndpointType if type_ in found},
+    )
+
+
+def is_held_off() -> sa.ColumnElement[bool]:
+    """Rows of `subcloud_sync` whose audit failed, and is tried again at its own time."""
+    reason = subcloud_sync.c.reason
+    is_settled = reason.is_not(None) & reason.in_([settled.value for settled in SETTLED])
+    return sa.and_(subcloud_sync.c.audit_status == AuditStatus.FAILED.value, ~is_settled)
+
+
+def placed_body(placed: Placed) -> dict[str, Any]:
+    """As JSON: lists of ids by type, and assignments as [project, actor type, actor, role]."""
+    return {
+        "ids": {type_.value: sorted(placed.of(type_)) for type_ in ResourceType},
+        "assignments": [
+            [each.project_id, each.actor_type.value, each.actor_id, each.role_id] for each in sorted(placed.assignments)
+        ],
+    }
+
+
+def placed_from_body(body: Mapping[str, Any]) -> Placed:
+    return Placed(
+        ids={type_: frozenset(body["ids"][type_.value]) for type_ in ResourceType},
+        assignments=frozenset(
+            Assignment(project_id=project, actor_type=ActorType(kind), actor_id=actor, role_id=role)
+            for project, kind, actor, role in body["assignments"]
+        ),
+    )

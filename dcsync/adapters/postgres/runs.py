@@ -1,0 +1,338 @@
+"""The store as the sweep and the runs see it (port `RunStore`), in PostgreSQL.
+
+Each method is one transaction. Every write of a run is "where the row still carries my run id"; what a state becomes
+is read from the one table in `lifecycle`, never written here by name. What a run writes is in `run_statements`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.engine import Connection, Engine
+
+from dcsync.adapters.postgres import run_statements
+from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.rows import placed_body, placed_from_body, subcloud_from_row
+from dcsync.adapters.postgres.run_statements import NO_RUN, moved, where_allowed
+from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_attempt
+from dcsync.initial_sync.ports import Run
+from dcsync.model.identity import NewIds, Placed
+from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure
+from dcsync.model.messages import SyncHint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import InitialSyncState, Step
+from dcsync.runs.ports import Standing
+
+
+class SqlRunStore:
+    """RunStore on an engine that is this process's own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # For what is one statement: it is its own transaction, and BEGIN and COMMIT would be two more round trips.
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    # --- the sweep ---
+
+    @database_errors()
+    def requeue_due(self, *, now: datetime) -> int:
+        due = (
+            sa.select(subcloud.c.id)
+            .where(where_allowed(Event.RETRY_DUE), subcloud.c.retry_at <= now)
+            .order_by(subcloud.c.id)
+            .with_for_update(skip_locked=True)
+        )
+        update = (
+            sa.update(subcloud)
+            .where(subcloud.c.id.in_(due.scalar_subquery()))
+            .values(moved(Event.RETRY_DUE, now=now, requested_at=now, dispatched_at=None, retry_at=None))
+        )
+        with self._single.connect() as connection:
+            return connection.execute(update).rowcount
+
+    @database_errors()
+    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+        query = sa.select(subcloud.c.region_name, subcloud.c.run_id, subcloud.c.claimed_at).where(
+            subcloud.c.initial_sync_state == InitialSyncState.IN_PROGRESS, subcloud.c.claimed_at < moment
+        )
+        with self._single.connect() as connection:
+            return [(row.region_name, row.run_id, row.claimed_at) for row in connection.execute(query)]
+
+    @database_errors()
+    def take_back(
+        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    ) -> list[str]:
+        if not abandoned:
+            return []
+        run_ids = [run_id for _, run_id in abandoned]
+        lost = subcloud.c.run_id.in_(run_ids)
+        with self._engine.begin() as connection:
+            _lock_runs(connection, run_ids)
+            quarantined = connection.execute(
+                sa.update(subcloud)
+                .where(lost, where_allowed(Event.QUARANTINED), subcloud.c.abandoned >= ABANDONED_LIMIT - 1)
+                .values(
+                    moved(
+                        Event.QUARANTINED,
+                        now=now,
+                        **NO_RUN,
+                        abandoned=0,
+                        retry_at=hold_off_until,
+                        reason=Reason.QUARANTINED.value,
+                        detail=f"{ABANDONED_LIMIT} runs of it ended with the death of their worker",
+                    )
+                )
+                .returning(subcloud.c.region_name)
+            ).scalars()
+            requested = connection.execute(
+                sa.update(subcloud)
+                .where(lost, where_allowed(Event.ABANDONED))
+                .values(
+                    moved(Event.ABANDONED, now=now, **NO_RUN, abandoned=subcloud.c.abandoned + 1, dispatched_at=None)
+                )
+                .returning(subcloud.c.region_name)
+            ).scalars()
+            _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died or lost its lock", now)
+            return [*quarantined, *requested]
+
+    @database_errors()
+    def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+        query = (
+            sa.select(subcloud.c.region_name, sync_attempt.c.run_id)
+            .join(subcloud, subcloud.c.id == sync_attempt.c.subcloud_id)
+            .where(
+                sync_attempt.c.ended_at.is_(None),
+                sync_attempt.c.started_at < started_before,
+                subcloud.c.run_id.is_distinct_from(sync_attempt.c.run_id),
+            )
+        )
+        with self._engine.connect() as connection:
+            return [(row.region_name, row.run_id) for row in connection.execute(query)]
+
+    @database_errors()
+    def end_overtaken(self, run_ids: Collection[str], *, now: datetime) -> None:
+        with self._engine.begin() as connection:
+            _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died when it was no longer wanted", now)
+
+    @database_errors()
+    def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
+        query = sa.select(
+            subcloud.c.region_name, subcloud.c.generation, subcloud.c.attempt, subcloud.c.dispatched_at
+        ).where(subcloud.c.initial_sync_state == InitialSyncState.REQUESTED, subcloud.c.dispatched_at.is_not(None))
+        with self._single.connect() as connection:
+            return [(_hint(row), row.dispatched_at) for row in connection.execute(query)]
+
+    @database_errors()
+    def in_progress_count(self) -> int:
+        query = (
+            sa.select(sa.func.count())
+            .select_from(subcloud)
+            .where(subcloud.c.initial_sync_state == InitialSyncState.IN_PROGRESS)
+        )
+        with self._single.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    @database_errors()
+    def dispatch(self, *, room: int, lost: Collection[SyncHint], now: datetime) -> list[SyncHint]:
+        lost_regions = [hint.region_name for hint in lost]
+        due = (
+            sa.select(subcloud.c.id)
+            .where(
+                subcloud.c.initial_sync_state == InitialSyncState.REQUESTED,
+                subcloud.c.dispatched_at.is_(None)
+                | (subcloud.c.region_name == sa.any_(sa.literal(lost_regions, _TEXTS))),
+            )
+            .order_by(subcloud.c.requested_at, subcloud.c.id)
+            .limit(room)
+            .with_for_update(skip_locked=True)
+        )
+        update = (
+            sa.update(subcloud)
+            .where(subcloud.c.id.in_(due.scalar_subquery()))
+            .values(dispatched_at=now)
+            .returning(
+                subcloud.c.region_name,
+                subcloud.c.generation,
+                subcloud.c.attempt,
+                subcloud.c.requested_at,
+                subcloud.c.id,
+            )
+        )
+        with self._single.connect() as connection:
+            rows = connection.execute(update).all()
+        return [_hint(row) for row in sorted(rows, key=lambda row: (row.requested_at, row.id))]
+
+    @database_errors()
+    def undo_dispatch(self, hints: Collection[SyncHint]) -> None:
+        update = (
+            sa.update(subcloud)
+            .where(
+                subcloud.c.region_name.in_([hint.region_name for hint in hints]),
+                subcloud.c.initial_sync_state == InitialSyncState.REQUESTED,
+            )
+            .values(dispatched_at=None)
+        )
+        with self._single.connect() as connection:
+            connection.execute(update)
+
+    # --- one run ---
+
+    @database_errors()
+    def claim(self, *, region_name: str, generation: int, run_id: str, worker: str, now: datetime) -> Run | None:
+        given = {
+            "given_region_name": region_name,
+            "given_generation": generation,
+            "given_run_id": run_id,
+            "given_worker": worker,
+            "now": now,
+        }
+        with self._single.connect() as connection:
+            found = connection.execute(run_statements.CLAIM, given).mappings().one_or_none()
+        if found is None:
+            return None
+        row = dict(found)
+        return Run(
+            run_id=run_id,
+            subcloud=subcloud_from_row(row),
+            identity_fingerprint=row["identity_fingerprint"],
+            groups_to_refill={group: tuple(members) for group, members in row["groups_to_refill"].items()},
+        )
+
+    @database_errors()
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
+        with self._single.connect() as connection:
+            found = connection.execute(run_statements.STANDING, {"run_ids": list(run_ids)})
+            rows = {row.run_id: row for row in found}
+        return {run_id: _standing(run_id, rows.get(run_id)) for run_id in run_ids}
+
+    @database_errors()
+    def start_step(self, run: Run, step: Step, *, now: datetime) -> bool:
+        return self._write(run_statements.STEP_STARTED, run, given_step=step, now=now)
+
+    @database_errors()
+    def end_step(self, run: Run, step: Step, *, now: datetime, outcome: str, detail: str = "") -> None:
+        given = {"given_run_id": run.run_id, "given_step": step, "given_outcome": outcome, "given_detail": detail}
+        with self._single.connect() as connection:
+            connection.execute(run_statements.STEP_ENDED, given | {"now": now})
+
+    @database_errors()
+    def record_identity(self, run: Run, *, fingerprint: str) -> bool:
+        return self._write(run_statements.IDENTITY_RECORDED, run, given_identity_fingerprint=fingerprint)
+
+    @database_errors()
+    def remember_groups(self, run: Run, groups: Mapping[str, tuple[str, ...]]) -> bool:
+        kept = {group: list(ids) for group, ids in groups.items()}
+        return self._write(run_statements.GROUPS_REMEMBERED, run, given_groups_to_refill=kept)
+
+    @database_errors()
+    def remember_placed(self, run: Run, placed: Placed, new_ids: NewIds) -> bool:
+        kept = subcloud_placed.c
+        known = sa.select(kept.placed).where(kept.subcloud_id == run.subcloud.id).with_for_update()
+        with self._engine.begin() as connection:
+            if not _lock_runs(connection, [run.run_id]):
+                return False
+            body = connection.execute(known).scalar_one_or_none()
+            before = Placed() if body is None else placed_from_body(body)
+            after = before.followed(new_ids) | placed
+            if body is None or placed_body(after) != body:
+                new = {"placed": placed_body(after)}
+                insert = postgresql_insert(subcloud_placed).values(subcloud_id=run.subcloud.id, **new)
+                connection.execute(insert.on_conflict_do_update(index_elements=["subcloud_id"], set_=new))
+            return True
+
+    @database_errors()
+    def init_audit(self, run: Run, *, now: datetime) -> bool:
+        return self._write(run_statements.AUDIT_INITIALISED, run, now=now)
+
+    @database_errors()
+    def complete(self, run: Run, *, now: datetime, audits_due_at: datetime) -> bool:
+        return self._write(run_statements.COMPLETED, run, given_due_at=audits_due_at, now=now)
+
+    @database_errors()
+    def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:
+        return self._write(
+            run_statements.FAILED,
+            run,
+            given_reason=failure.reason.value,
+            given_detail=failure.detail,
+            given_retry_at=retry_at,
+            now=now,
+        )
+
+    @database_errors()
+    def give_back(self, run: Run, *, ending: Ending, detail: str, now: datetime) -> bool:
+        return self._write(run_statements.GIVEN_BACK, run, given_ending=ending, given_detail=detail, now=now)
+
+    def _write(self, statement: sa.Select[Any], run: Run, **given: object) -> bool:
+        """Whether the row was still the run's own; if not, nothing was written."""
+        own = {"given_id": run.subcloud.id, "given_run_id": run.run_id}
+        with self._single.connect() as connection:
+            return connection.execute(statement, own | given).one_or_none() is not None
+
+    @database_errors()
+    def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
+        with self._single.connect() as connection:
+            _end_attempts(connection, [run.run_id], ending, detail, now)
+
+    @database_errors()
+    def delete_history(self, *, ended_before: datetime, limit: int) -> int:
+        given = {"before": ended_before, "most": limit}
+        with self._single.connect() as connection:
+            attempts = connection.execute(_OLD_ATTEMPTS, given).rowcount
+            return attempts + connection.execute(_OLD_REQUESTS, given).rowcount
+
+
+# A request that fails for ever, and a subcloud that comes and goes for ever, leave rows for ever: of either, only the
+# latest is kept whatever its age.
+_OLD_ATTEMPTS = sa.text("""
+    DELETE FROM sync_attempt WHERE run_id IN (
+        SELECT a.run_id FROM sync_attempt AS a
+        WHERE a.ended_at < :before AND EXISTS (
+            SELECT FROM sync_attempt AS l WHERE l.subcloud_id = a.subcloud_id AND l.started_at > a.started_at)
+        LIMIT :most)
+""")
+_OLD_REQUESTS = sa.text("""
+    DELETE FROM sync_request WHERE (subcloud_id, generation) IN (
+        SELECT r.subcloud_id, r.generation FROM sync_request AS r JOIN subcloud AS s ON s.id = r.subcloud_id
+        WHERE r.requested_at < :before AND r.generation < s.generation AND NOT EXISTS (
+            SELECT FROM sync_attempt AS a WHERE a.subcloud_id = r.subcloud_id AND a.generation = r.generation)
+        LIMIT :most)
+""")
+
+_TEXTS = sa.ARRAY(sa.Text)
+
+
+def _hint(row: Any) -> SyncHint:
+    """The hint for the next attempt at this row."""
+    return SyncHint(region_name=row.region_name, generation=row.generation, attempt=row.attempt + 1)
+
+
+def _lock_runs(connection: Connection, run_ids: list[str]) -> bool:
+    """Lock these runs' rows in id order, as every other transaction over several subclouds does; False for none."""
+    rows = sa.select(subcloud.c.id).where(subcloud.c.run_id.in_(run_ids)).order_by(subcloud.c.id).with_for_update()
+    return bool(connection.execute(rows).all())
+
+
+def _end_attempts(connection: Connection, run_ids: Collection[str], ending: Ending, detail: str, now: datetime) -> None:
+    """Close attempts that are still open; one that was closed already keeps its first ending."""
+    connection.execute(
+        sa.update(sync_attempt)
+        .where(sync_attempt.c.run_id.in_(run_ids), sync_attempt.c.ended_at.is_(None))
+        .values(ended_at=now, ending=ending, detail=detail)
+    )
+
+
+def _standing(run_id: str, row: Any) -> Standing | None:
+    if row is None:
+        return Standing(Ending.CANCELLED, "the subcloud was deleted")
+    if row.owner == run_id:
+        return None
+    if row.generation == row.own_generation and row.initial_sync_state is not InitialSyncState.NONE:
+        return Standing(Ending.SUPERSEDED, "the run was taken back, for its lock was gone")
+    if row.initial_sync_state is InitialSyncState.NONE:
+        return Standing(Ending.CANCELLED, "the subcloud is no longer managed and online")
+    return Standing(Ending.SUPERSEDED, "the subcloud was requested anew")

@@ -1,0 +1,375 @@
+"""The SQL of the state service (port `StateStore`): a batch of reports read and written in a few statements.
+
+psycopg2 directly, on SQLAlchemy's connection and in its transaction: a batch is hundreds of rows, and there the
+statement builder costs ten times the statement (docs/upstream/platform-facts.md section 4.2). Rows are locked and
+written in the order of their ids, so that two batches wait for each other instead of deadlocking. What is written,
+`dcsync.state` decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psycopg2
+from psycopg2.extras import execute_values
+from sqlalchemy import Connection, Engine, exc
+
+from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.transitions import apply_event
+from dcsync.model.errors import BadReport
+from dcsync.model.reports import Mark
+from dcsync.model.subcloud import (
+    SYNCED_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    EndpointType,
+    InitialSyncState,
+    ManagementState,
+    SyncStatus,
+)
+from dcsync.state.ports import AlarmRow, EndpointRow, ObservedColumns, StateChanges, StateRow
+
+BY = "state service"
+REJECTED_KEPT = 10_000
+_PAGE = 2_000
+_XID = "pg_current_xact_id()::text::bigint"
+
+_MANAGEMENT = {str(word): word for word in ManagementState}
+_AVAILABILITY = {str(word): word for word in AvailabilityStatus}
+_STATE = {str(word): word for word in InitialSyncState}
+_ENDPOINT = {str(word): word for word in EndpointType}
+_SYNC = {str(word): word for word in SyncStatus}
+
+
+class SqlStateStore:
+    """StateStore over PostgreSQL; thread-safe, for every transaction takes a connection of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def transaction(self) -> Iterator[SqlStateTransaction]:
+        """Committed at the end of the block. Raises DatabaseUnreachable, and BadReport for a value that is refused."""
+        with database_errors(), _refusals(), self._engine.begin() as connection:
+            yield SqlStateTransaction(connection)
+
+    @database_errors()
+    def region_names(self, *, after: str, limit: int) -> list[str]:
+        with self._engine.connect() as connection, _cursor(connection) as cursor:
+            cursor.execute(
+                "SELECT region_name FROM subcloud WHERE region_name > %s ORDER BY region_name LIMIT %s", (after, limit)
+            )
+            return [region_name for (region_name,) in cursor.fetchall()]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A value PostgreSQL refuses is the report's fault: another try gives the same answer."""
+    try:
+        yield
+    except (psycopg2.DataError, psycopg2.IntegrityError, exc.DataError, exc.IntegrityError) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        raise BadReport(f"the database refused it: {type(cause).__name__}") from error
+
+
+@contextmanager
+def _cursor(connection: Connection) -> Iterator[Any]:
+    dbapi_connection: Any = connection.connection.dbapi_connection
+    if dbapi_connection is None:
+        raise psycopg2.InterfaceError("the connection is gone")
+    with dbapi_connection.cursor() as cursor:
+        yield cursor
+
+
+class SqlStateTransaction:
+    """StateTransaction on one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def lock(
+        self, region_names: Collection[str], *, endpoint_types: Collection[EndpointType] | None = None
+    ) -> list[StateRow]:
+        wanted = sorted(EndpointType if endpoint_types is None else endpoint_types)
+        with _cursor(self._connection) as cursor:
+            cursor.execute(_LOCK, (sorted(region_names),))
+            rows = cursor.fetchall()
+            ids = [row[0] for row in rows]
+            # Only now, with the rows locked: what hangs on them would otherwise be read as it was before the wait.
+            cursor.execute(_MEMORIES, (ids,))
+            memories = dict(cursor.fetchall())
+            cursor.execute(_ENDPOINTS, (ids, [type_.value for type_ in wanted]))
+            endpoints: dict[int, dict[EndpointType, EndpointRow]] = {id_: {} for id_ in ids}
+            for id_, type_, status, alarmable, observed_at, sequence in cursor.fetchall():
+                endpoints[id_][_ENDPOINT[type_]] = EndpointRow(_SYNC[status], alarmable, _mark(observed_at, sequence))
+        return [_state_row(row, endpoints[row[0]], memories.get(row[0], {})) for row in rows]
+
+    def write(self, changes: StateChanges, *, now: datetime) -> None:
+        with _cursor(self._connection) as cursor:
+            _write_columns(cursor, changes.columns, now=now)
+            _apply_events(self._connection, changes.events, now=now)
+            _write_endpoints(cursor, changes, now=now)
+            _write_memories(cursor, changes.memories)
+            _clear_alarms(cursor, changes.cleared_alarms)
+            _raise_alarms(cursor, changes.raised_alarms)
+            _ask_for_audits(cursor, changes.audits, now=now)
+            if changes.realigned:
+                reconcile_alarms(cursor, now=now, subcloud_ids=changes.realigned)
+            if changes.rejected:
+                rejected = [(now, each.region_name, each.reason, each.report) for each in changes.rejected]
+                _insert(cursor, "INSERT INTO rejected_report (received_at, region_name, reason, report)", rejected)
+                cursor.execute(_FORGET_REJECTED, (REJECTED_KEPT,))
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+_LOCK = """
+SELECT id, name, region_name, management_state, initial_sync_state, availability_status,
+       online_observed_at, online_sequence, offline_observed_at, offline_sequence,
+       audit_fail_count, fail_count_observed_at, fail_count_sequence, first_identity_sync_complete
+FROM subcloud WHERE region_name = ANY(%s) ORDER BY id FOR NO KEY UPDATE
+"""
+_MEMORIES = "SELECT subcloud_id, memory FROM report_memory WHERE subcloud_id = ANY(%s)"
+_ENDPOINTS = """
+SELECT subcloud_id, endpoint_type, sync_status, alarmable, observed_at, sequence
+FROM endpoint_status WHERE subcloud_id = ANY(%s) AND endpoint_type = ANY(%s)
+"""
+
+
+def _state_row(
+    row: Sequence[Any], endpoints: Mapping[EndpointType, EndpointRow], memory: Mapping[str, Any]
+) -> StateRow:
+    return StateRow(
+        subcloud_id=row[0],
+        name=row[1],
+        region_name=row[2],
+        management_state=_MANAGEMENT[row[3]],
+        initial_sync_state=_STATE[row[4]],
+        availability_status=_AVAILABILITY[row[5]],
+        online_mark=_mark(row[6], row[7]),
+        offline_mark=_mark(row[8], row[9]),
+        fail_count=row[10],
+        fail_mark=_mark(row[11], row[12]),
+        first_identity_sync_complete=row[13],
+        endpoints=endpoints,
+        memory=memory,
+    )
+
+
+def _mark(observed_at: datetime | None, sequence: int) -> Mark | None:
+    return None if observed_at is None else Mark(observed_at, sequence)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def _write_columns(cursor: Any, columns: Sequence[ObservedColumns], *, now: datetime) -> None:
+    rows = [
+        (
+            each.subcloud_id,
+            each.availability_status.value,
+            *_stored(each.online_mark),
+            *_stored(each.offline_mark),
+            each.fail_count,
+            *_stored(each.fail_mark),
+            each.first_identity_sync_complete,
+            now,
+        )
+        for each in sorted(columns, key=lambda each: each.subcloud_id)
+    ]
+    _execute(
+        cursor,
+        """
+        UPDATE subcloud AS s SET
+            availability_status = v.status,
+            online_observed_at = v.online_at, online_sequence = v.online_sequence,
+            offline_observed_at = v.offline_at, offline_sequence = v.offline_sequence,
+            audit_fail_count = v.fails,
+            fail_count_observed_at = v.fails_at, fail_count_sequence = v.fails_sequence,
+            first_identity_sync_complete = v.identity_complete, updated_at = v.now
+        FROM (VALUES %s) AS v (id, status, online_at, online_sequence, offline_at, offline_sequence,
+                               fails, fails_at, fails_sequence, identity_complete, now)
+        WHERE s.id = v.id
+        """,
+        rows,
+        template="(%s::bigint, %s, %s::timestamptz, %s, %s::timestamptz, %s, %s, %s::timestamptz, %s, %s, "
+        "%s::timestamptz)",
+    )
+
+
+def _apply_events(connection: Connection, events: Mapping[Any, Sequence[int]], *, now: datetime) -> None:
+    for event, ids in sorted(events.items()):
+        apply_event(connection, event, ids, now=now, by=BY, cause=str(event))
+
+
+def _write_endpoints(cursor: Any, changes: StateChanges, *, now: datetime) -> None:
+    _execute(
+        cursor,
+        """
+        UPDATE endpoint_status AS e SET sync_status = v.status, alarmable = v.alarmable,
+            observed_at = v.at, sequence = v.sequence, changed_at = v.now
+        FROM (VALUES %s) AS v (id, type, status, alarmable, at, sequence, now)
+        WHERE e.subcloud_id = v.id AND e.endpoint_type = v.type
+        """,
+        _endpoint_rows(changes.endpoints, now=now),
+        template="(%s::bigint, %s, %s, %s, %s::timestamptz, %s, %s::timestamptz)",
+    )
+    _insert(
+        cursor,
+        "INSERT INTO endpoint_status (subcloud_id, endpoint_type, sync_status, alarmable, observed_at, sequence, "
+        "changed_at)",
+        _endpoint_rows(changes.added_endpoints, now=now),
+    )
+    audited = [(id_, type_.value) for id_, type_, _ in changes.added_endpoints if type_ in _AUDITED]
+    _insert(cursor, "INSERT INTO subcloud_sync (subcloud_id, endpoint_type)", audited)
+    removed = sorted((id_, type_.value) for id_, type_ in changes.removed_endpoints)
+    for table in ("endpoint_status", "subcloud_sync"):
+        _execute(
+            cursor,
+            f"DELETE FROM {table} AS t USING (VALUES %s) AS v (id, type) "  # noqa: S608 - our own two names
+            "WHERE t.subcloud_id = v.id AND t.endpoint_type = v.type",
+            removed,
+            template="(%s::bigint, %s)",
+        )
+
+
+_AUDITED = {*SYNCED_ENDPOINT_TYPES, EndpointType.IDENTITY_OPENSTACK}
+"""Endpoint types with a row of their own for dcsync's audits."""
+
+
+def _endpoint_rows(
+    endpoints: Sequence[tuple[int, EndpointType, EndpointRow]], *, now: datetime
+) -> list[tuple[object, ...]]:
+    return sorted(
+        (id_, type_.value, row.sync_status.value, row.alarmable, *_stored(row.mark), now)
+        for id_, type_, row in endpoints
+    )
+
+
+def _write_memories(cursor: Any, memories: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    _insert(
+        cursor,
+        "INSERT INTO report_memory (subcloud_id, memory)",
+        sorted((id_, json.dumps(memory, separators=(",", ":"))) for id_, memory in memories),
+        template="(%s, %s::jsonb)",
+        conflict="ON CONFLICT (subcloud_id) DO UPDATE SET memory = excluded.memory",
+    )
+
+
+def _clear_alarms(cursor: Any, cleared: Sequence[tuple[str, str, datetime]]) -> None:
+    _execute(
+        cursor,
+        f"""
+        UPDATE alarm AS a SET cleared_at = greatest(v.at, a.raised_at), changed_xid = {_XID}
+        FROM (VALUES %s) AS v (alarm_id, entity, at)
+        WHERE a.alarm_id = v.alarm_id AND a.entity = v.entity AND a.cleared_at IS NULL
+        """,  # noqa: S608 - a constant
+        sorted(cleared),
+        template="(%s, %s, %s::timestamptz)",
+    )
+
+
+def _raise_alarms(cursor: Any, raised: Sequence[AlarmRow]) -> None:
+    """One that is active already keeps the time it was first raised."""
+    _insert(
+        cursor,
+        "INSERT INTO alarm (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, raised_at, cleared_at,"
+        " changed_xid)",
+        [
+            (
+                each.alarm_id,
+                each.entity,
+                each.subcloud_id,
+                each.endpoint_type.value if each.endpoint_type else None,
+                each.severity,
+                each.reason_text,
+                each.raised_at,
+                each.cleared_at,
+            )
+            for each in sorted(raised, key=lambda each: (each.entity, each.alarm_id, each.raised_at))
+        ],
+        template=f"(%s, %s, %s, %s, %s, %s, %s, %s, {_XID})",
+        conflict="ON CONFLICT (entity, alarm_id) WHERE cleared_at IS NULL DO NOTHING",
+    )
+
+
+def _ask_for_audits(cursor: Any, audits: Sequence[tuple[int | None, EndpointType, str]], *, now: datetime) -> None:
+    _insert(
+        cursor,
+        "INSERT INTO audit_request (subcloud_id, endpoint_type, requested_at, cause)",
+        [
+            (id_, type_.value, now, cause)
+            for id_, type_, cause in sorted(audits, key=lambda asked: (asked[0] or 0, asked[1]))
+        ],
+        conflict="ON CONFLICT (subcloud_id, endpoint_type) DO NOTHING",
+    )
+
+
+_FORGET_REJECTED = "DELETE FROM rejected_report WHERE id <= (SELECT max(id) FROM rejected_report) - %s"
+
+
+def _stored(mark: Mark | None) -> tuple[datetime | None, int]:
+    return (None, 0) if mark is None else (mark.observed_at, mark.sequence)
+
+
+def _insert(
+    cursor: Any, into: str, rows: Sequence[tuple[object, ...]], *, template: str | None = None, conflict: str = ""
+) -> None:
+    _execute(cursor, f"{into} VALUES %s {conflict or 'ON CONFLICT DO NOTHING'}", rows, template=template)
+
+
+def _execute(cursor: Any, statement: str, rows: Sequence[tuple[object, ...]], *, template: str | None = None) -> None:
+    """Nothing at all for no rows; else one statement per _PAGE rows."""
+    if rows:
+        execute_values(cursor, statement, rows, template=template, page_size=_PAGE)
+
+
+# --- alarms against rows -----------------------------------------------------------------------------------------
+
+_EXPECTED = """
+    SELECT '280.001' AS alarm_id, 'subcloud=' || name AS entity, id AS subcloud_id, NULL AS endpoint_type,
+           'critical' AS severity, name || ' is offline' AS reason_text
+    FROM subcloud WHERE availability_status = 'offline' AND online_observed_at IS NOT NULL AND {subcloud}
+    UNION ALL
+    SELECT '280.002', 'subcloud=' || s.name || '.resource=' || e.endpoint_type, s.id, e.endpoint_type,
+           'major', s.name || ' ' || e.endpoint_type || ' sync_status is out-of-sync'
+    FROM endpoint_status AS e JOIN subcloud AS s ON s.id = e.subcloud_id
+    WHERE e.sync_status = 'out-of-sync' AND e.alarmable AND {endpoint}
+"""
+
+
+def reconcile_alarms(cursor: Any, *, now: datetime, subcloud_ids: Sequence[int] | None = None) -> tuple[int, int]:
+    """Make the active alarms (of these subclouds, None: all) those that the rows ask for; (raised, cleared).
+
+    The same rule as `dcsync.state.rules.expected_alarms`; an integration test holds the two together. Rows and alarms
+    are compared as they were at one moment: an alarm that a state worker clears meanwhile is not raised again.
+    """
+    if subcloud_ids is None:
+        expected, of_these, parameters = _EXPECTED.format(subcloud="true", endpoint="true"), "true", {"now": now}
+    else:
+        expected = _EXPECTED.format(subcloud="id = ANY(%(ids)s)", endpoint="s.id = ANY(%(ids)s)")
+        of_these, parameters = "a.subcloud_id = ANY(%(ids)s)", {"now": now, "ids": list(subcloud_ids)}  # type: ignore[dict-item]
+    cursor.execute(
+        f"""
+        UPDATE alarm AS a SET cleared_at = greatest(%(now)s, a.raised_at), changed_xid = {_XID}
+        WHERE a.cleared_at IS NULL AND {of_these} AND NOT EXISTS (
+            SELECT FROM ({expected}) AS x WHERE (x.alarm_id, x.entity) = (a.alarm_id, a.entity))
+        """,  # noqa: S608 - constants
+        parameters,
+    )
+    cleared = cursor.rowcount
+    cursor.execute(
+        f"""
+        INSERT INTO alarm (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, raised_at, changed_xid)
+        SELECT alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, %(now)s, {_XID}
+        FROM ({expected}) AS x WHERE NOT EXISTS (
+            SELECT FROM alarm AS a WHERE a.cleared_at IS NULL AND (a.alarm_id, a.entity) = (x.alarm_id, x.entity))
+        ORDER BY entity
+        ON CONFLICT (entity, alarm_id) WHERE cleared_at IS NULL DO NOTHING
+        """,  # noqa: S608 - constants
+        parameters,
+    )
+    return cursor.rowcount, cleared

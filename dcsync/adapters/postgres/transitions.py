@@ -1,0 +1,142 @@
+"""One lifecycle event applied to many rows at once: the SQL shared by operators (inventory) and observers (states).
+
+Here is every column an event of that kind touches, and the history row it leaves; which event follows from what is
+decided by `dcsync.model.lifecycle`. What goes with it when a subcloud is unmanaged or deleted is here too, for alarms
+follow rows in the same transaction. Claims and the endings of runs are not here, they belong to the run's own store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Text,
+    any_,
+    case,
+    func,
+    insert,
+    literal,
+    literal_column,
+    null,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from dcsync.adapters.postgres.tables import alarm, endpoint_status, report_memory, subcloud, sync_request
+from dcsync.model.lifecycle import Event, state_after, states_before
+from dcsync.model.subcloud import EndpointType, InitialSyncState, SyncStatus
+
+
+def apply_event(
+    connection: Connection,
+    event: Event,
+    subcloud_ids: Collection[int],
+    *,
+    now: datetime,
+    by: str,
+    cause: str,
+    forget_subsequent_sync: bool = False,
+) -> list[int]:
+    """Move these rows as `event` says, "set B where it is still A"; the ids that moved.
+
+    For BECAME_ELIGIBLE and ASKED (a new request: generation + 1, and a `sync_request` history row with `by` and
+    `cause`) and for LEFT (back to none). Either way what an earlier request left in the row is cleared, its run
+    included, which therefore stops before its next write and closes its own history row.
+    `forget_subsequent_sync` also drops the memory of the identity data the subcloud was last given; groups that an
+    attempt emptied are remembered all the same, for they still want filling.
+
+    The caller holds the row locks, taken in id order. Source: docs/upstream/initial-sync.md section 3 (T2, T3) and 3.1.
+    """
+    if not subcloud_ids:
+        return []
+    after = state_after(event)
+    moved = (
+        update(subcloud)
+        .where(subcloud.c.id == any_(_ids(subcloud_ids)))
+        .where(subcloud.c.initial_sync_state.in_(states_before(event)))
+        .values(_columns(after, now=now, forget_subsequent_sync=forget_subsequent_sync))
+        .returning(subcloud.c.id, subcloud.c.generation)
+    )
+    if after is not InitialSyncState.REQUESTED:
+        return sorted(row.id for row in connection.execute(moved))
+    rows = moved.cte("moved")
+    history = (
+        insert(sync_request)
+        .from_select(
+            ["subcloud_id", "generation", "requested_at", "requested_by", "cause"],
+            rows.select().with_only_columns(
+                rows.c.id, rows.c.generation, literal(now), literal(by), literal(cause), maintain_column_froms=True
+            ),
+        )
+        .returning(sync_request.c.subcloud_id)
+    )
+    return sorted(row.subcloud_id for row in connection.execute(history))
+
+
+def _columns(after: InitialSyncState, *, now: datetime, forget_subsequent_sync: bool) -> dict[str, object]:
+    requested = after is InitialSyncState.REQUESTED
+    columns: dict[str, object] = {
+        "initial_sync_state": after,
+        "generation": subcloud.c.generation + 1 if requested else subcloud.c.generation,
+        "requested_at": now if requested else null(),
+        "attempt": 0,
+        "abandoned": 0,
+        "detail": "",
+        "updated_at": now,
+    }
+    columns |= dict.fromkeys(("dispatched_at", "retry_at", "run_id", "claimed_at", "step", "reason"), null())
+    if forget_subsequent_sync:
+        columns |= {"subsequent_sync": False, "identity_fingerprint": null()}
+    return columns
+
+
+def forget_endpoints(connection: Connection, subcloud_ids: Collection[int], *, now: datetime) -> None:
+    """Nobody looks after an unmanaged subcloud: its endpoints become unknown and their alarms go, all but those of
+    dc-cert, which is kept up for unmanaged subclouds as well. Reports observed before `now` count for nothing any more.
+
+    The caller holds the row locks. Source: docs/upstream/state-service.md sections 8 and 8.1.
+    """
+    if not subcloud_ids:
+        return
+    status = endpoint_status.c.sync_status
+    connection.execute(
+        update(endpoint_status)
+        .where(endpoint_status.c.subcloud_id == any_(_ids(subcloud_ids)))
+        .where(endpoint_status.c.endpoint_type != EndpointType.DC_CERT)
+        .values(
+            sync_status=SyncStatus.UNKNOWN,
+            alarmable=True,
+            changed_at=case((status == SyncStatus.UNKNOWN, endpoint_status.c.changed_at), else_=now),
+            observed_at=func.greatest(endpoint_status.c.observed_at, now),
+            sequence=0,
+        )
+    )
+    connection.execute(
+        update(report_memory)
+        .where(report_memory.c.subcloud_id == any_(_ids(subcloud_ids)))
+        .values(memory=report_memory.c.memory.op("-")(literal("endpoints", Text)))
+    )
+    clear_alarms(connection, alarm.c.endpoint_type != EndpointType.DC_CERT, subcloud_ids, now=now)
+
+
+def clear_alarms(
+    connection: Connection, which: ColumnElement[bool], subcloud_ids: Collection[int], *, now: datetime
+) -> None:
+    """Clear these of the active alarms of these subclouds; sinks are told like of any other change."""
+    connection.execute(
+        update(alarm)
+        .where(alarm.c.subcloud_id == any_(_ids(subcloud_ids)), alarm.c.cleared_at.is_(None), which)
+        .values(cleared_at=func.greatest(alarm.c.raised_at, now), changed_xid=CURRENT_XID)
+    )
+
+
+CURRENT_XID: ColumnElement[int] = literal_column("pg_current_xact_id()::text::bigint", BigInteger)
+"""The transaction that changes an alarm; see `tables.alarm`."""
+
+
+def _ids(subcloud_ids: Collection[int]) -> ColumnElement[list[int]]:
+    return literal(sorted(subcloud_ids), ARRAY(BigInteger))

@@ -1,0 +1,231 @@
+"""What audits and the central watch ask of the world. Store calls block and raise `DatabaseUnreachable`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from dcsync.model.identity import Placed
+from dcsync.model.lifecycle import Failure
+from dcsync.model.messages import AuditHint
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import AuditStatus, EndpointType, Subcloud, SyncStatus
+from dcsync.runs.ports import Standing
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPart:
+    """One endpoint type a run looks at: what was asked, and what earlier runs found there."""
+
+    endpoint_type: EndpointType
+    generation: int
+    attempt: int = 1
+    difference: str | None = None
+    """A digest of what the last finished comparison found; None when that was nothing."""
+    difference_repairs: int = 0
+    """How often exactly this was repaired in a row."""
+    deletes_allowed: bool = False
+    resource_types: frozenset[str] | None = None
+    """Repair these only (None: all); compared is everything."""
+    requested_at: datetime | None = None
+    """When it was asked for, by a central change or a person: what was read of the centre earlier will not do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRun:
+    """A claimed audit of one subcloud: the endpoint types that were due, and what their comparison needs."""
+
+    run_id: str
+    subcloud: Subcloud
+    parts: tuple[AuditPart, ...]
+    placed: Placed
+    groups_to_refill: Mapping[str, tuple[str, ...]]
+    central_counts: Mapping[str, int]
+    """How long the central lists were when the watch last accepted them; empty before it did."""
+    keys_planned_until: datetime | None = None
+    """Until then, differing keys are a planned rotation."""
+
+
+SETTLED = frozenset({Reason.GUARD_REFUSED, Reason.NOT_CONVERGING})
+"""Failures of an audit by which what was asked was done as far as it may be: the next look is at the usual time, or as
+soon as something new is asked. All other failures are held off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one run found out about one endpoint type, as its row keeps it."""
+
+    endpoint_type: EndpointType
+    generation: int
+    result: SyncStatus | None
+    """The state after the run; None when no comparison was finished."""
+    reported: SyncStatus | None
+    """What the state service is told; None when what it was told before stands."""
+    is_observed: bool
+    """Whether what was asked for is done with, as far as it may be done."""
+    differences: tuple[str, ...] = ()
+    difference: str | None = None
+    difference_repairs: int = 0
+    repaired: bool = False
+    failure: Failure | None = None
+    due_at: datetime
+    keys_fingerprint: str | None = None
+    """Of the keys the subcloud was last seen to hold in this run; None where nobody looked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    """What is known about one endpoint type of one subcloud, for operators."""
+
+    name: str
+    region_name: str
+    endpoint_type: EndpointType
+    is_eligible: bool
+    generation: int
+    observed_generation: int
+    requested_at: datetime | None
+    requested_by: str
+    audit_status: AuditStatus
+    due_at: datetime
+    claimed_at: datetime | None
+    attempt: int
+    reason: Reason | None
+    detail: str
+    result: SyncStatus | None
+    reported: SyncStatus | None
+    last_audit_time: datetime | None
+    last_good_at: datetime | None
+    differences: tuple[str, ...]
+    """What the last comparison that found anything found: names and fields, no values."""
+    difference_at: datetime | None
+    difference_repairs: int
+    repaired_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralState:
+    """The centre as the watch last accepted it; `kind` is the endpoint type it concerns."""
+
+    kind: EndpointType
+    fingerprint: str
+    events_fingerprint: str
+    """Of the revocation events, which change more often than the rest."""
+    counts: Mapping[str, int]
+    generation: int = 0
+    changed_at: datetime | None = None
+    refused: str | None = None
+    shrink_allowed: bool = False
+
+
+class AuditStore(Protocol):
+    """Rows as audits see them, one per (subcloud, endpoint type). Eligible is managed, online and completed."""
+
+    # What is asked.
+
+    def request(
+        self,
+        names: Sequence[str] | None,
+        endpoint_types: Collection[EndpointType],
+        *,
+        now: datetime,
+        by: str,
+        allow_deletes: bool = False,
+        resource_types: Collection[str] | None = None,
+    ) -> list[str]:
+        """An operator asks for an audit of these (None: all), at once also after a failure, and with every difference
+        to be repaired anew. Raises UnknownSubcloud. Those not eligible catch up when they are. The region names.
+        With `resource_types` these alone are repaired, and what others have asked for and was not done yet.
+
+        With `allow_deletes` for all, a central list that shrank is accepted as well."""
+
+    def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
+        """The centre changed: every row of that type is due, but those held off after a failure (SETTLED ones are not),
+        and for everything, whatever it was restricted to; how many rows."""
+
+    def take_follow_ups(self, *, now: datetime) -> int:
+        """Turn the state service's requests for audits of ours into due rows; how many requests."""
+
+    def audits(self, names: Sequence[str] | None) -> list[AuditRow]:
+        """By name and endpoint type; raises UnknownSubcloud."""
+
+    # The sweep.
+
+    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+        """(region name, run id, claimed at) of runs claimed before `moment` and still in progress."""
+
+    def take_back(
+        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    ) -> list[str]:
+        """Their rows are due again; the third time in a row they fail (quarantined) until `hold_off_until`."""
+
+    def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
+        """Hints sent (and when) whose rows nobody has claimed since."""
+
+    def in_progress_count(self) -> int:
+        """How many subclouds are being audited."""
+
+    def dispatch(
+        self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
+    ) -> list[AuditHint]:
+        """Mark up to `room` due rows as dispatched, longest due first, and one hint for each subcloud among them:
+        those never sent, and those whose hint is `lost`. `region_name`: of this subcloud only."""
+
+    def undo_dispatch(self, hints: Collection[AuditHint]) -> None:
+        """The hints could not be sent."""
+
+    # One run.
+
+    def claim(self, *, region_name: str, run_id: str, now: datetime) -> AuditRun | None:
+        """Take what is due of an eligible subcloud; None when that is nothing."""
+
+    def look(self, name: str) -> AuditRun:
+        """The same for all endpoint types, taking nothing: for a comparison that writes nothing.
+        Raises UnknownSubcloud."""
+
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
+        """As RunStore.standing."""
+
+    def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
+        """Keep what is on the subcloud from the centre; False when the rows are no longer its own."""
+
+    def remember_groups(self, run: AuditRun, groups: Mapping[str, tuple[str, ...]]) -> bool:
+        """As RunStore.remember_groups."""
+
+    def settle(self, run: AuditRun, findings: Sequence[Finding], *, now: datetime) -> bool:
+        """Record what was found, where a row is still the run's own; what was asked meanwhile leaves it due at once."""
+
+    def release(self, run: AuditRun, *, now: datetime) -> bool:
+        """The run ends without a finding: its rows are due again as if it had not been."""
+
+    # The centre.
+
+    def central_state(self, kind: EndpointType) -> CentralState | None:
+        """None before the watch first looked."""
+
+    def accept_central(self, state: CentralState, *, old: CentralState | None, now: datetime) -> int | None:
+        """Keep this, where `old` is still kept, and (unless that is None) raise the generation of every row of its
+        kind in the same transaction; how many rows, None when somebody else was faster."""
+
+    def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
+        """Note that the watch looked: what it found was refused, or (None) is what is kept. Then what an operator
+        allowed is over, too: it was meant for what there was to see at that time."""
+
+
+class AuditReports(Protocol):
+    """Tells the state service what audits found; never raises, and keeps nobody waiting."""
+
+    def __call__(
+        self, region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool
+    ) -> None: ...
+
+
+class AuditMessenger(Protocol):
+    """Sends hints on the `audit` queue. One that cannot be sent raises BrokerUnreachable; the sweep sends it again."""
+
+    def send_audits(self, hints: Sequence[AuditHint]) -> None:
+        """One pipelined batch."""
+
+    def waiting_audit_ids(self) -> set[str]:
+        """Task ids of messages that no worker has taken yet."""

@@ -1,0 +1,123 @@
+"""What the initial sync asks of the world. The store is a plain blocking call and raises `DatabaseUnreachable`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from dcsync.model.identity import NewIds, Placed
+from dcsync.model.lifecycle import Ending, Failure
+from dcsync.model.messages import SyncHint
+from dcsync.model.subcloud import Step, Subcloud
+from dcsync.runs.ports import Standing
+
+
+@dataclass(frozen=True)
+class Run:
+    """A claimed attempt: the one process that holds its run id may work on the subcloud and write its result."""
+
+    run_id: str
+    subcloud: Subcloud
+    identity_fingerprint: str | None
+    """Of the central identity data this subcloud was last given, None if never (or forgotten on unmanage)."""
+    groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group id -> member ids of site-only groups an earlier attempt emptied and did not fill again."""
+
+
+class RunStore(Protocol):
+    """Rows as the sweep and the runs see them. Every write of a run is conditional on its run id."""
+
+    def requeue_due(self, *, now: datetime) -> int:
+        """failed -> requested for every row whose hold-off is over; how many."""
+
+    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+        """(region name, run id, claimed at) of rows claimed before `moment` and still in progress."""
+
+    def take_back(
+        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    ) -> list[str]:
+        """in-progress -> requested for these (region name, run id), where the run id still stands; the third time for
+        one request -> failed (quarantined) until `hold_off_until`. Returns the region names changed."""
+
+    def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+        """(region name, run id) of attempts without an end that own no row any more: unmanaged, or requested anew."""
+
+    def end_overtaken(self, run_ids: Collection[str], *, now: datetime) -> None:
+        """These attempts are over: their workers are gone, and can no longer write their end themselves."""
+
+    def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
+        """Hints sent (and when) whose subcloud is still only requested."""
+
+    def in_progress_count(self) -> int:
+        """How many subclouds are being worked on."""
+
+    def dispatch(self, *, room: int, lost: Collection[SyncHint], now: datetime) -> list[SyncHint]:
+        """Mark up to `room` requested rows as dispatched, oldest request first: those never sent, and those whose hint
+        is `lost`. Rows another sweep is marking at this moment are passed over."""
+
+    def undo_dispatch(self, hints: Collection[SyncHint]) -> None:
+        """The hints could not be sent: mark the rows unsent again."""
+
+    def claim(self, *, region_name: str, generation: int, run_id: str, worker: str, now: datetime) -> Run | None:
+        """requested -> in-progress if state and generation still match; None is an answer: somebody else moved it."""
+
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
+        """For each run: None while its row is still its own, else why it must stop."""
+
+    def start_step(self, run: Run, step: Step, *, now: datetime) -> bool:
+        """Note which step the run is in; False when the row is no longer its own."""
+
+    def end_step(self, run: Run, step: Step, *, now: datetime, outcome: str, detail: str = "") -> None:
+        """Note how a step ended, in its history row."""
+
+    def record_identity(self, run: Run, *, fingerprint: str) -> bool:
+        """The subcloud now carries this central identity data; sets subsequent_sync. False as in start_step."""
+
+    def remember_groups(self, run: Run, groups: Mapping[str, tuple[str, ...]]) -> bool:
+        """Keep the members of groups about to be emptied; an empty mapping forgets them. False as in start_step."""
+
+    def remember_placed(self, run: Run, placed: Placed, new_ids: NewIds) -> bool:
+        """Add this to what is on the subcloud from the centre, and to the grants among it what they become when these
+        records take their new ids. False as in start_step."""
+
+    def init_audit(self, run: Run, *, now: datetime) -> bool:
+        """Reset the audit columns of platform and identity so that the first audit is due at once.
+
+        Source: docs/upstream/initial-sync.md section 9. False as in start_step.
+        """
+
+    def complete(self, run: Run, *, now: datetime, audits_due_at: datetime) -> bool:
+        """in-progress -> completed and the end of the attempt, together; its audits are due then, and those somebody
+        has asked for at once. False when the row is not its own."""
+
+    def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:
+        """in-progress -> failed with reason and retry_at, and the attempt's end; False as in complete."""
+
+    def give_back(self, run: Run, *, ending: Ending, detail: str, now: datetime) -> bool:
+        """in-progress -> requested, for this worker stops or lost the lock; the attempt does not count against the
+        subcloud. False as in complete."""
+
+    def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
+        """Close the history row of a run that may not touch the subcloud's row any more."""
+
+    def delete_history(self, *, ended_before: datetime, limit: int) -> int:
+        """Remove up to `limit` old attempts (never a subcloud's latest), and as many old requests that have none (never
+        its latest either); how many rows."""
+
+
+class Progress(Protocol):
+    """Who is told which step a run has reached, for display only; never raises."""
+
+    def __call__(self, run: Run, step: Step) -> None: ...
+
+
+class SyncMessenger(Protocol):
+    """Sends hints on the `sync` queue. One that cannot be sent raises BrokerUnreachable; the sweep sends it again."""
+
+    def send_sync(self, hints: Sequence[SyncHint]) -> None:
+        """One pipelined batch."""
+
+    def waiting_sync_ids(self) -> set[str]:
+        """Task ids of messages that no worker has taken yet."""

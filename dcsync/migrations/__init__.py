@@ -1,1 +1,0 @@
-"""Schema changes, one small step each, run by `dcsync db upgrade` (`dcsync.adapters.database.upgrade`)."""

@@ -1,0 +1,330 @@
+"""What Keystone holds and dcsync aligns: users, groups, projects, roles, and the fernet keys.
+
+Records are raw Keystone rows as dcdbsync speaks them. Their bodies hold password hashes and keys, so nothing here
+shows a body in its `repr`. How records are matched and ordered is `initial_sync/identity_plan.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+
+class ResourceType(StrEnum):
+    """In the order they are written. Values are dcdbsync's path segments."""
+
+    USERS = "users"
+    GROUPS = "groups"
+    PROJECTS = "projects"
+    ROLES = "roles"
+
+
+USER_COLUMNS = ("id", "extra", "enabled", "default_project_id", "created_at", "last_active_at", "domain_id")
+LOCAL_USER_COLUMNS = ("id", "domain_id", "name", "user_id", "failed_auth_count", "failed_auth_at")
+PASSWORD_COLUMNS = (
+    "id", "local_user_id", "self_service", "password_hash", "created_at", "created_at_int", "expires_at",
+    "expires_at_int",
+)  # fmt: skip
+USER_OPTION_COLUMNS = ("user_id", "option_id", "option_value")
+GROUP_COLUMNS = ("id", "domain_id", "name", "description", "extra")
+PROJECT_COLUMNS = ("id", "name", "extra", "description", "enabled", "domain_id", "parent_id", "is_domain")
+ROLE_COLUMNS = ("id", "name", "extra", "domain_id", "description")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One user, group, project or role. `body` is the JSON object dcdbsync lists and takes back."""
+
+    type: ResourceType
+    id: str
+    name: str
+    domain_id: str
+    body: Mapping[str, Any] = field(repr=False, hash=False)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes records of the two sides the same thing: name and domain."""
+        return self.name, self.domain_id
+
+    @property
+    def member_ids(self) -> tuple[str, ...]:
+        """A group's members (user ids, sorted); empty for the other types."""
+        return tuple(sorted(self.body.get("local_user_ids", ())))
+
+
+def _only(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise TypeError("a row is not an object")
+    return {column: row[column] for column in columns if column in row}
+
+
+def record_from_body(type_: ResourceType, body: Mapping[str, Any]) -> Record:
+    """A record from one element of a dcdbsync list, reduced to the columns every release knows.
+
+    Unknown columns are dropped: the server passes what it gets to its tables unfiltered, and one column its table
+    lacks is a 500. An absent `user_option` stays absent (an empty list would remove the subcloud's options).
+    Raises KeyError, TypeError or ValueError for a body of another shape. Source: docs/upstream/identity-sync.md section
+    5.
+    """
+    if type_ is ResourceType.USERS:
+        user, local_user = body["user"], body["local_user"]
+        kept: dict[str, Any] = {
+            "user": _only(user, USER_COLUMNS),
+            "local_user": _only(local_user, LOCAL_USER_COLUMNS),
+            "password": [_only(row, PASSWORD_COLUMNS) for row in body["password"]],
+        }
+        if body.get("user_option") is not None:
+            kept["user_option"] = [_only(row, USER_OPTION_COLUMNS) for row in body["user_option"]]
+        return _record(type_, user["id"], local_user["name"], user["domain_id"], kept)
+    if type_ is ResourceType.GROUPS:
+        row = body["group"]
+        members = body["local_user_ids"]
+        if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
+            raise TypeError("local_user_ids is not a list of ids")
+        kept = {"group": _only(row, GROUP_COLUMNS), "local_user_ids": list(members)}
+    elif type_ is ResourceType.PROJECTS:
+        row = body["project"]
+        kept = {"project": _only(row, PROJECT_COLUMNS)}
+        if not isinstance(row.get("parent_id"), str | None):
+            raise TypeError("parent_id is not text")
+    else:
+        row = body["role"]
+        kept = {"role": _only(row, ROLE_COLUMNS)}
+    return _record(type_, row["id"], row["name"], row["domain_id"], kept)
+
+
+def _record(type_: ResourceType, id_: object, name: object, domain_id: object, body: dict[str, Any]) -> Record:
+    if not (isinstance(id_, str) and id_ and isinstance(name, str) and isinstance(domain_id, str | None)):
+        raise TypeError(f"{type_}: id, name or domain_id is not text")
+    return Record(type=type_, id=id_, name=name, domain_id=domain_id or "", body=body)
+
+
+@dataclass(frozen=True)
+class Records:
+    """The four lists of one cloud."""
+
+    users: tuple[Record, ...]
+    groups: tuple[Record, ...]
+    projects: tuple[Record, ...]
+    roles: tuple[Record, ...]
+
+    def of(self, type_: ResourceType) -> tuple[Record, ...]:
+        lists: tuple[Record, ...] = getattr(self, type_.value)
+        return lists
+
+    def __repr__(self) -> str:
+        return "Records(" + ", ".join(f"{len(self.of(t))} {t}" for t in ResourceType) + ")"
+
+
+VOLATILE_COLUMNS = frozenset({"last_active_at", "failed_auth_count", "failed_auth_at", "local_user_id"})
+"""Columns that change by themselves (a login, a wrong password) or count per database; never decide anything by them.
+Source: docs/upstream/real-keystone.md K11."""
+
+
+def fingerprint(records: Records) -> str:
+    """A digest of what a subcloud is given, equal for equal content in any order; volatile columns do not count."""
+    digest = hashlib.sha256()
+    for type_ in ResourceType:
+        for line in sorted(json.dumps(_stable(record.body), sort_keys=True) for record in records.of(type_)):
+            digest.update(line.encode())
+            digest.update(b"\n")
+        digest.update(b"\f")
+    return digest.hexdigest()
+
+
+def record_digest(record: Record) -> str:
+    """A digest of one record as `fingerprint` sees it."""
+    return hashlib.sha256(json.dumps(_stable(record.body), sort_keys=True).encode()).hexdigest()
+
+
+def _stable(body: Mapping[str, Any]) -> dict[str, Any]:
+    stable: dict[str, Any] = {}
+    for part, value in body.items():
+        if isinstance(value, Mapping):
+            dropped = VOLATILE_COLUMNS | ({"id"} if part == "local_user" else set())
+            stable[part] = {column: v for column, v in value.items() if column not in dropped}
+        elif part == "local_user_ids":
+            stable[part] = sorted(value)
+        else:
+            rows = [{c: v for c, v in row.items() if c not in VOLATILE_COLUMNS | {"id"}} for row in value]
+            stable[part] = sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
+    return stable
+
+
+@dataclass(frozen=True, repr=False)
+class FernetKeys:
+    """A whole fernet repository: key id -> key. Compared without order; never shown."""
+
+    keys: Mapping[int, str]
+
+    def __repr__(self) -> str:
+        return f"FernetKeys(ids={sorted(self.keys)})"
+
+    def fingerprint(self) -> str:
+        """A digest for comparing and reporting; the keys cannot be got back from it."""
+        text = "\n".join(f"{key_id}:{self.keys[key_id]}" for key_id in sorted(self.keys))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def problems(self) -> list[str]:
+        """What is wrong with this set, in words without key material; empty when it may be sent."""
+        found = [] if self.keys else ["the set is empty"]
+        for key_id, key in sorted(self.keys.items()):
+            if key_id < 0:
+                found.append(f"key id {key_id} is negative")
+            if not _is_fernet_key(key):
+                found.append(f"key {key_id} is not 32 bytes of url-safe base64")
+        return found
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """What rows may know of a set of keys: fingerprints only, of the whole and of each key."""
+
+    fingerprint: str
+    """As `FernetKeys.fingerprint`."""
+    keys: tuple[tuple[int, str], ...]
+    """(id, fingerprint of the key), ascending: the staged key (id 0) first, the primary last."""
+
+    @property
+    def primary(self) -> str:
+        """Of the key that tokens are issued with now."""
+        return self.keys[-1][1] if self.keys else ""
+
+    @property
+    def staged(self) -> str:
+        """Of the key that is primary after the next rotation; empty when there is none."""
+        return dict(self.keys).get(0, "")
+
+
+def key_set(keys: FernetKeys) -> KeySet:
+    """The keys cannot be got back from it."""
+    ids = sorted(keys.keys)
+    return KeySet(keys.fingerprint(), tuple((id_, hashlib.sha256(keys.keys[id_].encode()).hexdigest()) for id_ in ids))
+
+
+def fernet_keys(pairs: Iterable[tuple[int, str]]) -> FernetKeys:
+    """Keys from (id, key) pairs; raises ValueError when an id comes twice."""
+    keys: dict[int, str] = {}
+    for key_id, key in pairs:
+        if key_id in keys:
+            raise ValueError(f"key id {key_id} comes twice")
+        keys[key_id] = key
+    return FernetKeys(keys)
+
+
+def _is_fernet_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)) == 32
+    except (binascii.Error, UnicodeEncodeError, ValueError):
+        return False
+
+
+class ActorType(StrEnum):
+    USER = "user"
+    GROUP = "group"
+
+
+@dataclass(frozen=True, order=True)
+class Assignment:
+    """A role granted to a user or group on a project, all by id."""
+
+    project_id: str
+    actor_type: ActorType
+    actor_id: str
+    role_id: str
+
+    @property
+    def ids(self) -> tuple[tuple[ResourceType, str], ...]:
+        """Of the records it ties together: the actor's, the project's, the role's."""
+        actors = ResourceType.USERS if self.actor_type is ActorType.USER else ResourceType.GROUPS
+        return (actors, self.actor_id), (ResourceType.PROJECTS, self.project_id), (ResourceType.ROLES, self.role_id)
+
+    def moved(self, new_ids: NewIds) -> Assignment:
+        """As it is once these records have other ids: grants follow."""
+        actor, project, role = (new_ids.get(each, each[1]) for each in self.ids)
+        return Assignment(project_id=project, actor_type=self.actor_type, actor_id=actor, role_id=role)
+
+
+NewIds = Mapping[tuple[ResourceType, str], str]
+"""(type, old id) -> new id, of the records of a cloud that change theirs."""
+
+
+REVOCATION_EVENT_COLUMNS = (
+    "domain_id", "project_id", "user_id", "role_id", "trust_id", "consumer_id", "access_token_id", "issued_before",
+    "expires_at", "revoked_at", "audit_id", "audit_chain_id",
+)  # fmt: skip
+
+
+EVENT_LEFT_OVER = timedelta(minutes=30)
+"""How long Keystone keeps a revocation event once the tokens it revokes have expired."""
+
+
+@dataclass(frozen=True)
+class RevocationEvent:
+    """One row of Keystone's revocation events; two are the same when all columns but the automatic `id` are."""
+
+    columns: tuple[tuple[str, str | None], ...]
+    """(column, value) in the order of REVOCATION_EVENT_COLUMNS; a column the cloud does not know is left out."""
+
+    @property
+    def body(self) -> dict[str, str | None]:
+        return dict(self.columns)
+
+    def matters_at(self, now: datetime, *, token_lifetime: timedelta) -> bool:
+        """Whether a token it revokes may still be alive; True where the cloud does not say when it was revoked.
+
+        Keystone removes older events itself, each cloud when it next revokes something: what one side has removed
+        already is no difference. Source: keystone's `prune` (an expired token's event, half an hour later).
+        """
+        try:
+            revoked_at = datetime.fromisoformat(self.body.get("revoked_at") or "")
+        except ValueError:
+            return True
+        return now - revoked_at.replace(tzinfo=UTC) <= token_lifetime + EVENT_LEFT_OVER
+
+
+def revocation_event(row: Mapping[str, Any]) -> RevocationEvent:
+    """An event from the object dcdbsync lists under `revocation_event`."""
+    return RevocationEvent(tuple((column, row[column]) for column in REVOCATION_EVENT_COLUMNS if column in row))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What dcsync put on a subcloud, or found there under the centre's name: ids only. A central deletion deletes
+    exactly these."""
+
+    ids: Mapping[ResourceType, frozenset[str]] = field(default_factory=dict)
+    assignments: frozenset[Assignment] = frozenset()
+
+    def of(self, type_: ResourceType) -> frozenset[str]:
+        return self.ids.get(type_, frozenset())
+
+    def __or__(self, other: Placed) -> Placed:
+        """What either of them holds."""
+        ids = {type_: self.of(type_) | other.of(type_) for type_ in ResourceType}
+        return Placed(ids=ids, assignments=self.assignments | other.assignments)
+
+    def followed(self, new_ids: NewIds) -> Placed:
+        """With its grants under both their old and their new ids: who was deleted and made anew at the centre must not
+        inherit for good what the other was granted."""
+        return self | Placed(assignments=frozenset(each.moved(new_ids) for each in self.assignments))
+
+
+@dataclass(frozen=True)
+class CentralData:
+    """What the centre gives its subclouds, fetched once per wave and shared; lives in memory only."""
+
+    records: Records
+    keys: FernetKeys
+    identity_fingerprint: str
+    """Of `records`: what an initial sync gives."""
+    assignments: frozenset[Assignment] = frozenset()
+    """Read for audits only, as the events: empty in what `Clouds.central_data` gives."""
+    revocation_events: frozenset[RevocationEvent] = frozenset()

@@ -1,0 +1,89 @@
+"""The closed list of reasons an operator may see, each with what to do about it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a run failed, as shown to operators. A closed list: tables, JSON and dashboards rely on the spelling."""
+
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    TLS_FAILED = "tls-failed"
+    AUTH_FAILED = "auth-failed"
+    REFUSED = "refused"
+    TOO_MANY_REQUESTS = "too-many-requests"
+    SERVER_ERROR = "server-error"
+    BAD_REPLY = "bad-reply"
+    REPLY_TOO_LARGE = "reply-too-large"
+    ADDRESS_REFUSED = "address-refused"
+    SUBCLOUD_EMPTY = "subcloud-empty"
+    IDS_NOT_ALIGNED = "ids-not-aligned"
+    IDENTITY_NOT_VERIFIED = "identity-not-verified"
+    KEYS_NOT_VERIFIED = "keys-not-verified"
+    CENTRAL_UNREACHABLE = "central-unreachable"
+    CENTRAL_AUTH_FAILED = "central-auth-failed"
+    CENTRAL_BAD_REPLY = "central-bad-reply"
+    CENTRAL_EMPTY = "central-empty"
+    CENTRAL_KEYS_INVALID = "central-keys-invalid"
+    GUARD_REFUSED = "guard-refused"
+    NOT_CONVERGING = "not-converging"
+    QUARANTINED = "quarantined"
+    INTERNAL_ERROR = "internal-error"
+
+    @property
+    def needs_a_person(self) -> bool:
+        """True where waiting alone is unlikely to help; the run is still retried, at its hold-off."""
+        return self in _NEEDS_A_PERSON
+
+    @property
+    def advice(self) -> str:
+        """One sentence that says what to do next."""
+        return _ADVICE[self]
+
+
+_NEEDS_A_PERSON = frozenset(
+    {
+        Reason.TLS_FAILED,
+        Reason.AUTH_FAILED,
+        Reason.REFUSED,
+        Reason.ADDRESS_REFUSED,
+        Reason.SUBCLOUD_EMPTY,
+        Reason.IDS_NOT_ALIGNED,
+        Reason.CENTRAL_AUTH_FAILED,
+        Reason.CENTRAL_EMPTY,
+        Reason.CENTRAL_KEYS_INVALID,
+        Reason.GUARD_REFUSED,
+        Reason.NOT_CONVERGING,
+        Reason.QUARANTINED,
+        Reason.INTERNAL_ERROR,
+    }
+)
+
+
+_ADVICE = {
+    Reason.UNREACHABLE: "check the management network and that the subcloud's services are up",
+    Reason.TIMEOUT: "the subcloud accepts connections but is too slow to answer; look at its load",
+    Reason.TLS_FAILED: "check the subcloud's certificate and DCSYNC_CA_FILE",
+    Reason.AUTH_FAILED: "check DCSYNC_USERNAME and its password on the subcloud",
+    Reason.REFUSED: "the subcloud refused a request as wrong or forbidden; see its dcdbsync and sysinv logs",
+    Reason.TOO_MANY_REQUESTS: "the subcloud asked to be left alone for a while; it is tried again when it said",
+    Reason.SERVER_ERROR: "see the subcloud's own logs for the request id req-<run id>",
+    Reason.BAD_REPLY: "something other than the expected service answers at this address",
+    Reason.REPLY_TOO_LARGE: "something other than the expected service answers at this address",
+    Reason.ADDRESS_REFUSED: "correct the management IP or DCSYNC_ALLOWED_NETWORKS",
+    Reason.SUBCLOUD_EMPTY: "the subcloud lists no users, projects or roles; check its Keystone database",
+    Reason.IDS_NOT_ALIGNED: "redeploy or align the service users' and projects' ids on the subcloud first",
+    Reason.IDENTITY_NOT_VERIFIED: "the subcloud did not store what it was sent; see its dcdbsync log",
+    Reason.KEYS_NOT_VERIFIED: "the subcloud did not take the keys; see its sysinv log",
+    Reason.CENTRAL_UNREACHABLE: "check that the central Keystone, dcdbsync and sysinv are up",
+    Reason.CENTRAL_AUTH_FAILED: "check DCSYNC_USERNAME, its password and DCSYNC_CENTRAL_AUTH_URL",
+    Reason.CENTRAL_BAD_REPLY: "check DCSYNC_CENTRAL_*_URL: something else answers there",
+    Reason.CENTRAL_EMPTY: "the centre lists no users, projects, roles or keys; nothing is sent until it does",
+    Reason.CENTRAL_KEYS_INVALID: "check the central fernet repository: a key is not 32 bytes of url-safe base64",
+    Reason.GUARD_REFUSED: "look at what would be lost with `dcsync diff`; if it is meant, audit with --allow-deletes",
+    Reason.NOT_CONVERGING: "three repairs did not last; look at the named fields on the subcloud",
+    Reason.QUARANTINED: "its runs ended with the worker's death three times; look at the worker's log",
+    Reason.INTERNAL_ERROR: "a fault in dcsync: please report it with the worker's log",
+}

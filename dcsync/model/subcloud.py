@@ -1,0 +1,142 @@
+"""What a subcloud is: its names, its states and the closed sets of words they take.
+
+Values are spelled as operators know them from StarlingX, in tables, JSON and messages alike.
+How a state follows from another is not here but in `lifecycle.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from dcsync.model.addresses import parse_address
+from dcsync.model.errors import BadRecord
+from dcsync.model.reasons import Reason
+
+
+class ManagementState(StrEnum):
+    MANAGED = "managed"
+    UNMANAGED = "unmanaged"
+
+
+class AvailabilityStatus(StrEnum):
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class InitialSyncState(StrEnum):
+    """Source: docs/upstream/initial-sync.md section 3 (dcorch/common/consts.py INITIAL_SYNC_STATE_*)."""
+
+    NONE = "none"
+    REQUESTED = "requested"
+    IN_PROGRESS = "in-progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class SyncStatus(StrEnum):
+    UNKNOWN = "unknown"
+    IN_SYNC = "in-sync"
+    OUT_OF_SYNC = "out-of-sync"
+
+
+class EndpointType(StrEnum):
+    """Source: docs/upstream/state-service.md section 2; `identity_openstack` is optional."""
+
+    PLATFORM = "platform"
+    IDENTITY = "identity"
+    DC_CERT = "dc-cert"
+    FIRMWARE = "firmware"
+    KUBERNETES = "kubernetes"
+    KUBE_ROOTCA = "kube-rootca"
+    SOFTWARE = "software"
+    IDENTITY_OPENSTACK = "identity_openstack"
+
+
+DEFAULT_ENDPOINT_TYPES = tuple(t for t in EndpointType if t is not EndpointType.IDENTITY_OPENSTACK)
+"""Every subcloud has a status row for each of these from the moment it is added."""
+
+SYNCED_ENDPOINT_TYPES = (EndpointType.PLATFORM, EndpointType.IDENTITY)
+"""The endpoint types dcsync itself audits; audit-init resets exactly these."""
+
+
+class AuditStatus(StrEnum):
+    """How the last audit of one endpoint ended. Source: docs/upstream/generic-sync-and-audit.md section 2."""
+
+    NONE = "none"
+    IN_PROGRESS = "in-progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Step(StrEnum):
+    """The steps of an initial sync, in their only order. Source: docs/upstream/initial-sync.md section 1 (why this
+    order)."""
+
+    IDENTITY = "identity"
+    FERNET_KEYS = "fernet-keys"
+    AUDIT_INIT = "audit-init"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSubcloud:
+    """What an operator gives when a subcloud is added."""
+
+    name: str
+    management_ip: str
+    region_name: str
+    software_version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subcloud:
+    """One subcloud as its row says. `region_name` is the key everywhere; `name` is for people."""
+
+    id: int
+    name: str
+    region_name: str
+    management_ip: str
+    software_version: str
+    management_state: ManagementState
+    availability_status: AvailabilityStatus
+    initial_sync_state: InitialSyncState
+    subsequent_sync: bool
+    generation: int
+    attempt: int
+    requested_at: datetime | None = None
+    retry_at: datetime | None = None
+    claimed_at: datetime | None = None
+    run_id: str | None = None
+    step: Step | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    updated_at: datetime | None = None
+    sync_status: dict[EndpointType, SyncStatus] = field(default_factory=dict)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+
+
+def new_subcloud(
+    *, name: str, management_ip: str, region_name: str | None, software_version: str | None
+) -> NewSubcloud:
+    """A checked NewSubcloud; the region name defaults to the name, the address is put in its canonical form.
+
+    Raises BadRecord for a name that is not letters, digits, dots, dashes and underscores (255 at most), and
+    BadAddress for a management IP that is no IP address. Whether the address is allowed is `check_address`.
+    """
+    region_name = region_name or name
+    for what, value in (("name", name), ("region name", region_name)):
+        if not _NAME.fullmatch(value):
+            raise BadRecord(
+                f"{what} {value!r} is not usable: letters, digits, '.', '-' and '_', "
+                "starting with a letter or digit, 255 at most"
+            )
+    version = software_version or ""
+    if len(version) > 255 or not version.isprintable():
+        raise BadRecord(f"software version {version!r} is not usable: 255 printable characters at most")
+    return NewSubcloud(
+        name=name, management_ip=str(parse_address(management_ip)), region_name=region_name, software_version=version
+    )

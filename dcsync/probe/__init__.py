@@ -1,0 +1,1 @@
+"""Service: looks whether subclouds answer, and reports their availability."""

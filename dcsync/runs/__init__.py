@@ -1,0 +1,1 @@
+"""What every run shares, whichever service it works for: dispatch, ownership, delivery, and their ports."""

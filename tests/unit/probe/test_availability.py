@@ -1,0 +1,159 @@
+"""What a probe means, and who is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcsync.model.reports import MAX_FAIL_COUNT, AvailabilityReport, Mark
+from dcsync.model.subcloud import AvailabilityStatus
+from dcsync.probe.availability import (
+    CHUNK,
+    OFFLINE_AFTER,
+    REPORT_EVERY,
+    AvailabilityProbe,
+    AvailabilitySweep,
+    Finding,
+    finding,
+)
+from dcsync.probe.ports import ProbeTarget
+from tests.builders import NOON
+
+ONLINE, OFFLINE = AvailabilityStatus.ONLINE, AvailabilityStatus.OFFLINE
+GOOD, BAD = True, False
+
+
+@pytest.mark.parametrize(
+    ("status", "count", "is_good", "found"),
+    [
+        (OFFLINE, 0, GOOD, Finding(0, ONLINE)),
+        (OFFLINE, 7, GOOD, Finding(0, ONLINE)),
+        (OFFLINE, 0, BAD, Finding(1)),
+        (OFFLINE, MAX_FAIL_COUNT, BAD, Finding(MAX_FAIL_COUNT)),
+        (ONLINE, 0, GOOD, None),
+        (ONLINE, 1, GOOD, Finding(0, ONLINE)),
+        (ONLINE, 0, BAD, Finding(1)),
+        (ONLINE, 1, BAD, Finding(2, OFFLINE)),
+        (ONLINE, 5, BAD, Finding(6, OFFLINE)),
+    ],
+)
+def test_what_one_probe_means(status: AvailabilityStatus, count: int, is_good: bool, found: Finding | None) -> None:
+    assert finding(is_good=is_good, availability_status=status, fail_count=count, probes=1) == found
+
+
+@pytest.mark.parametrize(("is_good", "status", "count"), [(GOOD, ONLINE, 0), (BAD, OFFLINE, 3)])
+def test_now_and_then_the_status_is_reported_although_it_is_known(
+    is_good: bool, status: AvailabilityStatus, count: int
+) -> None:
+    told = [
+        finding(is_good=is_good, availability_status=status, fail_count=count, probes=number)
+        for number in range(REPORT_EVERY)
+    ]
+    assert sum(found is not None and found.availability_status is status for found in told) == 1
+
+
+@given(probes=st.lists(st.booleans()), lost=st.lists(st.booleans()))
+def test_however_many_reports_are_lost_nobody_is_offline_after_fewer_than_two_bad_probes_in_a_row(
+    probes: list[bool], lost: list[bool]
+) -> None:
+    status, count, bad_in_a_row = ONLINE, 0, 0
+    for number, is_good in enumerate(probes):
+        bad_in_a_row = 0 if is_good else bad_in_a_row + 1
+        found = finding(is_good=is_good, availability_status=status, fail_count=count, probes=number)
+        if found is not None and not (number < len(lost) and lost[number]):
+            count, status = found.fail_count, found.availability_status or status
+        elif not is_good or (status, count) != (ONLINE, 0):
+            continue  # the row does not know of this probe
+        if bad_in_a_row == 0:
+            assert status is ONLINE
+        if not lost:
+            assert (status is OFFLINE) is (bad_in_a_row >= OFFLINE_AFTER)
+
+
+# --- who is probed, and who is told ------------------------------------------------------------------------------
+
+
+class Store:
+    def __init__(self, targets: Iterable[ProbeTarget] = ()) -> None:
+        self._targets = {target.region_name: target for target in targets}
+
+    def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
+        return list(self._targets)
+
+    def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
+        return [self._targets[name] for name in region_names if name in self._targets]
+
+
+class Sent:
+    def __init__(self) -> None:
+        self.chunks: list[list[str]] = []
+
+    def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
+        self.chunks += map(list, chunks)
+
+
+class Site:
+    """Answers for subclouds; one that is dead takes until all others are told."""
+
+    def __init__(self, *dead: str) -> None:
+        self._dead = dead
+
+    async def probe(self, targets: Sequence[ProbeTarget], *, tell: Callable[[ProbeTarget, str | None], None]) -> None:
+        for target in sorted(targets, key=lambda target: target.region_name in self._dead):
+            tell(target, "dead" if target.region_name in self._dead else None)
+
+
+class Loop:
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run(coroutine)
+
+
+def a_target(region_name: str, status: AvailabilityStatus = OFFLINE, *, fail_count: int = 0) -> ProbeTarget:
+    return ProbeTarget(region_name, "10.0.0.1", status, fail_count, probes=1)
+
+
+def probed(
+    *targets: ProbeTarget, dead: Sequence[str] = (), names: Sequence[str] | None = None
+) -> tuple[Any, list[Any]]:
+    reports: list[AvailabilityReport] = []
+    probe = AvailabilityProbe(
+        store=Store(targets), prober=Site(*dead), loop=Loop(), mark=lambda: Mark(NOON, 1), report=reports.append
+    )
+    return probe.run(names or [target.region_name for target in targets]), reports
+
+
+def test_only_what_is_news_is_reported() -> None:
+    tally, reports = probed(a_target("a", ONLINE), a_target("b"), a_target("c", ONLINE, fail_count=1), dead=["c"])
+    assert [(report.region_name, report.availability_status, report.fail_count) for report in reports] == [
+        ("b", ONLINE, 0),
+        ("c", OFFLINE, 2),
+    ]
+    assert (tally.good, tally.bad, tally.reported) == (2, 1, 2)
+    assert tally.changed == [("b", ONLINE, "answers"), ("c", OFFLINE, "dead")]
+
+
+def test_a_first_bad_probe_is_counted_and_changes_nothing() -> None:
+    tally, (report,) = probed(a_target("a", ONLINE), dead=["a"])
+    assert (report.availability_status, report.fail_count) == (None, 1)
+    assert tally.changed == []
+
+
+def test_a_message_for_subclouds_that_are_gone_is_harmless() -> None:
+    tally, reports = probed(names=["gone"])
+    assert (tally.good, tally.bad, reports) == (0, 0, [])
+
+
+@pytest.mark.parametrize(("due", "sizes"), [(0, []), (1, [1]), (CHUNK, [CHUNK]), (2 * CHUNK + 3, [CHUNK, CHUNK, 3])])
+def test_a_message_carries_many_subclouds(due: int, sizes: list[int]) -> None:
+    messenger = Sent()
+    store = Store(a_target(f"r{number}") for number in range(due))
+    sweep = AvailabilitySweep(store=store, messenger=messenger, interval=timedelta(seconds=30))
+    assert sweep.run(now=NOON) == due
+    assert list(map(len, messenger.chunks)) == sizes
+    assert len({name for chunk in messenger.chunks for name in chunk}) == due
