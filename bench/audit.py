@@ -23,8 +23,8 @@ from bench.fleet import Fleet, for_each, log_in, now, open_fleet, run_bare, say
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.postgres.tables import subcloud_sync
+from dcsync.model.states.rotation import RotationState
 from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, ManagementState, SyncStatus
-from dcsync.rotation.ports import RotationState
 
 NEW = {"password": "Bench-new-pw-1!"}
 SETTINGS = {"DCSYNC_AUDIT_INTERVAL": "604800"}

@@ -26,7 +26,8 @@ from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import subcloud
 from dcsync.fake_cloud.control import PASSWORD, USERNAME, FakeCloud
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
-from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState, NewSubcloud
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, NewSubcloud
 from dcsync.settings import load
 from dcsync.tasks.app import make_app
 

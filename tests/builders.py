@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dcsync.model.identity import CentralData, FernetKeys, Record, Records, ResourceType, fingerprint, record_from_body
-from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState, ManagementState, Subcloud
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
 from dcsync.model.history import RequestHistory
-from dcsync.model.lifecycle import Event, Pair, Transition, pair_change, state_after
+from dcsync.model.pair import Pair, pair_change
+from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState, Transition
 from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     AvailabilityStatus,
     EndpointType,
-    InitialSyncState,
     ManagementState,
     NewSubcloud,
     Subcloud,
@@ -105,8 +105,8 @@ class FakeInventory:
             raise RefusedByGuard(f"only managed and online subclouds can be synced, not {refused}")
         for known in eligible:
             self.put(known.name, subsequent_sync=False)
-            self._apply(known.name, Event.ASKED, now=now, by=by, cause=str(Event.ASKED))
-        return [self._transition(known, Event.ASKED) for known in eligible]
+            self._apply(known.name, InitialSyncEvent.ASKED, now=now, by=by, cause=str(InitialSyncEvent.ASKED))
+        return [self._transition(known, InitialSyncEvent.ASKED) for known in eligible]
 
     def history(self, name: str) -> list[RequestHistory]:
         self.find([name])
@@ -115,12 +115,12 @@ class FakeInventory:
     def _chosen(self, names: Sequence[str] | None) -> list[Subcloud]:
         return self.all() if names is None else sorted(self.find(list(set(names))), key=lambda known: known.name)
 
-    def _apply(self, name: str, event: Event, *, now: datetime, by: str, cause: str) -> None:
-        requested = state_after(event) is InitialSyncState.REQUESTED
+    def _apply(self, name: str, event: InitialSyncEvent, *, now: datetime, by: str, cause: str) -> None:
+        requested = INITIAL_SYNC.state_after(event) is InitialSyncState.REQUESTED
         generation = self.subclouds[name].generation + requested
         self.put(
             name,
-            initial_sync_state=state_after(event),
+            initial_sync_state=INITIAL_SYNC.state_after(event),
             generation=generation,
             attempt=0,
             requested_at=now if requested else None,
@@ -131,7 +131,7 @@ class FakeInventory:
         if requested:
             self.requests[name].append(RequestHistory(generation, now, by, cause, ()))
 
-    def _transition(self, known: Subcloud, event: Event | None) -> Transition:
+    def _transition(self, known: Subcloud, event: InitialSyncEvent | None) -> Transition:
         return Transition(known.region_name, known.name, event, self.subclouds[known.name].initial_sync_state)
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from dcsync.model.errors import BrokerUnreachable
-from dcsync.model.lifecycle import Event, next_state
-from dcsync.model.subcloud import EndpointType, InitialSyncState, SyncStatus
+from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
+from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.state.ports import AlarmRow, RejectedReport, StateChanges, StateRow
 
 
@@ -21,7 +21,7 @@ class FakeStateStore:
         self.rows = {row.region_name: row for row in rows}
         self.active: dict[tuple[str, str], AlarmRow] = {}
         self.alarm_history: list[AlarmRow] = []
-        self.events: list[tuple[str, Event]] = []
+        self.events: list[tuple[str, InitialSyncEvent]] = []
         self.audits: list[tuple[int | None, EndpointType]] = []
         self.rejected: list[RejectedReport] = []
         self.writes = 0
@@ -59,7 +59,7 @@ class FakeStateStore:
         for event, ids in changes.events.items():
             for id_ in ids:
                 row = self._row(id_)
-                self._put(id_, initial_sync_state=next_state(row.initial_sync_state, event))
+                self._put(id_, initial_sync_state=INITIAL_SYNC.next_state(row.initial_sync_state, event))
                 self.events.append((row.region_name, event))
         for id_, type_, shown in changes.endpoints + changes.added_endpoints:
             self._put(id_, endpoints={**self._row(id_).endpoints, type_: shown})

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from dcsync.audit.identity_audit import Cloud
 from dcsync.audit.ports import SETTLED, AuditPart, AuditRow, AuditRun, CentralState, Finding
+from dcsync.model.ending import Ending
 from dcsync.model.errors import CloudError, UnknownSubcloud
 from dcsync.model.identity import (
     ActorType,
@@ -24,19 +25,19 @@ from dcsync.model.identity import (
     ResourceType,
     RevocationEvent,
 )
-from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
-    AuditStatus,
     AvailabilityStatus,
     EndpointType,
-    InitialSyncState,
     ManagementState,
     Subcloud,
     SyncStatus,
 )
+from dcsync.runs.abandoned import ABANDONED_LIMIT
 from dcsync.runs.ports import Standing
 from tests.builders import NOON, central_data, records, some_keys
 

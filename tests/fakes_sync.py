@@ -13,12 +13,14 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from dcsync.initial_sync.ports import Run
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable, CloudError
 from dcsync.model.identity import CentralData, FernetKeys, NewIds, Placed, Record, Records, ResourceType
-from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure, next_state
 from dcsync.model.messages import AuditHint, SyncHint
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import InitialSyncState, Step, Subcloud
+from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
+from dcsync.model.subcloud import Step, Subcloud
+from dcsync.runs.abandoned import ABANDONED_LIMIT
 from dcsync.runs.ownership import Rows
 from dcsync.runs.ports import Owner, Standing
 from tests.builders import a_subcloud, central_data, records, some_keys
@@ -93,7 +95,7 @@ class MemoryRunStore:
         ]
         for subcloud in due:
             self.rows[subcloud.region_name].dispatched_at = None
-            self._move(subcloud.region_name, Event.RETRY_DUE, retry_at=None, requested_at=now)
+            self._move(subcloud.region_name, InitialSyncEvent.RETRY_DUE, retry_at=None, requested_at=now)
         return len(due)
 
     def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
@@ -117,7 +119,7 @@ class MemoryRunStore:
                 row.abandoned = 0
                 self._move(
                     region_name,
-                    Event.QUARANTINED,
+                    InitialSyncEvent.QUARANTINED,
                     run_id=None,
                     claimed_at=None,
                     retry_at=hold_off_until,
@@ -125,7 +127,7 @@ class MemoryRunStore:
                 )
             else:
                 row.abandoned += 1
-                self._move(region_name, Event.ABANDONED, run_id=None, claimed_at=None)
+                self._move(region_name, InitialSyncEvent.ABANDONED, run_id=None, claimed_at=None)
             changed.append(region_name)
         return changed
 
@@ -174,11 +176,16 @@ class MemoryRunStore:
         row = self.rows.get(region_name)
         if row is None or row.subcloud.generation != generation:
             return None
-        if next_state(row.subcloud.initial_sync_state, Event.CLAIMED) is None:
+        if INITIAL_SYNC.next_state(row.subcloud.initial_sync_state, InitialSyncEvent.CLAIMED) is None:
             return None
         row.dispatched_at = None
         self._move(
-            region_name, Event.CLAIMED, run_id=run_id, claimed_at=now, step=None, attempt=row.subcloud.attempt + 1
+            region_name,
+            InitialSyncEvent.CLAIMED,
+            run_id=run_id,
+            claimed_at=now,
+            step=None,
+            attempt=row.subcloud.attempt + 1,
         )
         self.attempts[run_id] = Attempt(region_name, generation, started_at=now)
         return Run(run_id, row.subcloud, row.identity_fingerprint, dict(row.groups_to_refill))
@@ -237,13 +244,13 @@ class MemoryRunStore:
 
     def complete(self, run: Run, *, now: datetime, audits_due_at: datetime) -> bool:
         return self._finish(
-            run, Event.SUCCEEDED, Ending.COMPLETED, "", attempt=0, reason=None, retry_at=None, detail=""
+            run, InitialSyncEvent.SUCCEEDED, Ending.COMPLETED, "", attempt=0, reason=None, retry_at=None, detail=""
         )
 
     def fail(self, run: Run, failure: Failure, *, now: datetime, retry_at: datetime) -> bool:
         return self._finish(
             run,
-            Event.STEP_FAILED,
+            InitialSyncEvent.STEP_FAILED,
             Ending.FAILED,
             failure.detail,
             reason=failure.reason,
@@ -255,7 +262,7 @@ class MemoryRunStore:
         if not self._owns(run):
             return False
         attempt = self.rows[run.subcloud.region_name].subcloud.attempt - 1
-        return self._finish(run, Event.GIVEN_BACK, ending, detail, attempt=attempt)
+        return self._finish(run, InitialSyncEvent.GIVEN_BACK, ending, detail, attempt=attempt)
 
     def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
         self._end(run.run_id, ending, detail)
@@ -263,12 +270,12 @@ class MemoryRunStore:
     def delete_history(self, *, ended_before: datetime, limit: int) -> int:
         return 0
 
-    def _finish(self, run: Run, event: Event, ending: Ending, told: str, **changes: Any) -> bool:
+    def _finish(self, run: Run, event: InitialSyncEvent, ending: Ending, told: str, **changes: Any) -> bool:
         if not self._owns(run):
             return False
         row = self.rows[run.subcloud.region_name]
         row.dispatched_at = None
-        if event is not Event.GIVEN_BACK:
+        if event is not InitialSyncEvent.GIVEN_BACK:
             row.abandoned = 0
         self._move(run.subcloud.region_name, event, run_id=None, claimed_at=None, step=None, **changes)
         self._end(run.run_id, ending, told)
@@ -286,8 +293,8 @@ class MemoryRunStore:
     def _in(self, state: InitialSyncState) -> list[Subcloud]:
         return [row.subcloud for row in self.rows.values() if row.subcloud.initial_sync_state is state]
 
-    def _move(self, region_name: str, event: Event, **changes: Any) -> None:
-        after = next_state(self.state(region_name), event)
+    def _move(self, region_name: str, event: InitialSyncEvent, **changes: Any) -> None:
+        after = INITIAL_SYNC.next_state(self.state(region_name), event)
         assert after is not None, f"{self.state(region_name)} does not know {event}"
         self._set(region_name, initial_sync_state=after, **changes)
 

@@ -6,14 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dcsync.model.reports import AvailabilityReport, EndpointReport, EndpointTypesReport, Mark, Report, bulk_report
-from dcsync.model.subcloud import (
-    DEFAULT_ENDPOINT_TYPES,
-    AvailabilityStatus,
-    EndpointType,
-    InitialSyncState,
-    ManagementState,
-    SyncStatus,
-)
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import EndpointRow, StateRow
 from tests.builders import NOON
 

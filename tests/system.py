@@ -35,14 +35,9 @@ from dcsync.audit.ports import AuditRow
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
 from dcsync.model.history import AttemptHistory
-from dcsync.model.subcloud import (
-    SYNCED_ENDPOINT_TYPES,
-    AuditStatus,
-    AvailabilityStatus,
-    InitialSyncState,
-    Subcloud,
-    SyncStatus,
-)
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, Subcloud, SyncStatus
 from dcsync.settings import load
 from dcsync.tasks.app import make_app
 from tests.conftest import data_folder

@@ -20,9 +20,10 @@ from dcsync.audit.identity_audit import Cloud, Difference, IdentityAudit, audit_
 from dcsync.audit.ports import SETTLED, AuditPart, AuditReports, AuditRun, AuditStore, Finding
 from dcsync.audit.preview import in_words
 from dcsync.audit.repair import Repairer, read_cloud
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, WorkerStopping
+from dcsync.model.hold_off import hold_off
 from dcsync.model.identity import CentralData, FernetKeys, Placed
-from dcsync.model.lifecycle import Ending, Failure, hold_off
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.runs.clouds import Clouds, SubcloudSession

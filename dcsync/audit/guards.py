@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dcsync.audit.ports import AuditPart
+from dcsync.model.ending import Failure
 from dcsync.model.identity import CentralData, ResourceType
-from dcsync.model.lifecycle import Failure
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from dcsync.model.ending import Failure
 from dcsync.model.identity import Placed
-from dcsync.model.lifecycle import Failure
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import AuditStatus, EndpointType, Subcloud, SyncStatus
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
 from dcsync.runs.ports import Standing
 
 

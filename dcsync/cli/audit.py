@@ -13,7 +13,8 @@ from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, SyncStatus
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, SyncStatus
 
 if TYPE_CHECKING:
     from dcsync.audit.ports import AuditRow

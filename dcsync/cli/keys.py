@@ -11,8 +11,8 @@ from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
 from dcsync.cli.selection import ask, yes_option
 from dcsync.model.errors import RefusedByGuard
+from dcsync.model.states.rotation import RotationState
 from dcsync.model.subcloud import EndpointType
-from dcsync.rotation.ports import RotationState
 
 if TYPE_CHECKING:
     from dcsync.rotation.ports import KeyRotationRow, Spread

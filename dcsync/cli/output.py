@@ -15,14 +15,8 @@ from typing import Any
 
 import click
 
-from dcsync.model.subcloud import (
-    SYNCED_ENDPOINT_TYPES,
-    AvailabilityStatus,
-    InitialSyncState,
-    ManagementState,
-    Subcloud,
-    SyncStatus,
-)
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, ManagementState, Subcloud, SyncStatus
 
 WORST_FIRST = (
     InitialSyncState.FAILED,

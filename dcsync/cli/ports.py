@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from dcsync.model.history import RequestHistory
-from dcsync.model.lifecycle import Transition
+from dcsync.model.states.initial_sync import Transition
 from dcsync.model.subcloud import ManagementState, NewSubcloud, Subcloud
 
 

@@ -28,15 +28,8 @@ from dcsync.cli.output import (
 from dcsync.cli.selection import SubcloudName, ask, ask_about_all, names_or_all, selected, yes_option
 from dcsync.model.addresses import check_address
 from dcsync.model.errors import BadAddress, RefusedByGuard
-from dcsync.model.lifecycle import Event, Transition
-from dcsync.model.subcloud import (
-    AvailabilityStatus,
-    InitialSyncState,
-    ManagementState,
-    NewSubcloud,
-    Subcloud,
-    new_subcloud,
-)
+from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud, Subcloud, new_subcloud
 
 WHEN_OFFLINE = (
     "wait until they answer (dcsync wait --for online NAME), or manage them all the same with --force; "
@@ -183,7 +176,7 @@ def _managed(transition: Transition, state: ManagementState) -> str:
     told = f"{transition.name} is now {state}"
     if state is ManagementState.UNMANAGED:
         return told
-    if transition.event is Event.BECAME_ELIGIBLE:
+    if transition.event is InitialSyncEvent.BECAME_ELIGIBLE:
         return f"{told}; initial sync requested"
     return f"{told}; it is offline, its initial sync starts when it comes online"
 
@@ -193,10 +186,10 @@ def _managed_in_short(transitions: Sequence[Transition], state: ManagementState)
     parts = [f"{many(len(transitions) - events[None])} now {state}"]
     if events[None]:
         parts.append(f"{events[None]} {state} already")
-    if events[Event.BECAME_ELIGIBLE]:
-        parts.append(f"{many(events[Event.BECAME_ELIGIBLE], 'initial sync')} requested")
-    if state is ManagementState.MANAGED and events[Event.LEFT]:
-        parts.append(f"{events[Event.LEFT]} wait to come online")
+    if events[InitialSyncEvent.BECAME_ELIGIBLE]:
+        parts.append(f"{many(events[InitialSyncEvent.BECAME_ELIGIBLE], 'initial sync')} requested")
+    if state is ManagementState.MANAGED and events[InitialSyncEvent.LEFT]:
+        parts.append(f"{events[InitialSyncEvent.LEFT]} wait to come online")
     return ", ".join(parts)
 
 

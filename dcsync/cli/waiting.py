@@ -24,7 +24,8 @@ from dcsync.cli.output import (
     span,
 )
 from dcsync.model.errors import DatabaseUnreachable
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, Subcloud, SyncStatus
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, Subcloud, SyncStatus
 
 SHORTEST_PAUSE = 0.5
 """Seconds between two looks at the rows. A look at a large fleet takes longer, and earns a longer pause."""

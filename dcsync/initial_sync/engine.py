@@ -14,9 +14,10 @@ from enum import StrEnum
 
 from dcsync.initial_sync.ports import Progress, Run, RunStore
 from dcsync.initial_sync.steps import align_identity
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, WorkerStopping
+from dcsync.model.hold_off import hold_off
 from dcsync.model.identity import NewIds, Placed, Records
-from dcsync.model.lifecycle import Ending, Failure, hold_off
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import Step
 from dcsync.runs.clouds import Clouds, SubcloudSession

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import NewIds, Placed
-from dcsync.model.lifecycle import Ending, Failure
 from dcsync.model.messages import SyncHint
 from dcsync.model.subcloud import Step, Subcloud
 from dcsync.runs.ports import Standing

@@ -33,7 +33,7 @@ from dcsync.local.folder import make_data_dir
 from dcsync.local.supervisor import StopSignals
 from dcsync.local.up import Machine, Options, Say, with_our_modules
 from dcsync.model.errors import LocalProcessFailed
-from dcsync.model.subcloud import InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.settings import load
 
 INTERRUPTED = 130

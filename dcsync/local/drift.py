@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcsync.local.demo import LOOK_SECONDS, Demo, _many
-from dcsync.model.subcloud import InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncState
 
 ARRIVAL_SECONDS = 180.0
 """How long a change may take to be everywhere, beyond a tenth of a second per subcloud."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from dcsync.model.lifecycle import Ending
+from dcsync.model.ending import Ending
 from dcsync.model.subcloud import Step
 
 

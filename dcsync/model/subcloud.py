@@ -1,7 +1,7 @@
 """What a subcloud is: its names, its states and the closed sets of words they take.
 
 Values are spelled as operators know them from StarlingX, in tables, JSON and messages alike.
-How a state follows from another is not here but in `lifecycle.py`.
+Which states its rows move through, and how one follows from another, is `states/`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from enum import StrEnum
 from dcsync.model.addresses import parse_address
 from dcsync.model.errors import BadRecord
 from dcsync.model.reasons import Reason
+from dcsync.model.states.initial_sync import InitialSyncState
 
 
 class ManagementState(StrEnum):
@@ -24,16 +25,6 @@ class ManagementState(StrEnum):
 class AvailabilityStatus(StrEnum):
     ONLINE = "online"
     OFFLINE = "offline"
-
-
-class InitialSyncState(StrEnum):
-    """Source: docs/upstream/initial-sync.md section 3 (dcorch/common/consts.py INITIAL_SYNC_STATE_*)."""
-
-    NONE = "none"
-    REQUESTED = "requested"
-    IN_PROGRESS = "in-progress"
-    COMPLETED = "completed"
-    FAILED = "failed"
 
 
 class SyncStatus(StrEnum):
@@ -60,15 +51,6 @@ DEFAULT_ENDPOINT_TYPES = tuple(t for t in EndpointType if t is not EndpointType.
 
 SYNCED_ENDPOINT_TYPES = (EndpointType.PLATFORM, EndpointType.IDENTITY)
 """The endpoint types dcsync itself audits; audit-init resets exactly these."""
-
-
-class AuditStatus(StrEnum):
-    """How the last audit of one endpoint ended. Source: docs/upstream/generic-sync-and-audit.md section 2."""
-
-    NONE = "none"
-    IN_PROGRESS = "in-progress"
-    COMPLETED = "completed"
-    FAILED = "failed"
 
 
 class Step(StrEnum):

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Protocol
 
 from dcsync.model.identity import FernetKeys, KeySet
-
-
-class RotationState(StrEnum):
-    """How far the rotation of the centre's keys is."""
-
-    IDLE = "idle"
-    ROTATING = "rotating"
-    DISTRIBUTING = "distributing"
+from dcsync.model.states.rotation import RotationState
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from enum import StrEnum
 
 from dcsync.model.errors import CloudError, KeyRotationFailed
 from dcsync.model.identity import FernetKeys, KeySet, key_set
+from dcsync.model.states.rotation import RotationState
 from dcsync.rotation.key_rotation import is_rotation_of, next_due, refusal, rotated
-from dcsync.rotation.ports import CentralKeys, KeyRotationRow, KeyRotationStore, RotationState
+from dcsync.rotation.ports import CentralKeys, KeyRotationRow, KeyRotationStore
 from dcsync.runs.ports import Loop
 
 

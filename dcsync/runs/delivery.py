@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from dcsync.model.ending import Ending
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import FernetKeys, Record, Records, ResourceType
-from dcsync.model.lifecycle import Ending
 from dcsync.model.reasons import Reason
 from dcsync.planner.alignment import Update, stored_as_sent
 from dcsync.runs.clouds import FernetRepo, IdentityService, SubcloudSession

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
 from dcsync.model.errors import BrokerUnreachable
-from dcsync.model.lifecycle import is_abandoned
 from dcsync.model.messages import AuditHint, SyncHint
+from dcsync.runs.abandoned import is_abandoned
 from dcsync.runs.ports import Locks
 
 Hint = TypeVar("Hint", SyncHint, AuditHint)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Collection
 from typing import Protocol
 
-from dcsync.model.lifecycle import Ending
+from dcsync.model.ending import Ending
 from dcsync.runs.ports import Locks, Owner, Standing
 
 _LOCK_LOST = Standing(Ending.LOCK_LOST, "its lock ran out or went to another run")

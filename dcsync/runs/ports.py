@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from dcsync.model.lifecycle import Ending
+from dcsync.model.ending import Ending
 from dcsync.model.subcloud import Subcloud
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dcsync.model.errors import TemporaryError
-from dcsync.model.lifecycle import hold_off
+from dcsync.model.hold_off import hold_off
 from dcsync.state.ports import AlarmSink, AlarmStore, SinkTurn
 
 NOTICES_AT_ONCE = 200

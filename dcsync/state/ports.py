@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from dcsync.model.lifecycle import Event
 from dcsync.model.reports import Mark
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState, SyncStatus
+from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class StateChanges:
     """All that a batch of reports writes, gathered first and then written in a few statements."""
 
     columns: list[ObservedColumns] = field(default_factory=list)
-    events: dict[Event, list[int]] = field(default_factory=dict)
+    events: dict[InitialSyncEvent, list[int]] = field(default_factory=dict)
     endpoints: list[tuple[int, EndpointType, EndpointRow]] = field(default_factory=list)
     added_endpoints: list[tuple[int, EndpointType, EndpointRow]] = field(default_factory=list)
     removed_endpoints: list[tuple[int, EndpointType]] = field(default_factory=list)

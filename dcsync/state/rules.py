@@ -25,8 +25,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from dcsync.model.errors import BadReport
-from dcsync.model.lifecycle import Event, Pair, pair_change
+from dcsync.model.pair import Pair, pair_change
 from dcsync.model.reports import AvailabilityReport, BulkReport, EndpointReport, EndpointTypesReport, Mark, Report
+from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 
 ONLINE_MARKS_KEPT = 8
@@ -151,7 +152,7 @@ class Outcome:
     facts: Facts
     verdict: Verdict
     alarms: tuple[AlarmChange, ...] = ()
-    event: Event | None = None
+    event: InitialSyncEvent | None = None
     audits: frozenset[EndpointType] = frozenset()
     realign_alarms: bool = False
 
@@ -293,9 +294,9 @@ def _knows_a_new_outage(old: Facts, new: Facts) -> bool:
     return bool(old.online_marks) and new.offline_mark is not None and new.offline_mark >= old.online_marks[0]
 
 
-def _event(old: Facts, new: Facts) -> Event | None:
+def _event(old: Facts, new: Facts) -> InitialSyncEvent | None:
     if new.pair == old.pair:
-        return Event.BECAME_ELIGIBLE if new.pair.is_eligible and _knows_a_new_outage(old, new) else None
+        return InitialSyncEvent.BECAME_ELIGIBLE if new.pair.is_eligible and _knows_a_new_outage(old, new) else None
     change = pair_change(old=old.pair, new=new.pair)
     return change.event if change else None
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from dcsync.model.errors import BadReport, BrokerUnreachable
-from dcsync.model.lifecycle import Event, state_after
 from dcsync.model.reports import EndpointReport, Report, report_from_payload, report_payload
-from dcsync.model.subcloud import EndpointType, InitialSyncState
+from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
+from dcsync.model.subcloud import EndpointType
 from dcsync.state import memory, rules
 from dcsync.state.ports import AlarmRow, RejectedReport, StateChanges, StateRow, StateStore, SweepTrigger
 from dcsync.state.rules import Outcome, Verdict
@@ -165,7 +165,7 @@ class StateService:
         _gather_alarms(changes, row, total.alarms)
         if total.event is not None and _matters(row, total.event):
             changes.events.setdefault(total.event, []).append(row.subcloud_id)
-            tally.requested += state_after(total.event) is InitialSyncState.REQUESTED
+            tally.requested += INITIAL_SYNC.state_after(total.event) is InitialSyncState.REQUESTED
         changes.audits += [(row.subcloud_id, type_, _cause(total)) for type_ in total.audits]
         if total.realign_alarms:
             changes.realigned.append(row.subcloud_id)
@@ -194,9 +194,9 @@ def _touched(reports: Iterable[Report]) -> frozenset[EndpointType] | None:
     return frozenset(types)
 
 
-def _matters(row: StateRow, event: Event) -> bool:
+def _matters(row: StateRow, event: InitialSyncEvent) -> bool:
     """A subcloud without initial sync has nothing to leave."""
-    return (row.initial_sync_state, event) != (InitialSyncState.NONE, Event.LEFT)
+    return (row.initial_sync_state, event) != (InitialSyncState.NONE, InitialSyncEvent.LEFT)
 
 
 def _cause(outcome: Outcome) -> str:

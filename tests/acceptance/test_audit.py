@@ -13,7 +13,8 @@ from dcsync.adapters.postgres.tables import subcloud_sync
 from dcsync.audit.ports import AuditRow
 from dcsync.fake_cloud.faults import Fault
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import AuditStatus, AvailabilityStatus, EndpointType, SyncStatus
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
 from tests.acceptance.conftest import Subclouds
 from tests.system import FAST, PATIENCE, System, open_system
 

@@ -13,7 +13,8 @@ from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.tables import subcloud_probe
 from dcsync.fake_cloud.faults import Fault
-from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus
 from tests.system import FAST, PATIENCE, System, open_system
 
 pytestmark = [pytest.mark.xdist_group("availability"), pytest.mark.timeout(600)]

@@ -19,11 +19,12 @@ from dcsync.adapters.broker.messenger import CeleryMessenger
 from dcsync.adapters.broker.redis_client import make_client
 from dcsync.adapters.host.clock import utc_now
 from dcsync.fake_cloud.faults import Fault
+from dcsync.model.ending import Ending
 from dcsync.model.history import AttemptHistory
-from dcsync.model.lifecycle import Ending
 from dcsync.model.messages import SyncHint
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState, ManagementState, Subcloud
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
 from tests.acceptance.conftest import Subclouds
 from tests.system import FAST, PATIENCE, System, open_system
 

@@ -18,19 +18,15 @@ from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import audit_request, key_rotation, subcloud, subcloud_sync
 from dcsync.audit.ports import SETTLED, AuditRow, AuditRun, AuditStore, CentralState, Finding
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import UnknownSubcloud
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
-from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Failure
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import (
-    SYNCED_ENDPOINT_TYPES,
-    AuditStatus,
-    EndpointType,
-    InitialSyncState,
-    SyncStatus,
-    new_subcloud,
-)
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, SyncStatus, new_subcloud
+from dcsync.runs.abandoned import ABANDONED_LIMIT
 from tests.builders import NOON, a_subcloud
 from tests.fakes_audit import MemoryAuditStore
 from tests.processes import wait_until

@@ -12,12 +12,11 @@ from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import endpoint_status, subcloud
 from dcsync.cli.ports import Inventory
 from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
-from dcsync.model.lifecycle import Event
+from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     AvailabilityStatus,
     EndpointType,
-    InitialSyncState,
     ManagementState,
     NewSubcloud,
     Subcloud,
@@ -235,7 +234,7 @@ def test_an_unknown_subcloud_is_told(inventory: Inventory, what: str) -> None:
 def test_managing_an_offline_subcloud_requests_nothing(inventory: Inventory) -> None:
     add(inventory, "a")
     (transition,) = inventory.set_management(["a"], MANAGED, now=LATER, by="eve")
-    assert (transition.event, transition.state) == (Event.LEFT, InitialSyncState.NONE)
+    assert (transition.event, transition.state) == (InitialSyncEvent.LEFT, InitialSyncState.NONE)
     assert one(inventory, "a").management_state is MANAGED
     assert inventory.history("a") == []
 
@@ -244,7 +243,7 @@ def test_managing_an_online_subcloud_requests_its_initial_sync(world: World) -> 
     add(world.inventory, "a")
     world.put("a", availability_status=ONLINE)
     (transition,) = world.inventory.set_management(["a"], MANAGED, now=LATER, by="eve")
-    assert (transition.event, transition.state) == (Event.BECAME_ELIGIBLE, InitialSyncState.REQUESTED)
+    assert (transition.event, transition.state) == (InitialSyncEvent.BECAME_ELIGIBLE, InitialSyncState.REQUESTED)
     managed = one(world.inventory, "a")
     assert (managed.initial_sync_state, managed.generation) == (InitialSyncState.REQUESTED, 1)
     assert (managed.requested_at, managed.updated_at) == (LATER, LATER)
@@ -296,8 +295,8 @@ def test_all_are_managed_at_once_each_by_its_own_availability(world: World) -> N
     world.put("c", management_state=MANAGED)
     transitions = world.inventory.set_management(None, MANAGED, now=LATER, by="eve")
     assert [(told.name, told.event) for told in transitions] == [
-        ("a", Event.LEFT),
-        ("b", Event.BECAME_ELIGIBLE),
+        ("a", InitialSyncEvent.LEFT),
+        ("b", InitialSyncEvent.BECAME_ELIGIBLE),
         ("c", None),
     ]
 
@@ -323,7 +322,7 @@ def test_offline_ones_that_are_managed_already_are_no_obstacle(world: World) -> 
     world.put("a", availability_status=ONLINE)
     world.put("b", management_state=MANAGED)
     transitions = world.inventory.set_management(None, MANAGED, now=LATER, by="eve", online_only=True)
-    assert [told.event for told in transitions] == [Event.BECAME_ELIGIBLE, None]
+    assert [told.event for told in transitions] == [InitialSyncEvent.BECAME_ELIGIBLE, None]
 
 
 def test_a_name_given_twice_is_one_subcloud(inventory: Inventory) -> None:
@@ -341,7 +340,7 @@ def test_a_request_starts_anew_from_any_state(world: World, before: dict[str, An
     add(world.inventory, "a")
     world.put("a", management_state=MANAGED, availability_status=ONLINE, generation=7, **before)
     (transition,) = world.inventory.request(["a"], now=LATER, by="eve")
-    assert (transition.event, transition.state) == (Event.ASKED, InitialSyncState.REQUESTED)
+    assert (transition.event, transition.state) == (InitialSyncEvent.ASKED, InitialSyncState.REQUESTED)
     asked = one(world.inventory, "a")
     assert (asked.initial_sync_state, asked.generation, asked.attempt) == (InitialSyncState.REQUESTED, 8, 0)
     assert (asked.run_id, asked.retry_at, asked.reason, asked.subsequent_sync) == (None, None, None, False)

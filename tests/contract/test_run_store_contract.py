@@ -17,10 +17,12 @@ from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.runs import SqlRunStore
 from dcsync.initial_sync.ports import Run, RunStore
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
-from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Failure
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import InitialSyncState, Step, Subcloud, new_subcloud
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import Step, Subcloud, new_subcloud
+from dcsync.runs.abandoned import ABANDONED_LIMIT
 from tests.builders import NOON
 from tests.fakes_sync import MemoryRunStore, a_requested_store
 from tests.requested_rows import leave, request, requested_rows

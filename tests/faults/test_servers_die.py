@@ -8,9 +8,10 @@ import time
 import pytest
 
 from dcsync.local.servers import Server
+from dcsync.model.ending import Ending
 from dcsync.model.errors import LocalProcessFailed
-from dcsync.model.lifecycle import Ending
-from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus
 from tests.faults.conftest import BrokenSystem
 from tests.faults.test_workers_die import LOCK_TTL, USERS_AT_ONCE, assert_all_is_well, be_quick, begin_slow_runs
 from tests.system import System, redis_client

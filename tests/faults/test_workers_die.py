@@ -15,8 +15,8 @@ import pytest
 
 from dcsync.adapters.host.clock import utc_now
 from dcsync.fake_cloud.faults import Fault
-from dcsync.model.lifecycle import Ending
-from dcsync.model.subcloud import InitialSyncState
+from dcsync.model.ending import Ending
+from dcsync.model.states.initial_sync import InitialSyncState
 from tests.faults.conftest import BrokenSystem
 from tests.processes import Running
 from tests.system import System

@@ -11,8 +11,9 @@ from sqlalchemy import Engine, func, insert, select, text, update
 from dcsync.adapters.postgres.database import make_engine
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import alarm, endpoint_status, metadata, subcloud, sync_attempt, sync_step
+from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable, DuplicateSubcloud, SchemaOutOfDate
-from dcsync.model.lifecycle import Ending, Event
+from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, NewSubcloud, Step, SyncStatus
 from tests.builders import NOON
 from tests.processes import wait_until
@@ -149,7 +150,7 @@ def test_managing_waits_for_who_is_changing_the_row_and_goes_by_what_they_wrote(
         wait_until(waits, seconds=60, what="it waits for the other's lock")
         other.commit()
         (transition,) = managing.result(timeout=60)
-    assert transition.event is Event.BECAME_ELIGIBLE
+    assert transition.event is InitialSyncEvent.BECAME_ELIGIBLE
 
 
 def test_of_two_additions_of_one_name_at_once_one_is_told_of_the_other(inventory: SqlInventory) -> None:

@@ -19,9 +19,10 @@ from dcsync.adapters.postgres.tables import central_state, key_rotation, subclou
 from dcsync.model.errors import CloudError, KeyRotationFailed
 from dcsync.model.identity import FernetKeys, key_set
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import EndpointType, InitialSyncState, NewSubcloud
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.states.rotation import RotationState
+from dcsync.model.subcloud import EndpointType, NewSubcloud
 from dcsync.rotation.key_rotation import is_rotation_of, rotated
-from dcsync.rotation.ports import RotationState
 from dcsync.rotation.rotate_keys import KeyRotation, Limits, Result
 from tests.builders import NOON, some_keys
 from tests.requested_rows import requested_rows

@@ -21,13 +21,8 @@ from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.tables import rejected_report, subcloud, subcloud_sync, sync_attempt
 from dcsync.fake_cloud.watchman import KEYS_BEFORE_IDENTITY, OVERLAPPING_RUNS
-from dcsync.model.subcloud import (
-    SYNCED_ENDPOINT_TYPES,
-    AvailabilityStatus,
-    InitialSyncState,
-    ManagementState,
-    SyncStatus,
-)
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, ManagementState, SyncStatus
 from tests.soak.crew import Crew
 from tests.system import System, redis_client
 

@@ -18,21 +18,16 @@ from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.rows import is_held_off, placed_body, placed_from_body, subcloud_from_row
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_placed, subcloud_sync
 from dcsync.audit.ports import AuditPart, AuditRow, AuditRun, CentralState, Finding
+from dcsync.model.ending import Ending
 from dcsync.model.errors import UnknownSubcloud
 from dcsync.model.identity import Placed
-from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import (
-    SYNCED_ENDPOINT_TYPES,
-    AuditStatus,
-    AvailabilityStatus,
-    EndpointType,
-    InitialSyncState,
-    ManagementState,
-    SyncStatus,
-)
-from dcsync.rotation.ports import RotationState
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.states.rotation import RotationState
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, ManagementState, SyncStatus
+from dcsync.runs.abandoned import ABANDONED_LIMIT
 from dcsync.runs.ports import Standing
 
 _ROW = subcloud_sync.c

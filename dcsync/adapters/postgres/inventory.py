@@ -1,6 +1,6 @@
 """The rows as operators work on them: add, find, delete, manage, ask, history. Fills in `cli.ports.Inventory`.
 
-What a change of state means is decided by `dcsync.model.lifecycle` and written by `transitions.apply_event`; what
+What a change of state means is decided by `dcsync.model.pair` and written by `transitions.apply_event`; what
 observers report is written elsewhere. Rows are locked in id order, so that operators and observers never deadlock.
 """
 
@@ -50,12 +50,12 @@ from dcsync.adapters.postgres.tables import (
 from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, forget_endpoints
 from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
-from dcsync.model.lifecycle import Event, Pair, PairChange, Transition, pair_change
+from dcsync.model.pair import Pair, PairChange, pair_change
+from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
 from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     SYNCED_ENDPOINT_TYPES,
     AvailabilityStatus,
-    InitialSyncState,
     ManagementState,
     NewSubcloud,
     Subcloud,
@@ -151,14 +151,14 @@ class SqlInventory:
                 _refuse_ineligible(rows)
             moved = apply_event(
                 connection,
-                Event.ASKED,
+                InitialSyncEvent.ASKED,
                 [row.id for row in eligible],
                 now=now,
                 by=by,
-                cause=str(Event.ASKED),
+                cause=str(InitialSyncEvent.ASKED),
                 forget_subsequent_sync=True,
             )
-            return _transitions(connection, eligible, dict.fromkeys(moved, Event.ASKED))
+            return _transitions(connection, eligible, dict.fromkeys(moved, InitialSyncEvent.ASKED))
 
     @database_errors()
     def history(self, name: str) -> list[RequestHistory]:
@@ -319,7 +319,7 @@ def _by_change(changes: Mapping[int, PairChange | None]) -> dict[PairChange, lis
 
 
 def _transitions(
-    connection: Connection, rows: Sequence[_Locked], events: Mapping[int, Event | None]
+    connection: Connection, rows: Sequence[_Locked], events: Mapping[int, InitialSyncEvent | None]
 ) -> list[Transition]:
     """What became of the locked rows, by name."""
     states: dict[int, InitialSyncState] = {

@@ -17,8 +17,10 @@ from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.rows import is_held_off
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
 from dcsync.model.identity import KeySet
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState
-from dcsync.rotation.ports import KeyRotationRow, RotationState, Spread
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.states.rotation import RotationState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState
+from dcsync.rotation.ports import KeyRotationRow, Spread
 
 _ROW = key_rotation.c
 _SITE = subcloud_sync.c

@@ -12,7 +12,8 @@ from dcsync.adapters.postgres.tables import subcloud_sync
 from dcsync.audit.ports import SETTLED
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import AuditStatus, EndpointType, Subcloud, SyncStatus
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
 
 _COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "sync_status"))
 

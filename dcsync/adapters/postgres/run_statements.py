@@ -13,21 +13,22 @@ from typing import Any
 import sqlalchemy as sa
 
 from dcsync.adapters.postgres.tables import subcloud, subcloud_sync, sync_attempt, sync_step
-from dcsync.model.lifecycle import Ending, Event, state_after, states_before
+from dcsync.model.ending import Ending
+from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent
 from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES
 
 NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "step": None}
 """What a row carries of its run once no run owns it."""
 
 
-def moved(event: Event, *, now: object, **values: Any) -> dict[str, Any]:
+def moved(event: InitialSyncEvent, *, now: object, **values: Any) -> dict[str, Any]:
     """What an event writes to a row of `subcloud`."""
-    return {"initial_sync_state": state_after(event), "updated_at": now, **values}
+    return {"initial_sync_state": INITIAL_SYNC.state_after(event), "updated_at": now, **values}
 
 
-def where_allowed(event: Event) -> sa.ColumnElement[bool]:
+def where_allowed(event: InitialSyncEvent) -> sa.ColumnElement[bool]:
     """Rows in a state that the table of states lets the event leave."""
-    return subcloud.c.initial_sync_state.in_(states_before(event))
+    return subcloud.c.initial_sync_state.in_(INITIAL_SYNC.states_before(event))
 
 
 def given(column: sa.Column[Any]) -> sa.BindParameter[Any]:
@@ -44,11 +45,11 @@ def _claim() -> sa.Select[Any]:
         .where(
             subcloud.c.region_name == given(subcloud.c.region_name),
             subcloud.c.generation == given(subcloud.c.generation),
-            where_allowed(Event.CLAIMED),
+            where_allowed(InitialSyncEvent.CLAIMED),
         )
         .values(
             moved(
-                Event.CLAIMED,
+                InitialSyncEvent.CLAIMED,
                 now=_NOW,
                 run_id=given(sync_attempt.c.run_id),
                 claimed_at=_NOW,
@@ -84,7 +85,7 @@ def _own(**values: Any) -> sa.CTE:
     return _where_own().values(**values).returning(subcloud.c.id, subcloud.c.run_id).cte("own")
 
 
-def _own_moved(event: Event, **values: Any) -> sa.CTE:
+def _own_moved(event: InitialSyncEvent, **values: Any) -> sa.CTE:
     """By an event of the table of states, which ends the run."""
     update = _where_own().where(where_allowed(event)).values(moved(event, now=_NOW, **(NO_RUN | values)))
     return update.returning(subcloud.c.id).cte("own")
@@ -133,7 +134,7 @@ def _audit_initialised() -> sa.Select[Any]:
 
 
 def _completed() -> sa.Select[Any]:
-    own = _own_moved(Event.SUCCEEDED, attempt=0, abandoned=0, reason=None, detail="", retry_at=None)
+    own = _own_moved(InitialSyncEvent.SUCCEEDED, attempt=0, abandoned=0, reason=None, detail="", retry_at=None)
     was_asked = subcloud_sync.c.generation > subcloud_sync.c.observed_generation
     audits = (
         sa.update(subcloud_sync)
@@ -145,12 +146,14 @@ def _completed() -> sa.Select[Any]:
 
 def _failed() -> sa.Select[Any]:
     reason, detail = given(subcloud.c.reason), given(subcloud.c.detail)
-    own = _own_moved(Event.STEP_FAILED, reason=reason, detail=detail, retry_at=given(subcloud.c.retry_at), abandoned=0)
+    own = _own_moved(
+        InitialSyncEvent.STEP_FAILED, reason=reason, detail=detail, retry_at=given(subcloud.c.retry_at), abandoned=0
+    )
     return _with(own, _attempt_ended(own, ending=Ending.FAILED, reason=reason, detail=detail))
 
 
 def _given_back() -> sa.Select[Any]:
-    own = _own_moved(Event.GIVEN_BACK, attempt=subcloud.c.attempt - 1, dispatched_at=None)
+    own = _own_moved(InitialSyncEvent.GIVEN_BACK, attempt=subcloud.c.attempt - 1, dispatched_at=None)
     ended = _attempt_ended(own, ending=given(sync_attempt.c.ending), detail=given(sync_attempt.c.detail))
     return _with(own, ended)
 

@@ -1,7 +1,7 @@
 """The store as the sweep and the runs see it (port `RunStore`), in PostgreSQL.
 
 Each method is one transaction. Every write of a run is "where the row still carries my run id"; what a state becomes
-is read from the one table in `lifecycle`, never written here by name. What a run writes is in `run_statements`.
+is read from its table in `dcsync.model.states`, never written here by name. What a run writes is in `run_statements`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from dcsync.adapters.postgres.rows import placed_body, placed_from_body, subclou
 from dcsync.adapters.postgres.run_statements import NO_RUN, moved, where_allowed
 from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_attempt
 from dcsync.initial_sync.ports import Run
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import NewIds, Placed
-from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Event, Failure
 from dcsync.model.messages import SyncHint
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import InitialSyncState, Step
+from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
+from dcsync.model.subcloud import Step
+from dcsync.runs.abandoned import ABANDONED_LIMIT
 from dcsync.runs.ports import Standing
 
 
@@ -42,14 +44,14 @@ class SqlRunStore:
     def requeue_due(self, *, now: datetime) -> int:
         due = (
             sa.select(subcloud.c.id)
-            .where(where_allowed(Event.RETRY_DUE), subcloud.c.retry_at <= now)
+            .where(where_allowed(InitialSyncEvent.RETRY_DUE), subcloud.c.retry_at <= now)
             .order_by(subcloud.c.id)
             .with_for_update(skip_locked=True)
         )
         update = (
             sa.update(subcloud)
             .where(subcloud.c.id.in_(due.scalar_subquery()))
-            .values(moved(Event.RETRY_DUE, now=now, requested_at=now, dispatched_at=None, retry_at=None))
+            .values(moved(InitialSyncEvent.RETRY_DUE, now=now, requested_at=now, dispatched_at=None, retry_at=None))
         )
         with self._single.connect() as connection:
             return connection.execute(update).rowcount
@@ -74,10 +76,10 @@ class SqlRunStore:
             _lock_runs(connection, run_ids)
             quarantined = connection.execute(
                 sa.update(subcloud)
-                .where(lost, where_allowed(Event.QUARANTINED), subcloud.c.abandoned >= ABANDONED_LIMIT - 1)
+                .where(lost, where_allowed(InitialSyncEvent.QUARANTINED), subcloud.c.abandoned >= ABANDONED_LIMIT - 1)
                 .values(
                     moved(
-                        Event.QUARANTINED,
+                        InitialSyncEvent.QUARANTINED,
                         now=now,
                         **NO_RUN,
                         abandoned=0,
@@ -90,9 +92,15 @@ class SqlRunStore:
             ).scalars()
             requested = connection.execute(
                 sa.update(subcloud)
-                .where(lost, where_allowed(Event.ABANDONED))
+                .where(lost, where_allowed(InitialSyncEvent.ABANDONED))
                 .values(
-                    moved(Event.ABANDONED, now=now, **NO_RUN, abandoned=subcloud.c.abandoned + 1, dispatched_at=None)
+                    moved(
+                        InitialSyncEvent.ABANDONED,
+                        now=now,
+                        **NO_RUN,
+                        abandoned=subcloud.c.abandoned + 1,
+                        dispatched_at=None,
+                    )
                 )
                 .returning(subcloud.c.region_name)
             ).scalars()

@@ -22,14 +22,8 @@ from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.transitions import apply_event
 from dcsync.model.errors import BadReport
 from dcsync.model.reports import Mark
-from dcsync.model.subcloud import (
-    SYNCED_ENDPOINT_TYPES,
-    AvailabilityStatus,
-    EndpointType,
-    InitialSyncState,
-    ManagementState,
-    SyncStatus,
-)
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import AlarmRow, EndpointRow, ObservedColumns, StateChanges, StateRow
 
 BY = "state service"

@@ -25,8 +25,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from dcsync.model.lifecycle import Ending
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState, Step, SyncStatus
+from dcsync.model.ending import Ending
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Step, SyncStatus
 
 metadata = MetaData(
     naming_convention={

@@ -1,7 +1,7 @@
 """One lifecycle event applied to many rows at once: the SQL shared by operators (inventory) and observers (states).
 
 Here is every column an event of that kind touches, and the history row it leaves; which event follows from what is
-decided by `dcsync.model.lifecycle`. What goes with it when a subcloud is unmanaged or deleted is here too, for alarms
+decided by `dcsync.model.pair`. What goes with it when a subcloud is unmanaged or deleted is here too, for alarms
 follow rows in the same transaction. Claims and the endings of runs are not here, they belong to the run's own store.
 """
 
@@ -27,13 +27,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from dcsync.adapters.postgres.tables import alarm, endpoint_status, report_memory, subcloud, sync_request
-from dcsync.model.lifecycle import Event, state_after, states_before
-from dcsync.model.subcloud import EndpointType, InitialSyncState, SyncStatus
+from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
+from dcsync.model.subcloud import EndpointType, SyncStatus
 
 
 def apply_event(
     connection: Connection,
-    event: Event,
+    event: InitialSyncEvent,
     subcloud_ids: Collection[int],
     *,
     now: datetime,
@@ -53,11 +53,11 @@ def apply_event(
     """
     if not subcloud_ids:
         return []
-    after = state_after(event)
+    after = INITIAL_SYNC.state_after(event)
     moved = (
         update(subcloud)
         .where(subcloud.c.id == any_(_ids(subcloud_ids)))
-        .where(subcloud.c.initial_sync_state.in_(states_before(event)))
+        .where(subcloud.c.initial_sync_state.in_(INITIAL_SYNC.states_before(event)))
         .values(_columns(after, now=now, forget_subsequent_sync=forget_subsequent_sync))
         .returning(subcloud.c.id, subcloud.c.generation)
     )

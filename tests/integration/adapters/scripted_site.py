@@ -13,7 +13,8 @@ from typing import Any
 from dcsync.adapters.cloud.endpoints import ServiceUrls
 from dcsync.adapters.cloud.http import Limits
 from dcsync.adapters.cloud.keystone import Credentials
-from dcsync.model.subcloud import AvailabilityStatus, InitialSyncState, ManagementState, Subcloud
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
 from tests.loop_time import time_passes
 
 ADDRESS = "127.18.0.1"

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 import pytest
 
 from dcsync.initial_sync.ports import Run
+from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable
-from dcsync.model.lifecycle import Ending
 from dcsync.runs.ownership import BatchedOwnership
 from dcsync.runs.ports import Standing
 from tests.builders import NOON

@@ -15,7 +15,8 @@ from dcsync.adapters.broker.reporter import StateReporter
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.adapters.postgres.tables import subcloud
 from dcsync.model.reports import Report, report_payload
-from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus
 from dcsync.state.service import StateService
 from tests.fake_states import FakeSweeps
 from tests.integration.state.conftest import Rows

@@ -15,7 +15,8 @@ from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.adapters.postgres.tables import endpoint_status, subcloud
 from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError
 from dcsync.model.reports import AvailabilityReport, Report, report_from_payload, report_payload
-from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, ManagementState
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, ManagementState
 from dcsync.state import memory, rules
 from dcsync.state.service import StateService
 from tests.builders import NOON

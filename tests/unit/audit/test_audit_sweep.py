@@ -13,7 +13,8 @@ from dcsync.model.errors import BrokerUnreachable, CloudError
 from dcsync.model.identity import ActorType, Assignment, revocation_event
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
 from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, MemoryAuditStore

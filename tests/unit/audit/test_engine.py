@@ -17,7 +17,9 @@ from dcsync.audit.ports import CentralState
 from dcsync.model.errors import BrokerUnreachable, CloudError, UnknownSubcloud, WorkerStopping
 from dcsync.model.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AuditStatus, EndpointType, InitialSyncState, SyncStatus
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, SyncStatus
 from tests.builders import NOON, a_group, a_project, a_role, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop

@@ -22,7 +22,8 @@ from dcsync.initial_sync.engine import InitialSync
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import ActorType, Assignment, CentralData, Placed, Record, Records, ResourceType
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import AuditStatus, SyncStatus
+from dcsync.model.states.audit import AuditStatus
+from dcsync.model.subcloud import SyncStatus
 from tests.builders import NOON, a_group, a_project, a_role, a_user, central_data, records
 from tests.fakes_audit import MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop, a_requested_store

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState, SyncStatus
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from tests.builders import NOON
 from tests.unit.cli.conftest import Shell
 

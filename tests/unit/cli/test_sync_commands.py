@@ -7,15 +7,15 @@ from datetime import timedelta
 import pytest
 
 from dcsync.cli.waiting import Progress
+from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
-from dcsync.model.lifecycle import Ending
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Report
+from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
     AvailabilityStatus,
     EndpointType,
-    InitialSyncState,
     ManagementState,
     Step,
     Subcloud,

@@ -13,11 +13,12 @@ import pytest
 
 from dcsync.initial_sync.engine import InitialSync, Limits, Outcome, Result
 from dcsync.initial_sync.ports import Run
+from dcsync.model.ending import Ending
 from dcsync.model.errors import BrokerUnreachable, CloudError, WorkerStopping
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
-from dcsync.model.lifecycle import Ending
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import InitialSyncState, Step
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import Step
 from tests.builders import NOON, a_group, a_user, central_data, records, some_keys
 from tests.fakes_sync import DirectOwnership, MemoryClouds, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
 from tests.loop_time import time_passes

@@ -8,10 +8,11 @@ from datetime import timedelta
 import pytest
 
 from dcsync.initial_sync.sweep import Sweep, SweepReport
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable
-from dcsync.model.lifecycle import ABANDONED_LIMIT, Ending, Failure
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.runs.abandoned import ABANDONED_LIMIT
 from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON
 from tests.fakes_sync import MemoryLocks, MemoryMessenger, MemoryRunStore, a_requested_store

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dcsync.local.demo import LINE_SECONDS, Outage, Progress, probe_interval, what_is_wrong
-from dcsync.model.subcloud import InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncState
 
 SEEN = Outage(5, 2.0, 3.0, 4.0)
 GOOD = {"good": 20, "problems": {}, "violations": {}, "violation_count": 0}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Report
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, InitialSyncState, ManagementState, SyncStatus
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state import memory, rules
 from dcsync.state.service import StateService
 from tests.fake_states import FakeStateStore, FakeSweeps

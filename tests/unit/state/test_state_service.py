@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dcsync.model.lifecycle import Event
 from dcsync.model.reports import AvailabilityReport, report_payload
-from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, InitialSyncState, SyncStatus
+from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, SyncStatus
 from dcsync.state.ports import StateChanges
 from dcsync.state.service import StateService
 from tests.fake_states import FakeStateStore, FakeSweeps
@@ -139,7 +139,7 @@ def test_s9_going_offline_forgets_endpoints_clears_their_alarms_and_cancels_the_
     assert (row.availability_status, row.fail_count) == (OFFLINE, 2)
     assert {shown.sync_status for shown in row.endpoints.values()} == {UNKNOWN}
     assert world.store.alarms() == {OFFLINE_ALARM}
-    assert world.store.events == [("subcloud1", Event.LEFT)]
+    assert world.store.events == [("subcloud1", InitialSyncEvent.LEFT)]
     assert world.store.state() is InitialSyncState.NONE
 
 
@@ -151,7 +151,7 @@ def test_s10_coming_online_clears_the_alarm_asks_for_audits_and_an_initial_sync(
     assert world.store.alarms() == set()
     assert world.store.rows["subcloud1"].fail_count == 0
     assert {type_ for _, type_ in world.store.audits} == REMAINING | {DC_CERT}
-    assert (world.store.events, world.sweeps.sweeps) == ([("subcloud1", Event.BECAME_ELIGIBLE)], 1)
+    assert (world.store.events, world.sweeps.sweeps) == ([("subcloud1", InitialSyncEvent.BECAME_ELIGIBLE)], 1)
 
 
 def test_s11_a_broker_that_is_away_does_not_hinder_coming_online() -> None:
@@ -284,13 +284,13 @@ def test_an_outage_that_becomes_known_late_is_made_good(world: World) -> None:
     assert (world.store.status(PLATFORM), world.store.status(FIRMWARE)) == (UNKNOWN, IN_SYNC)
     assert world.store.alarms() == set()
     assert [(alarm.raised_at, alarm.cleared_at) for alarm in world.store.alarm_history] == [(at(4), at(5))]
-    assert world.store.events == [("subcloud1", Event.BECAME_ELIGIBLE)]
+    assert world.store.events == [("subcloud1", InitialSyncEvent.BECAME_ELIGIBLE)]
 
 
 def test_an_outage_within_one_message_asks_for_one_initial_sync(world: World) -> None:
     payloads = [report_payload(report) for report in (online(3), offline(2))]
     assert world.service.apply_payloads(payloads).requested == 1
-    assert world.store.events == [("subcloud1", Event.BECAME_ELIGIBLE)]
+    assert world.store.events == [("subcloud1", InitialSyncEvent.BECAME_ELIGIBLE)]
     assert [(alarm.raised_at, alarm.cleared_at) for alarm in world.store.alarm_history] == [(at(2), at(3))]
 
 
