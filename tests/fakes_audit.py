@@ -9,10 +9,19 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from dcsync.audit.identity_audit import Cloud
-from dcsync.audit.ports import SETTLED, AuditPart, AuditRow, AuditRun, CentralState, Finding
-from dcsync.model.ending import Ending
+from dcsync.audit.ports import (
+    SETTLED,
+    AuditChanges,
+    AuditPart,
+    AuditRow,
+    AuditRun,
+    CentralState,
+    Settlement,
+)
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import CloudError, UnknownSubcloud
 from dcsync.model.identity import (
     ActorType,
@@ -27,7 +36,7 @@ from dcsync.model.identity import (
 )
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
-from dcsync.model.states.audit import AuditStatus
+from dcsync.model.states.audit import AUDIT, AuditEvent, AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import (
     SYNCED_ENDPOINT_TYPES,
@@ -37,7 +46,7 @@ from dcsync.model.subcloud import (
     Subcloud,
     SyncStatus,
 )
-from dcsync.runs.abandoned import ABANDONED_LIMIT
+from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 from tests.builders import NOON, central_data, records, some_keys
 
@@ -280,6 +289,7 @@ class Kept:
     detail: str = ""
     result: SyncStatus | None = None
     reported: SyncStatus | None = None
+    reported_at: datetime | None = None
     last_audit_time: datetime | None = None
     last_good_at: datetime | None = None
     difference: str | None = None
@@ -290,6 +300,14 @@ class Kept:
     deletes_allowed: bool = False
     resource_types: frozenset[str] | None = None
     keys_fingerprint: str | None = None
+
+    def move(self, event: AuditEvent, **changes: Any) -> None:
+        after = AUDIT.next_state(self.status, event)
+        assert after is not None, f"{self.status} does not know {event}"
+        self.status = after
+        for name, value in changes.items():
+            assert hasattr(self, name), name
+            setattr(self, name, value)
 
     def free(self) -> None:
         self.run_id = self.claimed_at = self.dispatched_at = None
@@ -375,29 +393,33 @@ class MemoryAuditStore:
 
     # --- the sweep ---
 
-    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
         found = {
-            (region, row.run_id, row.claimed_at)
+            (region, row.run_id, row.claimed_at, row.abandoned)
             for (region, _), row in self.rows.items()
             if row.run_id is not None and row.claimed_at is not None and row.claimed_at < moment
         }
-        return sorted(found)
+        return [RunInProgress(*each) for each in sorted(found)]
 
-    def take_back(
-        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
+        died = [(run, run.deaths + 1) for run in abandoned]
+        return self._end_abandoned(died, AuditEvent.ABANDONED, due_at=now)
+
+    def quarantine(
+        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
+        forgotten = [(run, 0) for run in abandoned]
+        failed = AuditChanges(due_at=retry_at, reason=failure.reason, detail=failure.detail)
+        return self._end_abandoned(forgotten, AuditEvent.QUARANTINED, **failed)
+
+    def _end_abandoned(self, runs: Iterable[tuple[RunInProgress, int]], event: AuditEvent, **changes: Any) -> list[str]:
         changed = set()
-        run_ids = {run_id for _, run_id in abandoned}
-        for (region, _), row in self.rows.items():
-            if row.run_id not in run_ids:
-                continue
-            changed.add(region)
-            row.free()
-            row.status = AuditStatus.FAILED
-            row.abandoned += 1
-            row.due_at = now
-            if row.abandoned >= ABANDONED_LIMIT:
-                row.abandoned, row.due_at, row.reason = 0, hold_off_until, Reason.QUARANTINED
+        for run, deaths in runs:
+            for (region, _), row in self.rows.items():
+                if (row.run_id, row.abandoned) == (run.run_id, run.deaths):
+                    row.free()
+                    row.move(event, abandoned=deaths, **changes)
+                    changed.add(region)
         return sorted(changed)
 
     def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
@@ -442,8 +464,7 @@ class MemoryAuditStore:
         due = {key: row for key, row in self.rows.items() if key[0] == region_name and self._is_due(key[0], row, now)}
         for row in due.values():
             row.free()
-            row.run_id, row.claimed_at, row.status = run_id, now, AuditStatus.IN_PROGRESS
-            row.attempt += 1
+            row.move(AuditEvent.CLAIMED, run_id=run_id, claimed_at=now, attempt=row.attempt + 1)
         return self._run(region_name, run_id, due) if due else None
 
     def look(self, name: str) -> AuditRun:
@@ -471,41 +492,23 @@ class MemoryAuditStore:
         self.groups[run.subcloud.region_name] = dict(groups)
         return True
 
-    def settle(self, run: AuditRun, findings: Sequence[Finding], *, now: datetime) -> bool:
-        mine = self._mine(run)
-        for finding in findings:
-            if finding.endpoint_type in mine:
-                self._settle(mine[finding.endpoint_type], finding, now=now)
-        return all(finding.endpoint_type in mine for finding in findings)
-
-    def _settle(self, row: Kept, finding: Finding, *, now: datetime) -> None:
-        asked_meanwhile, failure = row.generation > finding.generation, finding.failure
-        row.free()
-        row.abandoned, row.status = 0, AuditStatus.FAILED if failure else AuditStatus.COMPLETED
-        row.attempt = row.attempt if failure else 0
-        row.reason, row.detail = (failure.reason, failure.detail) if failure else (None, "")
-        row.due_at = min(row.due_at, now) if asked_meanwhile else finding.due_at
-        row.reported = finding.reported or row.reported
-        row.keys_fingerprint = finding.keys_fingerprint or row.keys_fingerprint
-        if finding.result is not None:
-            row.last_audit_time, row.result, row.difference = now, finding.result, finding.difference
-            row.difference_repairs = 0 if asked_meanwhile else finding.difference_repairs
-        if finding.is_observed:
-            row.observed_generation = finding.generation
-            row.deletes_allowed = row.deletes_allowed and asked_meanwhile
-            row.resource_types = row.resource_types if asked_meanwhile else None
-        if finding.result is SyncStatus.IN_SYNC:
-            row.last_good_at = now
-        if finding.differences:
-            row.differences, row.difference_at = finding.differences, now
-        if finding.result is not None and finding.repaired:
-            row.repaired_at = now
+    def settle(self, settlements: Sequence[Settlement]) -> set[str]:
+        lost = set()
+        for each in settlements:
+            row = self._mine(each.run).get(each.endpoint_type)
+            if row is None:
+                lost.add(each.run.run_id)
+                continue
+            row.free()
+            asked_meanwhile = row.generation > each.generation
+            row.move(each.event, **each.always, **(each.asked_meanwhile if asked_meanwhile else each.as_found))
+        return {each.run.run_id for each in settlements} - lost
 
     def release(self, run: AuditRun, *, now: datetime) -> bool:
         mine = self._mine(run)
         for row in mine.values():
             row.free()
-            row.status, row.attempt, row.due_at = AuditStatus.NONE, row.attempt - 1, now
+            row.move(AuditEvent.RELEASED, attempt=row.attempt - 1, due_at=now)
         return bool(mine)
 
     # --- the centre ---

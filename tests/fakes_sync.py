@@ -20,7 +20,7 @@ from dcsync.model.messages import AuditHint, SyncHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud
-from dcsync.runs.abandoned import ABANDONED_LIMIT
+from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ownership import Rows
 from dcsync.runs.ports import Owner, Standing
 from tests.builders import a_subcloud, central_data, records, some_keys
@@ -98,37 +98,33 @@ class MemoryRunStore:
             self._move(subcloud.region_name, InitialSyncEvent.RETRY_DUE, retry_at=None, requested_at=now)
         return len(due)
 
-    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
         return [
-            (s.region_name, s.run_id, s.claimed_at)
+            RunInProgress(s.region_name, s.run_id, s.claimed_at, self.rows[s.region_name].abandoned)
             for s in self._in(InitialSyncState.IN_PROGRESS)
             if s.run_id is not None and s.claimed_at is not None and s.claimed_at < moment
         ]
 
-    def take_back(
-        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
+        return self._end_abandoned(abandoned, InitialSyncEvent.ABANDONED)
+
+    def quarantine(
+        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
+        failed = {"retry_at": retry_at, "reason": failure.reason, "detail": failure.detail}
+        return self._end_abandoned(abandoned, InitialSyncEvent.QUARANTINED, **failed)
+
+    def _end_abandoned(self, runs: Collection[RunInProgress], event: InitialSyncEvent, **changes: Any) -> list[str]:
         changed = []
-        for region_name, run_id in abandoned:
-            row = self.rows.get(region_name)
-            if row is None or row.subcloud.run_id != run_id:
+        for run in runs:
+            row = self.rows.get(run.region_name)
+            if row is None or row.subcloud.run_id != run.run_id:
                 continue
             row.dispatched_at = None
-            self._end(run_id, Ending.ABANDONED, "")
-            if row.abandoned >= ABANDONED_LIMIT - 1:
-                row.abandoned = 0
-                self._move(
-                    region_name,
-                    InitialSyncEvent.QUARANTINED,
-                    run_id=None,
-                    claimed_at=None,
-                    retry_at=hold_off_until,
-                    reason=Reason.QUARANTINED,
-                )
-            else:
-                row.abandoned += 1
-                self._move(region_name, InitialSyncEvent.ABANDONED, run_id=None, claimed_at=None)
-            changed.append(region_name)
+            row.abandoned = row.abandoned + 1 if event is InitialSyncEvent.ABANDONED else 0
+            self._end(run.run_id, Ending.ABANDONED, "")
+            self._move(run.region_name, event, run_id=None, claimed_at=None, step=None, **changes)
+            changed.append(run.region_name)
         return changed
 
     def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from dcsync.audit.identity_audit import Cloud, Difference, IdentityAudit, audit_
 from dcsync.audit.ports import SETTLED, AuditPart, AuditReports, AuditRun, AuditStore, Finding
 from dcsync.audit.preview import in_words
 from dcsync.audit.repair import Repairer, read_cloud
+from dcsync.audit.settlement import settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, WorkerStopping
 from dcsync.model.hold_off import hold_off
@@ -192,7 +193,8 @@ class Audit:
             return Outcome(_ENDINGS[standing.ending], run.subcloud.region_name, run.run_id, detail=standing.detail)
         next_due = self._next_due(ended)
         findings = tuple(self._finding(each, now=ended, next_due=next_due) for each in progress)
-        if self.store.settle(run, findings, now=ended):
+        settlements = [settlement(run, finding, now=ended) for finding in findings]
+        if run.run_id in self.store.settle(settlements):
             self._report(run, findings, now=ended)
         return Outcome(
             Result.DONE,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from dcsync.model.ending import Failure
 from dcsync.model.identity import Placed
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
-from dcsync.model.states.audit import AuditStatus
+from dcsync.model.states.audit import AuditEvent, AuditStatus
 from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
+from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 
 
@@ -74,6 +75,45 @@ class Finding:
     due_at: datetime
     keys_fingerprint: str | None = None
     """Of the keys the subcloud was last seen to hold in this run; None where nobody looked."""
+
+
+class AuditChanges(TypedDict, total=False):
+    """New values of a row; what is not in it stays as it is. Named as in AuditRow."""
+
+    attempt: int
+    abandoned: int
+    reason: Reason | None
+    detail: str
+    due_at: datetime
+    result: SyncStatus
+    reported: SyncStatus
+    reported_at: datetime
+    last_audit_time: datetime
+    last_good_at: datetime
+    difference: str | None
+    differences: tuple[str, ...]
+    difference_at: datetime
+    difference_repairs: int
+    repaired_at: datetime
+    observed_generation: int
+    deletes_allowed: bool
+    resource_types: None
+    keys_fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settlement:
+    """What the end of a run writes to one of its rows, see `dcsync.audit.settlement`."""
+
+    run: AuditRun
+    endpoint_type: EndpointType
+    event: AuditEvent
+    generation: int
+    """What was asked for when the run began; a row with a greater one was asked for more meanwhile."""
+    always: AuditChanges
+    as_found: AuditChanges
+    """Where nothing was asked meanwhile."""
+    asked_meanwhile: AuditChanges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +193,16 @@ class AuditStore(Protocol):
 
     # The sweep.
 
-    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
-        """(region name, run id, claimed at) of runs claimed before `moment` and still in progress."""
+    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
+        """Runs claimed before `moment` and still in progress; one whose rows differ in `deaths` is in it for each."""
 
-    def take_back(
-        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
+        """Their rows are failed and due again, where run id and `deaths` still stand; the region names changed."""
+
+    def quarantine(
+        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
-        """Their rows are due again; the third time in a row they fail (quarantined) until `hold_off_until`."""
+        """The same, but due at `retry_at`, with this failure and their deaths forgotten."""
 
     def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
         """Hints sent (and when) whose rows nobody has claimed since."""
@@ -194,8 +237,9 @@ class AuditStore(Protocol):
     def remember_groups(self, run: AuditRun, groups: Mapping[str, tuple[str, ...]]) -> bool:
         """As RunStore.remember_groups."""
 
-    def settle(self, run: AuditRun, findings: Sequence[Finding], *, now: datetime) -> bool:
-        """Record what was found, where a row is still the run's own; what was asked meanwhile leaves it due at once."""
+    def settle(self, settlements: Sequence[Settlement]) -> set[str]:
+        """End runs and record what they found, where a row is still the run's own. The ids of the runs all of whose
+        rows were."""
 
     def release(self, run: AuditRun, *, now: datetime) -> bool:
         """The run ends without a finding: its rows are due again as if it had not been."""

@@ -11,6 +11,7 @@ from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
 from dcsync.model.subcloud import Step, Subcloud
+from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 
 
@@ -32,14 +33,16 @@ class RunStore(Protocol):
     def requeue_due(self, *, now: datetime) -> int:
         """failed -> requested for every row whose hold-off is over; how many."""
 
-    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
-        """(region name, run id, claimed at) of rows claimed before `moment` and still in progress."""
+    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
+        """Runs claimed before `moment` and still in progress."""
 
-    def take_back(
-        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
+        """in-progress -> requested for these, where the run id still stands; the region names changed."""
+
+    def quarantine(
+        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
-        """in-progress -> requested for these (region name, run id), where the run id still stands; the third time for
-        one request -> failed (quarantined) until `hold_off_until`. Returns the region names changed."""
+        """in-progress -> failed for these, where the run id still stands, their deaths forgotten; the region names."""
 
     def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
         """(region name, run id) of attempts without an end that own no row any more: unmanaged, or requested anew."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from dcsync.model.identity import FernetKeys, KeySet
-from dcsync.model.states.rotation import RotationState
+from dcsync.model.states.rotation import RotationEvent, RotationState
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,9 @@ class KeyRotationRow:
     def is_due(self, now: datetime) -> bool:
         return self.requested_at is not None or (self.next_due_at is not None and self.next_due_at <= now)
 
+    def is_window_open(self, now: datetime) -> bool:
+        return self.window_until is not None and now < self.window_until
+
 
 class KeyRotationStore(Protocol):
     """The one row of key rotation, and the sites' rows as far as their keys go."""
@@ -69,9 +72,11 @@ class KeyRotationStore(Protocol):
         """Rotated: the centre is known with `current` from now on, which is distributed in waves; all of it in one
         transaction. False when the claim is lost."""
 
-    def give_up(self, *, run_id: str, detail: str, now: datetime, retry_at: datetime, forget: bool) -> bool:
-        """Not rotated: a request ends, a schedule that is due is put off until `retry_at`; with `forget` what was found
-        before is, too. False when the claim is lost."""
+    def give_up(
+        self, event: RotationEvent, *, run_id: str, detail: str, now: datetime, retry_at: datetime, forget: bool
+    ) -> bool:
+        """Not rotated, GIVEN_UP or RESUMED: a request ends, a schedule that is due is put off until `retry_at`; with
+        `forget` what was found before is, too. False when the claim is lost."""
 
     def spread(self, fingerprint: str) -> Spread:
         """How many sites hold the set with this fingerprint."""

@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from dcsync.model.errors import CloudError, KeyRotationFailed
 from dcsync.model.identity import FernetKeys, KeySet, key_set
-from dcsync.model.states.rotation import RotationState
+from dcsync.model.states.rotation import RotationEvent, RotationState
 from dcsync.rotation.key_rotation import is_rotation_of, next_due, refusal, rotated
 from dcsync.rotation.ports import CentralKeys, KeyRotationRow, KeyRotationStore
 from dcsync.runs.ports import Loop
@@ -120,13 +120,13 @@ class KeyRotation:
                 return self._finish(run_id, found, "an earlier try had rotated them already")
             why_not = self._why_not(claimed, found)
             if why_not is not None:
-                return self._give_up(run_id, Result.REFUSED, why_not, forget=True)
+                return self._give_up(run_id, claimed, Result.REFUSED, why_not, forget=True)
             before = key_set(found)
             if not self.store.remember(run_id=run_id, before=before, now=self.now()):
                 return Outcome(Result.SUPERSEDED, "somebody else took the rotation over")
             return self._finish(run_id, self._carried_out(found, before))
         except (CloudError, KeyRotationFailed) as exc:
-            return self._give_up(run_id, Result.FAILED, str(exc), forget=False)
+            return self._give_up(run_id, claimed, Result.FAILED, str(exc), forget=False)
 
     def _why_not(self, claimed: KeyRotationRow, found: FernetKeys) -> str | None:
         if claimed.forced:
@@ -181,10 +181,12 @@ class KeyRotation:
         )
         return Outcome(Result.ROTATED, detail) if mine else Outcome(Result.SUPERSEDED)
 
-    def _give_up(self, run_id: str, result: Result, detail: str, *, forget: bool) -> Outcome:
+    def _give_up(self, run_id: str, claimed: KeyRotationRow, result: Result, detail: str, *, forget: bool) -> Outcome:
+        """Where the keys of an earlier rotation are still being distributed, that goes on."""
         now = self.now()
+        event = RotationEvent.RESUMED if claimed.is_window_open(now) else RotationEvent.GIVEN_UP
         mine = self.store.give_up(
-            run_id=run_id, detail=detail, now=now, retry_at=now + self.limits.hold_off, forget=forget
+            event, run_id=run_id, detail=detail, now=now, retry_at=now + self.limits.hold_off, forget=forget
         )
         return Outcome(result, detail) if mine else Outcome(Result.SUPERSEDED)
 
@@ -199,7 +201,7 @@ class KeyRotation:
         spread = self.store.spread(fingerprint)
         if not spread.behind:
             return self._end(f"{spread.sites} sites hold the current keys")
-        if row.window_until is None or now >= row.window_until:
+        if not row.is_window_open(now):
             return self._end(f"the window is over, {spread.behind} of {spread.sites} sites lack the current keys")
         asked = self.store.next_wave(
             fingerprint,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
+from dcsync.model.ending import Failure
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.messages import AuditHint, SyncHint
-from dcsync.runs.abandoned import is_abandoned
+from dcsync.runs.abandoned import QUARANTINED, RunInProgress, is_abandoned
 from dcsync.runs.ports import Locks
 
 Hint = TypeVar("Hint", SyncHint, AuditHint)
@@ -22,9 +23,10 @@ Hint = TypeVar("Hint", SyncHint, AuditHint)
 class DueRows(Protocol[Hint]):
     """What a dispatcher asks of RunStore and AuditStore; promised there."""
 
-    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]: ...
-    def take_back(
-        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]: ...
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]: ...
+    def quarantine(
+        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]: ...
     def unstarted_hints(self) -> list[tuple[Hint, datetime]]: ...
     def in_progress_count(self) -> int: ...
@@ -55,15 +57,27 @@ class Dispatcher(Generic[Hint]):
     waiting_ids: Callable[[], set[str]]
 
     def take_back_abandoned(self, now: datetime) -> int:
-        """Runs whose worker is gone become due again; of how many subclouds."""
-        old = self.rows.in_progress_since_before(now - self.limits.lock_ttl)
-        gone = self.without_lock([(region_name, run_id) for region_name, run_id, _ in old])
-        abandoned = [
-            (region_name, run_id)
-            for region_name, run_id, claimed_at in old
-            if is_abandoned(claimed_at=claimed_at, lock_is_gone=run_id in gone, now=now, lock_ttl=self.limits.lock_ttl)
+        """Runs whose worker is gone become due again, or are quarantined when that came too often; of how many
+        subclouds."""
+        abandoned = self._abandoned(now)
+        again = self.rows.take_back([run for run in abandoned if not run.is_last_straw], now=now)
+        quarantined = self.rows.quarantine(
+            [run for run in abandoned if run.is_last_straw],
+            QUARANTINED,
+            now=now,
+            retry_at=now + self.limits.quarantine,
+        )
+        return len(set(again) | set(quarantined))
+
+    def _abandoned(self, now: datetime) -> list[RunInProgress]:
+        lock_ttl = self.limits.lock_ttl
+        old = self.rows.in_progress_since_before(now - lock_ttl)
+        gone = self.without_lock([(run.region_name, run.run_id) for run in old])
+        return [
+            run
+            for run in old
+            if is_abandoned(claimed_at=run.claimed_at, lock_is_gone=run.run_id in gone, now=now, lock_ttl=lock_ttl)
         ]
-        return len(self.rows.take_back(abandoned, now=now, hold_off_until=now + self.limits.quarantine))
 
     def without_lock(self, runs: Sequence[tuple[str, str]]) -> set[str]:
         """Which of these (region name, run id) do not hold their subcloud's lock: the run ids."""

@@ -18,6 +18,7 @@ from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import audit_request, key_rotation, subcloud, subcloud_sync
 from dcsync.audit.ports import SETTLED, AuditRow, AuditRun, AuditStore, CentralState, Finding
+from dcsync.audit.settlement import settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import UnknownSubcloud
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
@@ -26,7 +27,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, SyncStatus, new_subcloud
-from dcsync.runs.abandoned import ABANDONED_LIMIT
+from dcsync.runs.abandoned import QUARANTINED, RunInProgress
 from tests.builders import NOON, a_subcloud
 from tests.fakes_audit import MemoryAuditStore
 from tests.processes import wait_until
@@ -135,8 +136,15 @@ def a_finding(type_: EndpointType = IDENTITY, **changes: Any) -> Finding:
 
 
 def settle(rows: Rows, run: AuditRun, **changes: Any) -> bool:
-    findings = [a_finding(part.endpoint_type, **changes) for part in run.parts]
-    return rows.store.settle(run, findings, now=LATER)
+    return settle_as(rows, run, [a_finding(part.endpoint_type, **changes) for part in run.parts], now=LATER)
+
+
+def settle_as(rows: Rows, run: AuditRun, findings: list[Finding], *, now: datetime) -> bool:
+    return rows.store.settle([settlement(run, finding, now=now) for finding in findings]) == {run.run_id}
+
+
+def died(run_id: str, *, deaths: int = 0) -> RunInProgress:
+    return RunInProgress("s1", run_id, NOON, deaths)
 
 
 # --- asking ------------------------------------------------------------------------------------------------------
@@ -289,7 +297,7 @@ def test_a_failure_keeps_the_last_good_answer_beside_its_reason(rows: Rows) -> N
         "failure": Failure(Reason.UNREACHABLE, "gone"),
     }
     run = claimed(rows, run_id="run-2", now=NEXT)
-    rows.store.settle(run, [a_finding(is_observed=False, due_at=NEXT, **failed)], now=NEXT)
+    settle_as(rows, run, [a_finding(is_observed=False, due_at=NEXT, **failed)], now=NEXT)
     row = rows.row()
     assert (row.audit_status, row.reason, row.detail, row.attempt) == (
         AuditStatus.FAILED,
@@ -309,7 +317,7 @@ def test_differences_are_kept_when_they_are_gone_and_the_digest_is_not(rows: Row
     assert rows.row().repaired_at == LATER
     run = claimed(rows, run_id="run-2", now=NEXT)
     assert [(part.difference, part.difference_repairs) for part in run.parts] == [("d1", 1)] * 2
-    rows.store.settle(run, [a_finding(part.endpoint_type) for part in run.parts], now=NEXT)
+    settle_as(rows, run, [a_finding(part.endpoint_type) for part in run.parts], now=NEXT)
     row = rows.row()
     assert (row.differences, row.difference_at, row.difference_repairs) == (named, LATER, 0)
 
@@ -384,7 +392,7 @@ def test_a_run_that_lost_its_rows_writes_nothing(rows: Rows, write: str, what: s
     if what == "deleted":
         rows.delete("s1")
     else:
-        rows.store.take_back([("s1", "run-1")], now=NOON, hold_off_until=LATER)
+        rows.store.take_back([died("run-1")], now=NOON)
         if what == "claimed by another":
             claimed(rows, run_id="run-2")
     before = None if what == "deleted" else rows.row()
@@ -443,19 +451,39 @@ def test_a_claim_answers_every_hint_of_its_subcloud(rows: Rows) -> None:
     run = claimed(rows)
     assert rows.store.unstarted_hints() == []
     assert rows.store.in_progress_count() == 1
-    assert rows.store.in_progress_since_before(LATER) == [("s1", "run-1", NOON)]
+    assert rows.store.in_progress_since_before(LATER) == [died("run-1")]
     assert rows.store.in_progress_since_before(NOON) == []
     settle(rows, run)
     assert rows.store.in_progress_count() == 0
 
 
-def test_taking_back_makes_due_again_and_the_third_time_holds_off(rows: Rows) -> None:
-    assert rows.store.take_back([("s1", "another")], now=NOON, hold_off_until=LATER) == []
-    for number in range(ABANDONED_LIMIT):
+def test_taking_back_makes_due_again_and_counts_and_quarantine_holds_off(rows: Rows) -> None:
+    assert rows.store.take_back([died("another")], now=NOON) == []
+    for number in range(2):
         claimed(rows, run_id=f"run-{number}")
-        assert rows.store.take_back([("s1", f"run-{number}")], now=NOON, hold_off_until=LATER) == ["s1"]
+        assert rows.store.in_progress_since_before(LATER) == [died(f"run-{number}", deaths=number)]
+        assert rows.store.take_back([died(f"run-{number}", deaths=number)], now=NOON) == ["s1"]
+        assert (rows.row().audit_status, rows.row().due_at) == (AuditStatus.FAILED, NOON)
+    claimed(rows, run_id="run-2")
+    assert rows.store.quarantine([died("run-2", deaths=2)], QUARANTINED, now=NOON, retry_at=LATER) == ["s1"]
     row = rows.row()
     assert (row.audit_status, row.reason, row.due_at) == (AuditStatus.FAILED, Reason.QUARANTINED, LATER)
+    claimed(rows, run_id="run-3", now=LATER)
+    assert rows.store.in_progress_since_before(NEXT) == [RunInProgress("s1", "run-3", LATER, 0)]
+
+
+def test_rows_of_one_run_that_died_are_told_apart_by_how_often_theirs_did(rows: Rows) -> None:
+    settle_as(rows, claimed(rows), [a_finding(PLATFORM)], now=NOON)
+    rows.store.take_back([died("run-1")], now=NOON)
+    run = claimed(rows, run_id="run-2", now=NEXT)
+    assert {part.endpoint_type for part in run.parts} == set(SYNCED_ENDPOINT_TYPES)
+    found = rows.store.in_progress_since_before(NEXT + timedelta(minutes=1))
+    assert sorted((run.run_id, run.deaths) for run in found) == [("run-2", 0), ("run-2", 1)]
+    (first,) = [run for run in found if run.deaths]
+    assert rows.store.quarantine([first], QUARANTINED, now=NEXT, retry_at=NEXT) == ["s1"]
+    assert [rows.row(type_=type_).audit_status for type_ in (IDENTITY, PLATFORM)] == [
+        AuditStatus.FAILED, AuditStatus.IN_PROGRESS,
+    ]  # fmt: skip
 
 
 # --- the centre --------------------------------------------------------------------------------------------------

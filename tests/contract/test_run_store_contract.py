@@ -22,7 +22,7 @@ from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud, new_subcloud
-from dcsync.runs.abandoned import ABANDONED_LIMIT
+from dcsync.runs.abandoned import QUARANTINED, RunInProgress
 from tests.builders import NOON
 from tests.fakes_sync import MemoryRunStore, a_requested_store
 from tests.requested_rows import leave, request, requested_rows
@@ -99,6 +99,10 @@ def claimed(rows: Rows, name: str = "s1", run_id: str = "run-1") -> Run:
     run = claim(rows, name, run_id)
     assert run is not None
     return run
+
+
+def died(run_id: str, *, deaths: int = 0) -> RunInProgress:
+    return RunInProgress("s1", run_id, NOON, deaths)
 
 
 def test_a_claim_takes_the_row_and_counts_the_attempt(rows: Rows) -> None:
@@ -188,7 +192,7 @@ def lose(rows: Rows, what: str) -> None:
     elif what == "asked anew":
         rows.ask("s1")
     else:
-        rows.store.take_back([("s1", "run-1")], now=NOON, hold_off_until=LATER)
+        rows.store.take_back([died("run-1")], now=NOON)
         if what == "claimed by another":
             claimed(rows, run_id="run-2")
 
@@ -248,28 +252,37 @@ def test_a_new_request_is_sent_although_the_old_hint_still_waits(rows: Rows) -> 
 
 def test_taking_back_needs_the_run_id_to_stand_still(rows: Rows) -> None:
     claimed(rows)
-    assert rows.store.take_back([("s1", "another")], now=NOON, hold_off_until=LATER) == []
-    assert rows.store.take_back([("s1", "run-1")], now=NOON, hold_off_until=LATER) == ["s1"]
+    assert rows.store.take_back([died("another")], now=NOON) == []
+    assert rows.store.take_back([], now=NOON) == []
+    assert rows.store.take_back([died("run-1")], now=NOON) == ["s1"]
     assert rows.subcloud("s1").initial_sync_state is InitialSyncState.REQUESTED
     assert rows.ending("run-1") is Ending.ABANDONED
 
 
-def test_the_third_abandoned_run_of_a_request_is_held_off(rows: Rows) -> None:
-    for number in range(ABANDONED_LIMIT):
+def test_the_deaths_of_a_request_are_counted_until_it_is_quarantined(rows: Rows) -> None:
+    for number in range(2):
         claimed(rows, run_id=f"run-{number}")
-        rows.store.take_back([("s1", f"run-{number}")], now=NOON, hold_off_until=LATER)
-    after = rows.subcloud("s1")
-    assert (after.initial_sync_state, after.reason, after.retry_at) == (
-        InitialSyncState.FAILED,
-        Reason.QUARANTINED,
-        LATER,
+        assert rows.store.in_progress_since_before(LATER) == [died(f"run-{number}", deaths=number)]
+        rows.store.take_back([died(f"run-{number}", deaths=number)], now=NOON)
+    claimed(rows, run_id="run-2")
+    quarantined = rows.store.quarantine(
+        [died("run-2", deaths=2), died("another")], QUARANTINED, now=NOON, retry_at=LATER
     )
+    after = rows.subcloud("s1")
+    assert quarantined == ["s1"]
+    assert (after.initial_sync_state, after.reason, after.detail, after.retry_at) == (
+        InitialSyncState.FAILED, Reason.QUARANTINED, QUARANTINED.detail, LATER,
+    )  # fmt: skip
+    assert rows.ending("run-2") is Ending.ABANDONED
+    rows.store.requeue_due(now=LATER)
+    claimed(rows, run_id="run-3")
+    assert rows.store.in_progress_since_before(LATER) == [died("run-3", deaths=0)]
 
 
 def test_in_progress_rows_are_found_by_their_age(rows: Rows) -> None:
     claimed(rows)
     assert rows.store.in_progress_since_before(NOON) == []
-    assert rows.store.in_progress_since_before(LATER) == [("s1", "run-1", NOON)]
+    assert rows.store.in_progress_since_before(LATER) == [died("run-1")]
     assert rows.store.in_progress_count() == 1
 
 
@@ -298,7 +311,7 @@ def test_what_a_run_learns_is_there_for_the_next_one(rows: Rows) -> None:
     run = claimed(rows)
     assert rows.store.record_identity(run, fingerprint="f1")
     assert rows.store.remember_groups(run, {"g1": ("u1", "u2")})
-    rows.store.take_back([("s1", "run-1")], now=NOON, hold_off_until=LATER)
+    rows.store.take_back([died("run-1")], now=NOON)
     second = claimed(rows, run_id="run-2")
     assert (second.identity_fingerprint, second.subcloud.subsequent_sync) == ("f1", True)
     assert dict(second.groups_to_refill) == {"g1": ("u1", "u2")}

@@ -9,6 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from pytest_alembic.runner import MigrationContext as MigrationContextRunner
 from pytest_alembic.tests import (  # noqa: F401 - collected here
     test_model_definitions_match_ddl,
     test_single_head_revision,
@@ -16,6 +17,7 @@ from pytest_alembic.tests import (  # noqa: F401 - collected here
     test_upgrade,
 )
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
 
 from dcsync.adapters.postgres import database
 from dcsync.adapters.postgres.database import (
@@ -96,6 +98,73 @@ def test_upgrade_of_an_empty_database_and_again(empty_database_url: str) -> None
     assert upgrade(empty_database_url) == (None, head_revision())
     assert not needs_upgrade(empty_database_url)
     assert upgrade(empty_database_url) == (head_revision(), head_revision())
+
+
+WORDS = """
+    SELECT s.region_name, t.audit_status, t.sync_status_reported, t.result, t.run_id
+    FROM subcloud_sync AS t JOIN subcloud AS s ON s.id = t.subcloud_id ORDER BY s.region_name"""
+
+
+ROWS_OF_0005 = """
+    WITH new AS (
+        INSERT INTO subcloud (name, region_name, management_ip)
+        VALUES ('a', 'a', '10.0.0.1'), ('b', 'b', '10.0.0.2'), ('c', 'c', '10.0.0.3') RETURNING id, name)
+    INSERT INTO subcloud_sync (subcloud_id, endpoint_type, audit_status, sync_status_reported, result, run_id)
+    SELECT new.id, 'identity', w.audit_status, w.reported, w.result, w.run_id
+    FROM new JOIN (VALUES
+        ('a', 'completed', 'in-sync', 'in-sync', NULL),
+        ('b', 'started', '', 'odd', 'run-1'),
+        ('c', 'in-progress', 'none', 'odd', 'run-3')
+    ) AS w (name, audit_status, reported, result, run_id) ON w.name = new.name"""
+
+
+def _rows_of_0005(engine: Engine) -> None:
+    """An audit that is completed, two rows written to by hand, and a rotation in a state nobody knows."""
+    with engine.begin() as rows:
+        rows.execute(text(ROWS_OF_0005))
+        rows.execute(text("INSERT INTO key_rotation (state, run_id, detail) VALUES ('odd', 'run-2', 'kept')"))
+
+
+def _migrated(engine: Engine) -> tuple[list[tuple[object, ...]], tuple[object, ...]]:
+    with engine.connect() as rows:
+        rotation = rows.execute(text("SELECT state, run_id, detail FROM key_rotation")).one()
+        return [tuple(row) for row in rows.execute(text(WORDS))], tuple(rotation)
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_words_that_no_table_of_states_knows_are_mended_before_they_are_checked(
+    alembic_runner: MigrationContextRunner, alembic_engine: Engine, cut_short: bool
+) -> None:
+    alembic_runner.migrate_up_to("0005")
+    _rows_of_0005(alembic_engine)
+    if cut_short:  # after the checks were added, before the rows were looked at
+        with alembic_engine.begin() as rows:
+            rows.execute(
+                text(
+                    "ALTER TABLE subcloud_sync ADD CONSTRAINT ck_subcloud_sync_result CHECK (result IN ('in-sync'))"
+                    " NOT VALID"
+                )
+            )
+    alembic_runner.migrate_up_to("0006")
+    assert _migrated(alembic_engine) == (
+        [
+            ("a", "completed", "in-sync", "in-sync", None),
+            ("b", "none", "none", None, None),
+            ("c", "in-progress", "none", None, "run-3"),
+        ],
+        ("idle", None, "kept"),
+    )
+    with alembic_engine.connect() as rows:
+        unchecked = text("SELECT conname FROM pg_constraint WHERE contype = 'c' AND NOT convalidated")
+        assert rows.execute(unchecked).all() == []
+    for table, column in (("subcloud_sync", "audit_status"), ("subcloud_sync", "result"), ("key_rotation", "state")):
+        with pytest.raises(IntegrityError, match=f"ck_{table}_{column}"), alembic_engine.begin() as rows:
+            rows.execute(text(f"UPDATE {table} SET {column} = 'odd'"))
+    alembic_runner.migrate_down_to("0005")
+    with alembic_engine.begin() as rows:
+        rows.execute(text("UPDATE subcloud_sync SET audit_status = 'odd'"))
+    alembic_runner.migrate_up_to("0006")
+    assert {row[1] for row in _migrated(alembic_engine)[0]} == {"none"}
 
 
 def test_two_upgrades_at_once_are_harmless(empty_database_url: str) -> None:

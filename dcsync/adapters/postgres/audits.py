@@ -15,30 +15,24 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.postgres.database import database_errors
-from dcsync.adapters.postgres.rows import is_held_off, placed_body, placed_from_body, subcloud_from_row
+from dcsync.adapters.postgres.moves import AUDIT_MOVES, ROTATION_MOVES
+from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off, placed_body, placed_from_body, subcloud_from_row
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_placed, subcloud_sync
-from dcsync.audit.ports import AuditPart, AuditRow, AuditRun, CentralState, Finding
-from dcsync.model.ending import Ending
+from dcsync.audit.ports import AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import UnknownSubcloud
 from dcsync.model.identity import Placed
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
-from dcsync.model.states.audit import AuditStatus
-from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.states.rotation import RotationState
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, ManagementState, SyncStatus
-from dcsync.runs.abandoned import ABANDONED_LIMIT
+from dcsync.model.states.audit import AuditEvent
+from dcsync.model.states.rotation import RotationEvent
+from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
+from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 
 _ROW = subcloud_sync.c
 _OURS = _ROW.endpoint_type.in_(SYNCED_ENDPOINT_TYPES)
-_NOT_RUNNING = _ROW.audit_status != AuditStatus.IN_PROGRESS.value
-_ELIGIBLE = sa.and_(
-    subcloud.c.management_state == ManagementState.MANAGED,
-    subcloud.c.availability_status == AvailabilityStatus.ONLINE,
-    subcloud.c.initial_sync_state == InitialSyncState.COMPLETED,
-)
-"""Source: docs/upstream/generic-sync-and-audit.md section 1."""
+_MAY_BE_CLAIMED = AUDIT_MOVES.where(AuditEvent.CLAIMED)
 _WITH_SUBCLOUD = subcloud_sync.join(subcloud, subcloud.c.id == _ROW.subcloud_id)
 _IN_ORDER = (_ROW.subcloud_id, _ROW.endpoint_type)
 _KEY = sa.tuple_(*_IN_ORDER)
@@ -110,7 +104,7 @@ class SqlAuditStore:
     @database_errors()
     def audits(self, names: Sequence[str] | None) -> list[AuditRow]:
         query = (
-            sa.select(subcloud.c.name, subcloud.c.region_name, _ELIGIBLE.label("is_eligible"), subcloud_sync)
+            sa.select(subcloud.c.name, subcloud.c.region_name, IS_ELIGIBLE.label("is_eligible"), subcloud_sync)
             .select_from(_WITH_SUBCLOUD)
             .where(_OURS)
             .order_by(subcloud.c.name, _ROW.endpoint_type)
@@ -123,49 +117,52 @@ class SqlAuditStore:
     # --- the sweep ---
 
     @database_errors()
-    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
+    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
         query = (
-            sa.select(subcloud.c.region_name, _ROW.run_id, sa.func.min(_ROW.claimed_at).label("claimed_at"))
+            sa.select(
+                subcloud.c.region_name, _ROW.run_id, sa.func.min(_ROW.claimed_at).label("claimed_at"), _ROW.abandoned
+            )
             .select_from(_WITH_SUBCLOUD)
             .where(_ROW.run_id.is_not(None), _ROW.claimed_at < moment)
-            .group_by(subcloud.c.region_name, _ROW.run_id)
+            .group_by(subcloud.c.region_name, _ROW.run_id, _ROW.abandoned)
         )
         with self._engine.connect() as connection:
-            return [(row.region_name, row.run_id, row.claimed_at) for row in connection.execute(query)]
+            return [
+                RunInProgress(row.region_name, row.run_id, row.claimed_at, row.abandoned)
+                for row in connection.execute(query)
+            ]
 
     @database_errors()
-    def take_back(
-        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
+        died = {"abandoned": _ROW.abandoned + 1, "due_at": now, "detail": "its worker died or lost its lock"}
+        return self._end_abandoned(abandoned, AuditEvent.ABANDONED, died)
+
+    @database_errors()
+    def quarantine(
+        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
-        run_ids = [run_id for _, run_id in abandoned]
-        if not run_ids:
+        failed = {"abandoned": 0, "due_at": retry_at, "reason": failure.reason.value, "detail": failure.detail}
+        return self._end_abandoned(abandoned, AuditEvent.QUARANTINED, failed)
+
+    def _end_abandoned(
+        self, runs: Collection[RunInProgress], event: AuditEvent, values: Mapping[str, Any]
+    ) -> list[str]:
+        if not runs:
             return []
-        too_often = _ROW.abandoned >= ABANDONED_LIMIT - 1
+        still_so = sa.tuple_(_ROW.run_id, _ROW.abandoned).in_([(run.run_id, run.deaths) for run in runs])
         with self._engine.begin() as connection:
-            mine = _lock(connection, _ROW.run_id.in_(run_ids))
-            update = (
-                sa.update(subcloud_sync)
-                .where(_KEY.in_(mine))
-                .values(
-                    **_NO_RUN,
-                    audit_status=AuditStatus.FAILED.value,
-                    abandoned=sa.case((too_often, 0), else_=_ROW.abandoned + 1),
-                    due_at=sa.case((too_often, hold_off_until), else_=now),
-                    reason=sa.case((too_often, Reason.QUARANTINED.value), else_=_ROW.reason),
-                    detail="its worker died or lost its lock",
-                )
-                .returning(_ROW.subcloud_id)
-            )
-            ids = set(connection.execute(update).scalars()) if mine else set()
+            mine = _lock(connection, sa.and_(still_so, AUDIT_MOVES.where(event)))
+            ended = sa.update(subcloud_sync).where(_KEY.in_(mine)).values(**_NO_RUN, **AUDIT_MOVES.to(event), **values)
+            ids = set(connection.scalars(ended.returning(_ROW.subcloud_id))) if mine else set()
             names = sa.select(subcloud.c.region_name).where(subcloud.c.id.in_(ids))
-            return sorted(connection.execute(names).scalars())
+            return sorted(connection.scalars(names))
 
     @database_errors()
     def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
         query = (
             sa.select(subcloud.c.region_name, _ROW.dispatches, _ROW.dispatched_at)
             .select_from(_WITH_SUBCLOUD)
-            .where(_ROW.dispatched_at.is_not(None), _NOT_RUNNING, _ELIGIBLE)
+            .where(_ROW.dispatched_at.is_not(None), _MAY_BE_CLAIMED, IS_ELIGIBLE)
         )
         with self._engine.connect() as connection:
             latest: dict[AuditHint, datetime] = {}
@@ -189,7 +186,7 @@ class SqlAuditStore:
         due = (
             sa.select(*_IN_ORDER)
             .select_from(_WITH_SUBCLOUD)
-            .where(_OURS, _ELIGIBLE, _NOT_RUNNING, _ROW.due_at <= now, not_on_its_way)
+            .where(_OURS, IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now, not_on_its_way)
             .order_by(_ROW.due_at, *_IN_ORDER)
             .limit(room)
             .with_for_update(of=subcloud_sync, skip_locked=True)
@@ -221,7 +218,7 @@ class SqlAuditStore:
         names = [hint.region_name for hint in hints]
         with self._engine.begin() as connection:
             ids = sa.select(subcloud.c.id).where(subcloud.c.region_name.in_(names))
-            mine = _lock(connection, sa.and_(_ROW.subcloud_id.in_(ids.scalar_subquery()), _NOT_RUNNING))
+            mine = _lock(connection, sa.and_(_ROW.subcloud_id.in_(ids.scalar_subquery()), _MAY_BE_CLAIMED))
             if mine:
                 connection.execute(sa.update(subcloud_sync).where(_KEY.in_(mine)).values(dispatched_at=None))
 
@@ -232,7 +229,7 @@ class SqlAuditStore:
         found = (
             sa.select(*_IN_ORDER)
             .select_from(_WITH_SUBCLOUD)
-            .where(subcloud.c.region_name == region_name, _OURS, _ELIGIBLE, _NOT_RUNNING, _ROW.due_at <= now)
+            .where(subcloud.c.region_name == region_name, _OURS, IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now)
             .order_by(*_IN_ORDER)
             .with_for_update(of=subcloud_sync)
         )
@@ -245,7 +242,7 @@ class SqlAuditStore:
                 .where(_KEY.in_(due))
                 .values(
                     **(_NO_RUN | {"run_id": run_id, "claimed_at": now}),
-                    audit_status=AuditStatus.IN_PROGRESS.value,
+                    **AUDIT_MOVES.to(AuditEvent.CLAIMED),
                     attempt=_ROW.attempt + 1,
                 )
                 .returning(subcloud_sync)
@@ -263,7 +260,7 @@ class SqlAuditStore:
     @database_errors()
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
         query = (
-            sa.select(_ROW.run_id, _ELIGIBLE.label("is_eligible"))
+            sa.select(_ROW.run_id, IS_ELIGIBLE.label("is_eligible"))
             .select_from(_WITH_SUBCLOUD)
             .where(_ROW.run_id.in_(run_ids))
         )
@@ -291,23 +288,21 @@ class SqlAuditStore:
             return connection.execute(update).rowcount == 1
 
     @database_errors()
-    def settle(self, run: AuditRun, findings: Sequence[Finding], *, now: datetime) -> bool:
+    def settle(self, settlements: Sequence[Settlement]) -> set[str]:
+        in_order = sorted(settlements, key=lambda each: (each.run.subcloud.id, each.endpoint_type.value))
         with self._engine.begin() as connection:
-            changed = [
-                connection.execute(_settlement(run, finding, now=now)).rowcount
-                for finding in sorted(findings, key=lambda finding: finding.endpoint_type.value)
-            ]
-            return all(changed)
+            lost = {each.run.run_id for each in in_order if not connection.execute(_settled(each)).rowcount}
+        return {each.run.run_id for each in settlements} - lost
 
     @database_errors()
     def release(self, run: AuditRun, *, now: datetime) -> bool:
         with self._engine.begin() as connection:
-            mine = _lock(connection, _ROW.run_id == run.run_id)
+            mine = _lock(connection, sa.and_(_ROW.run_id == run.run_id, AUDIT_MOVES.where(AuditEvent.RELEASED)))
             if not mine:
                 return False
             update = sa.update(subcloud_sync).where(_KEY.in_(mine))
             connection.execute(
-                update.values(**_NO_RUN, audit_status=AuditStatus.NONE.value, attempt=_ROW.attempt - 1, due_at=now)
+                update.values(**_NO_RUN, **AUDIT_MOVES.to(AuditEvent.RELEASED), attempt=_ROW.attempt - 1, due_at=now)
             )
             return True
 
@@ -403,9 +398,7 @@ def _is_rotating(kind: EndpointType, *, now: datetime) -> sa.ColumnElement[bool]
     in waves; what was read meanwhile may be older."""
     if kind is not EndpointType.PLATFORM:
         return sa.false()
-    rotating = sa.or_(
-        key_rotation.c.state == RotationState.ROTATING.value, key_rotation.c.last_rotated_at > now - JUST_ROTATED
-    )
+    rotating = sa.or_(ROTATION_MOVES.where(RotationEvent.ROTATED), key_rotation.c.last_rotated_at > now - JUST_ROTATED)
     return sa.exists(sa.select(key_rotation.c.id).where(rotating))
 
 
@@ -461,50 +454,36 @@ def _number_alike(connection: Connection, keys: list[tuple[Any, ...]], numbers: 
     )
 
 
-def _settlement(run: AuditRun, finding: Finding, *, now: datetime) -> sa.Update:
-    compared, failure = finding.result is not None, finding.failure
-    asked_meanwhile = _ROW.generation > finding.generation
-    values: dict[str, Any] = {
-        **_NO_RUN,
-        "abandoned": 0,
-        "audit_status": (AuditStatus.FAILED if failure else AuditStatus.COMPLETED).value,
-        "attempt": _ROW.attempt if failure else 0,
-        "reason": failure.reason.value if failure else None,
-        "detail": failure.detail if failure else "",
-        "due_at": sa.case((asked_meanwhile, sa.func.least(_ROW.due_at, now)), else_=finding.due_at),
-    }
-    if finding.keys_fingerprint is not None:
-        values["keys_fingerprint"] = finding.keys_fingerprint
-    if finding.reported is not None:
-        values |= {"sync_status_reported": finding.reported.value, "sync_status_report_time": now}
-    if finding.result is not None:
-        values |= {
-            "last_audit_time": now,
-            "result": finding.result.value,
-            "difference": finding.difference,
-            "difference_repairs": sa.case((asked_meanwhile, 0), else_=finding.difference_repairs),
-        }
-    if finding.is_observed:
-        values |= {
-            "observed_generation": finding.generation,
-            "deletes_allowed": sa.and_(_ROW.deletes_allowed, asked_meanwhile),
-            "resource_types": sa.case((asked_meanwhile, _ROW.resource_types), else_=sa.null()),
-        }
-    if finding.result is SyncStatus.IN_SYNC:
-        values["last_good_at"] = now
-    if finding.differences:
-        values |= {"difference_detail": list(finding.differences), "difference_at": now}
-    if compared and finding.repaired:
-        values["repaired_at"] = now
+_COLUMNS = {
+    "reported": "sync_status_reported",
+    "reported_at": "sync_status_report_time",
+    "differences": "difference_detail",
+}
+"""Where a column has another name than the service has for it."""
+
+
+def _settled(settlement: Settlement) -> sa.Update:
+    asked_meanwhile = _ROW.generation > settlement.generation
+    values = {**_NO_RUN, **AUDIT_MOVES.to(settlement.event), **_columns(settlement.always)}
+    found, asked = _columns(settlement.as_found), _columns(settlement.asked_meanwhile)
+    for name in found.keys() | asked.keys():
+        column = _ROW[name]
+        new, newer = (sa.literal(each[name], column.type) if name in each else column for each in (found, asked))
+        values[name] = sa.case((asked_meanwhile, newer), else_=new)
     return (
         sa.update(subcloud_sync)
         .where(
-            _ROW.subcloud_id == run.subcloud.id,
-            _ROW.endpoint_type == finding.endpoint_type,
-            _ROW.run_id == run.run_id,
+            _ROW.subcloud_id == settlement.run.subcloud.id,
+            _ROW.endpoint_type == settlement.endpoint_type,
+            _ROW.run_id == settlement.run.run_id,
+            AUDIT_MOVES.where(settlement.event),
         )
         .values(values)
     )
+
+
+def _columns(changes: AuditChanges) -> dict[str, Any]:
+    return {_COLUMNS.get(name, name): value for name, value in changes.items()}
 
 
 _STANDINGS = {
@@ -548,7 +527,6 @@ def _part(row: Row[Any]) -> AuditPart:
 
 
 def _audit_row(row: Row[Any]) -> AuditRow:
-    reported = row.sync_status_reported
     return AuditRow(
         name=row.name,
         region_name=row.region_name,
@@ -558,14 +536,14 @@ def _audit_row(row: Row[Any]) -> AuditRow:
         observed_generation=row.observed_generation,
         requested_at=row.requested_at,
         requested_by=row.requested_by,
-        audit_status=AuditStatus(row.audit_status),
+        audit_status=row.audit_status,
         due_at=row.due_at,
         claimed_at=row.claimed_at,
         attempt=row.attempt,
         reason=None if row.reason is None else Reason(row.reason),
         detail=row.detail,
-        result=None if row.result is None else SyncStatus(row.result),
-        reported=None if reported == "none" else SyncStatus(reported),
+        result=row.result,
+        reported=row.sync_status_reported,
         last_audit_time=row.last_audit_time,
         last_good_at=row.last_good_at,
         differences=tuple(row.difference_detail),

@@ -159,19 +159,21 @@ def check(url: str, *, seconds: int) -> None:
 
 @database_errors()
 def upgrade(url: str) -> tuple[str | None, str]:
-    """Bring the schema to the newest revision, all or nothing; (revision before, revision now).
+    """Bring the schema to the newest revision, one transaction for each; (revision before, revision now).
 
-    A second upgrade at the same time waits for the first and then finds nothing to do. Raises MisconfiguredError for a
-    PostgreSQL that is too old for the schema.
+    One that was cut short goes on where it was when it is made again. A second upgrade at the same time waits for the
+    first and then finds nothing to do. Raises MisconfiguredError for a PostgreSQL that is too old for the schema.
     """
     from alembic import command
 
     engine = make_engine(url, application_name="dcsync db upgrade", statement_seconds=0)
     try:
-        with engine.begin() as connection:
+        with engine.connect() as connection:
             _require_version(connection)
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
+            # Of the session, which ends with the engine: each revision commits.
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": UPGRADE_LOCK})
             before = _revision(connection)
+            connection.commit()
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

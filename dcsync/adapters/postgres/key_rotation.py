@@ -6,6 +6,7 @@ beats and workers exactly one rotates. Rows hold fingerprints, never keys.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -14,23 +15,18 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.postgres.database import database_errors
-from dcsync.adapters.postgres.rows import is_held_off
+from dcsync.adapters.postgres.moves import ROTATION_MOVES
+from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
 from dcsync.model.identity import KeySet
-from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.states.rotation import RotationState
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState
+from dcsync.model.states.rotation import RotationEvent
+from dcsync.model.subcloud import EndpointType
 from dcsync.rotation.ports import KeyRotationRow, Spread
 
 _ROW = key_rotation.c
 _SITE = subcloud_sync.c
 _ENDED: dict[str, Any] = {"run_id": None, "claimed_at": None, "requested_at": None, "requested_by": "", "forced": False}
-_ELIGIBLE = sa.and_(
-    subcloud.c.management_state == ManagementState.MANAGED,
-    subcloud.c.availability_status == AvailabilityStatus.ONLINE,
-    subcloud.c.initial_sync_state == InitialSyncState.COMPLETED,
-    _SITE.endpoint_type == EndpointType.PLATFORM,
-)
+_ELIGIBLE = sa.and_(IS_ELIGIBLE, _SITE.endpoint_type == EndpointType.PLATFORM)
 _SITES = subcloud_sync.join(subcloud, subcloud.c.id == _SITE.subcloud_id)
 
 
@@ -66,11 +62,12 @@ class SqlKeyRotationStore:
     @database_errors()
     def claim(self, *, run_id: str, now: datetime, stale_before: datetime) -> KeyRotationRow | None:
         is_due = sa.or_(_ROW.requested_at.is_not(None), _ROW.next_due_at <= now)
-        is_free = sa.or_(_ROW.state != RotationState.ROTATING.value, _ROW.claimed_at < stale_before)
+        free = sa.and_(ROTATION_MOVES.where(RotationEvent.CLAIMED), is_due)
+        stale = sa.and_(ROTATION_MOVES.where(RotationEvent.TAKEN_OVER), _ROW.claimed_at < stale_before)
         update = (
             sa.update(key_rotation)
-            .where(is_free, sa.or_(is_due, _ROW.state == RotationState.ROTATING.value))
-            .values(state=RotationState.ROTATING.value, run_id=run_id, claimed_at=now)
+            .where(sa.or_(free, stale))
+            .values(**ROTATION_MOVES.to(RotationEvent.CLAIMED), run_id=run_id, claimed_at=now)
             .returning(key_rotation)
         )
         with self._engine.begin() as connection:
@@ -79,14 +76,15 @@ class SqlKeyRotationStore:
 
     @database_errors()
     def remember(self, *, run_id: str, before: KeySet, now: datetime) -> bool:
-        return self._write_as(run_id, before=_set_body(before), claimed_at=now)
+        update = sa.update(key_rotation).where(_ROW.run_id == run_id)
+        with self._engine.begin() as connection:
+            return connection.execute(update.values(before=_set_body(before), claimed_at=now)).rowcount == 1
 
     @database_errors()
     def finish(
         self, *, run_id: str, current: KeySet, now: datetime, next_due_at: datetime | None, window_until: datetime
     ) -> bool:
         rotated: dict[str, Any] = {
-            "state": RotationState.DISTRIBUTING.value,
             "detail": "rotated; the sites are getting the keys",
             "last_rotated_at": now,
             "next_due_at": next_due_at,
@@ -105,29 +103,22 @@ class SqlKeyRotationStore:
             )
         )
         with self._engine.begin() as connection:
-            done = sa.update(key_rotation).where(_ROW.run_id == run_id).values(**_ENDED, **rotated)
-            if not connection.execute(done).rowcount:
+            if not connection.execute(_ended(run_id, RotationEvent.ROTATED, rotated)).rowcount:
                 return False
             connection.execute(known)
             return True
 
     @database_errors()
-    def give_up(self, *, run_id: str, detail: str, now: datetime, retry_at: datetime, forget: bool) -> bool:
-        still_open = sa.and_(_ROW.window_until.is_not(None), _ROW.window_until > now)
-        kept = sa.null() if forget else _ROW.before
-        return self._write_as(
-            run_id,
-            **_ENDED,
-            state=sa.case((still_open, RotationState.DISTRIBUTING.value), else_=RotationState.IDLE.value),
-            next_due_at=sa.case((_ROW.next_due_at <= now, retry_at), else_=_ROW.next_due_at),
-            detail=detail,
-            before=kept,
-        )
-
-    def _write_as(self, owner: str, /, **values: Any) -> bool:
+    def give_up(
+        self, event: RotationEvent, *, run_id: str, detail: str, now: datetime, retry_at: datetime, forget: bool
+    ) -> bool:
+        values: dict[str, Any] = {
+            "next_due_at": sa.case((_ROW.next_due_at <= now, retry_at), else_=_ROW.next_due_at),
+            "detail": detail,
+            "before": sa.null() if forget else _ROW.before,
+        }
         with self._engine.begin() as connection:
-            update = sa.update(key_rotation).where(_ROW.run_id == owner).values(**values)
-            return connection.execute(update).rowcount == 1
+            return connection.execute(_ended(run_id, event, values)).rowcount == 1
 
     # --- the sites ---
 
@@ -140,7 +131,7 @@ class SqlKeyRotationStore:
 
     @database_errors()
     def next_wave(self, fingerprint: str, *, max_in_flight: int, asked_before: datetime, now: datetime) -> int:
-        mine = sa.select(_ROW.id).where(_ROW.state == RotationState.DISTRIBUTING.value)
+        mine = sa.select(_ROW.id).where(ROTATION_MOVES.where(RotationEvent.WAVE_SENT))
         with self._engine.begin() as connection:
             if connection.execute(mine.with_for_update(skip_locked=True)).one_or_none() is None:
                 return 0
@@ -174,9 +165,9 @@ class SqlKeyRotationStore:
     def end_distribution(self, *, now: datetime, detail: str) -> bool:
         update = (
             sa.update(key_rotation)
-            .where(_ROW.state == RotationState.DISTRIBUTING.value, _ROW.requested_at.is_(None))
+            .where(ROTATION_MOVES.where(RotationEvent.DISTRIBUTED), _ROW.requested_at.is_(None))
             .values(
-                state=RotationState.IDLE.value,
+                **ROTATION_MOVES.to(RotationEvent.DISTRIBUTED),
                 detail=detail,
                 window_until=sa.func.least(_ROW.window_until, now),
                 max_in_flight=None,
@@ -184,6 +175,12 @@ class SqlKeyRotationStore:
         )
         with self._engine.begin() as connection:
             return connection.execute(update).rowcount == 1
+
+
+def _ended(run_id: str, event: RotationEvent, values: Mapping[str, Any]) -> sa.Update:
+    """By an event of the table of states, which ends the claim."""
+    own = sa.update(key_rotation).where(_ROW.run_id == run_id, ROTATION_MOVES.where(event))
+    return own.values(**_ENDED, **ROTATION_MOVES.to(event), **values)
 
 
 def _lacks(fingerprint: str) -> sa.ColumnElement[bool]:
@@ -204,7 +201,7 @@ def _first(connection: Connection) -> Row[Any]:
 
 def _row(row: Row[Any]) -> KeyRotationRow:
     return KeyRotationRow(
-        state=RotationState(row.state),
+        state=row.state,
         detail=row.detail,
         next_due_at=row.next_due_at,
         last_rotated_at=row.last_rotated_at,

@@ -8,12 +8,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dcsync.adapters.postgres.tables import subcloud_sync
+from dcsync.adapters.postgres.moves import AUDIT_MOVES, INITIAL_SYNC_MOVES
+from dcsync.adapters.postgres.tables import subcloud, subcloud_sync
 from dcsync.audit.ports import SETTLED
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.reasons import Reason
-from dcsync.model.states.audit import AuditStatus
-from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
+from dcsync.model.states.audit import AuditEvent
+from dcsync.model.states.initial_sync import InitialSyncEvent
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 
 _COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "sync_status"))
 
@@ -28,11 +30,19 @@ def subcloud_from_row(row: Mapping[str, Any], sync_status: Mapping[str, str] | N
     )
 
 
+IS_ELIGIBLE = sa.and_(
+    subcloud.c.management_state == ManagementState.MANAGED,
+    subcloud.c.availability_status == AvailabilityStatus.ONLINE,
+    INITIAL_SYNC_MOVES.after(InitialSyncEvent.SUCCEEDED),
+)
+"""Subclouds that are audited and given keys. Source: docs/upstream/generic-sync-and-audit.md section 1."""
+
+
 def is_held_off() -> sa.ColumnElement[bool]:
     """Rows of `subcloud_sync` whose audit failed, and is tried again at its own time."""
     reason = subcloud_sync.c.reason
     is_settled = reason.is_not(None) & reason.in_([settled.value for settled in SETTLED])
-    return sa.and_(subcloud_sync.c.audit_status == AuditStatus.FAILED.value, ~is_settled)
+    return sa.and_(AUDIT_MOVES.after(AuditEvent.FAILED), ~is_settled)
 
 
 def placed_body(placed: Placed) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dcsync.adapters.postgres.moves import AUDIT_MOVES, INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.tables import subcloud, subcloud_sync, sync_attempt, sync_step
 from dcsync.model.ending import Ending
-from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent
+from dcsync.model.states.audit import AuditEvent
+from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES
 
 NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "step": None}
@@ -23,12 +25,7 @@ NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "step": None}
 
 def moved(event: InitialSyncEvent, *, now: object, **values: Any) -> dict[str, Any]:
     """What an event writes to a row of `subcloud`."""
-    return {"initial_sync_state": INITIAL_SYNC.state_after(event), "updated_at": now, **values}
-
-
-def where_allowed(event: InitialSyncEvent) -> sa.ColumnElement[bool]:
-    """Rows in a state that the table of states lets the event leave."""
-    return subcloud.c.initial_sync_state.in_(INITIAL_SYNC.states_before(event))
+    return {**INITIAL_SYNC_MOVES.to(event), "updated_at": now, **values}
 
 
 def given(column: sa.Column[Any]) -> sa.BindParameter[Any]:
@@ -45,7 +42,7 @@ def _claim() -> sa.Select[Any]:
         .where(
             subcloud.c.region_name == given(subcloud.c.region_name),
             subcloud.c.generation == given(subcloud.c.generation),
-            where_allowed(InitialSyncEvent.CLAIMED),
+            INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED),
         )
         .values(
             moved(
@@ -87,7 +84,7 @@ def _own(**values: Any) -> sa.CTE:
 
 def _own_moved(event: InitialSyncEvent, **values: Any) -> sa.CTE:
     """By an event of the table of states, which ends the run."""
-    update = _where_own().where(where_allowed(event)).values(moved(event, now=_NOW, **(NO_RUN | values)))
+    update = _where_own().where(INITIAL_SYNC_MOVES.where(event)).values(moved(event, now=_NOW, **(NO_RUN | values)))
     return update.returning(subcloud.c.id).cte("own")
 
 
@@ -114,10 +111,14 @@ def _audit_initialised() -> sa.Select[Any]:
     own = _own(updated_at=_NOW)
     reset = (
         sa.update(subcloud_sync)
-        .where(subcloud_sync.c.subcloud_id == own.c.id, subcloud_sync.c.endpoint_type.in_(SYNCED_ENDPOINT_TYPES))
+        .where(
+            subcloud_sync.c.subcloud_id == own.c.id,
+            subcloud_sync.c.endpoint_type.in_(SYNCED_ENDPOINT_TYPES),
+            AUDIT_MOVES.where(AuditEvent.RESET),
+        )
         .values(
-            audit_status="none",
-            sync_status_reported="none",
+            **AUDIT_MOVES.to(AuditEvent.RESET),
+            sync_status_reported=None,
             sync_status_report_time=None,
             last_audit_time=None,
             run_id=None,

@@ -16,17 +16,17 @@ from sqlalchemy.engine import Connection, Engine
 
 from dcsync.adapters.postgres import run_statements
 from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.rows import placed_body, placed_from_body, subcloud_from_row
-from dcsync.adapters.postgres.run_statements import NO_RUN, moved, where_allowed
+from dcsync.adapters.postgres.run_statements import NO_RUN, moved
 from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_attempt
 from dcsync.initial_sync.ports import Run
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
-from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import Step
-from dcsync.runs.abandoned import ABANDONED_LIMIT
+from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 
 
@@ -44,7 +44,7 @@ class SqlRunStore:
     def requeue_due(self, *, now: datetime) -> int:
         due = (
             sa.select(subcloud.c.id)
-            .where(where_allowed(InitialSyncEvent.RETRY_DUE), subcloud.c.retry_at <= now)
+            .where(INITIAL_SYNC_MOVES.where(InitialSyncEvent.RETRY_DUE), subcloud.c.retry_at <= now)
             .order_by(subcloud.c.id)
             .with_for_update(skip_locked=True)
         )
@@ -57,55 +57,42 @@ class SqlRunStore:
             return connection.execute(update).rowcount
 
     @database_errors()
-    def in_progress_since_before(self, moment: datetime) -> list[tuple[str, str, datetime]]:
-        query = sa.select(subcloud.c.region_name, subcloud.c.run_id, subcloud.c.claimed_at).where(
-            subcloud.c.initial_sync_state == InitialSyncState.IN_PROGRESS, subcloud.c.claimed_at < moment
+    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
+        query = sa.select(subcloud.c.region_name, subcloud.c.run_id, subcloud.c.claimed_at, subcloud.c.abandoned).where(
+            INITIAL_SYNC_MOVES.where(InitialSyncEvent.ABANDONED), subcloud.c.claimed_at < moment
         )
         with self._single.connect() as connection:
-            return [(row.region_name, row.run_id, row.claimed_at) for row in connection.execute(query)]
+            return [RunInProgress(*row) for row in connection.execute(query)]
 
     @database_errors()
-    def take_back(
-        self, abandoned: Collection[tuple[str, str]], *, now: datetime, hold_off_until: datetime
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
+        died = {"abandoned": subcloud.c.abandoned + 1, "dispatched_at": None}
+        return self._end_abandoned(abandoned, InitialSyncEvent.ABANDONED, died, now=now)
+
+    @database_errors()
+    def quarantine(
+        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
-        if not abandoned:
+        failed = {"abandoned": 0, "retry_at": retry_at, "reason": failure.reason.value, "detail": failure.detail}
+        return self._end_abandoned(abandoned, InitialSyncEvent.QUARANTINED, failed, now=now)
+
+    def _end_abandoned(
+        self, runs: Collection[RunInProgress], event: InitialSyncEvent, values: Mapping[str, Any], *, now: datetime
+    ) -> list[str]:
+        if not runs:
             return []
-        run_ids = [run_id for _, run_id in abandoned]
-        lost = subcloud.c.run_id.in_(run_ids)
+        run_ids = [run.run_id for run in runs]
+        update = (
+            sa.update(subcloud)
+            .where(subcloud.c.run_id.in_(run_ids), INITIAL_SYNC_MOVES.where(event))
+            .values(moved(event, now=now, **NO_RUN, **values))
+            .returning(subcloud.c.region_name)
+        )
         with self._engine.begin() as connection:
             _lock_runs(connection, run_ids)
-            quarantined = connection.execute(
-                sa.update(subcloud)
-                .where(lost, where_allowed(InitialSyncEvent.QUARANTINED), subcloud.c.abandoned >= ABANDONED_LIMIT - 1)
-                .values(
-                    moved(
-                        InitialSyncEvent.QUARANTINED,
-                        now=now,
-                        **NO_RUN,
-                        abandoned=0,
-                        retry_at=hold_off_until,
-                        reason=Reason.QUARANTINED.value,
-                        detail=f"{ABANDONED_LIMIT} runs of it ended with the death of their worker",
-                    )
-                )
-                .returning(subcloud.c.region_name)
-            ).scalars()
-            requested = connection.execute(
-                sa.update(subcloud)
-                .where(lost, where_allowed(InitialSyncEvent.ABANDONED))
-                .values(
-                    moved(
-                        InitialSyncEvent.ABANDONED,
-                        now=now,
-                        **NO_RUN,
-                        abandoned=subcloud.c.abandoned + 1,
-                        dispatched_at=None,
-                    )
-                )
-                .returning(subcloud.c.region_name)
-            ).scalars()
+            changed = list(connection.scalars(update))
             _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died or lost its lock", now)
-            return [*quarantined, *requested]
+            return changed
 
     @database_errors()
     def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
@@ -130,16 +117,14 @@ class SqlRunStore:
     def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
         query = sa.select(
             subcloud.c.region_name, subcloud.c.generation, subcloud.c.attempt, subcloud.c.dispatched_at
-        ).where(subcloud.c.initial_sync_state == InitialSyncState.REQUESTED, subcloud.c.dispatched_at.is_not(None))
+        ).where(INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED), subcloud.c.dispatched_at.is_not(None))
         with self._single.connect() as connection:
             return [(_hint(row), row.dispatched_at) for row in connection.execute(query)]
 
     @database_errors()
     def in_progress_count(self) -> int:
         query = (
-            sa.select(sa.func.count())
-            .select_from(subcloud)
-            .where(subcloud.c.initial_sync_state == InitialSyncState.IN_PROGRESS)
+            sa.select(sa.func.count()).select_from(subcloud).where(INITIAL_SYNC_MOVES.where(InitialSyncEvent.ABANDONED))
         )
         with self._single.connect() as connection:
             return int(connection.execute(query).scalar_one())
@@ -150,7 +135,7 @@ class SqlRunStore:
         due = (
             sa.select(subcloud.c.id)
             .where(
-                subcloud.c.initial_sync_state == InitialSyncState.REQUESTED,
+                INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED),
                 subcloud.c.dispatched_at.is_(None)
                 | (subcloud.c.region_name == sa.any_(sa.literal(lost_regions, _TEXTS))),
             )
@@ -180,7 +165,7 @@ class SqlRunStore:
             sa.update(subcloud)
             .where(
                 subcloud.c.region_name.in_([hint.region_name for hint in hints]),
-                subcloud.c.initial_sync_state == InitialSyncState.REQUESTED,
+                INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED),
             )
             .values(dispatched_at=None)
         )

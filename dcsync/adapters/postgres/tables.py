@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     DateTime,
+    Dialect,
     Enum,
     ForeignKey,
     Identity,
@@ -17,6 +21,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     false,
     func,
@@ -26,7 +31,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from dcsync.model.ending import Ending
-from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.states.audit import AUDIT
+from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncState
+from dcsync.model.states.rotation import ROTATION
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Step, SyncStatus
 
 metadata = MetaData(
@@ -52,12 +59,45 @@ def _words(enum: type, name: str) -> Enum:
     )
 
 
+class Word(TypeDecorator[Any]):
+    """One of a closed set of words as the enum's member, in a column of text; `none`: the word that stands for None.
+
+    For columns that were text before they had a check: the other type would rewrite the table.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, words: type[StrEnum], *, none: str | None = None) -> None:
+        super().__init__()
+        self.words, self.none = words, none
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return self.none if value is None else self.words(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+        return None if value is None or value == self.none else self.words(value)
+
+    def check(self, name: str) -> CheckConstraint:
+        """That the column of this name holds nothing else."""
+        words = [*([self.none] if self.none else []), *self.words]
+        return CheckConstraint(f"{name} IN ({', '.join(map(_quoted, words))})", name=name)
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'"
+
+
 def _moment(name: str, *, nullable: bool = True) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=nullable)
 
 
 def _subcloud_id() -> Column[object]:
     return Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), nullable=False)
+
+
+def _is(state: InitialSyncState) -> str:
+    return f"initial_sync_state = '{state}'"
 
 
 subcloud = Table(
@@ -73,7 +113,7 @@ subcloud = Table(
     Column("availability_status", _words(AvailabilityStatus, "availability_status"), nullable=False,
            server_default=AvailabilityStatus.OFFLINE.value),
     Column("initial_sync_state", _words(InitialSyncState, "initial_sync_state"), nullable=False,
-           server_default=InitialSyncState.NONE.value),
+           server_default=INITIAL_SYNC.first.value),
     Column("subsequent_sync", Boolean, nullable=False, server_default=false()),
     Column("identity_fingerprint", Text),
     Column("groups_to_refill", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
@@ -101,12 +141,12 @@ subcloud = Table(
     Column("detail", Text, nullable=False, server_default=""),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    CheckConstraint("(initial_sync_state = 'in-progress') = (run_id IS NOT NULL)", name="run_id_while_in_progress"),
-    CheckConstraint("initial_sync_state <> 'failed' OR (retry_at IS NOT NULL AND reason IS NOT NULL)",
-                    name="failed_has_reason_and_retry"),
-    Index("ix_subcloud_requested", "requested_at", postgresql_where=text("initial_sync_state = 'requested'")),
-    Index("ix_subcloud_in_progress", "claimed_at", postgresql_where=text("initial_sync_state = 'in-progress'")),
-    Index("ix_subcloud_failed", "retry_at", postgresql_where=text("initial_sync_state = 'failed'")),
+    CheckConstraint(f"({_is(InitialSyncState.IN_PROGRESS)}) = (run_id IS NOT NULL)", name="run_id_while_in_progress"),
+    CheckConstraint(f"initial_sync_state <> '{InitialSyncState.FAILED}' "
+                    "OR (retry_at IS NOT NULL AND reason IS NOT NULL)", name="failed_has_reason_and_retry"),
+    Index("ix_subcloud_requested", "requested_at", postgresql_where=text(_is(InitialSyncState.REQUESTED))),
+    Index("ix_subcloud_in_progress", "claimed_at", postgresql_where=text(_is(InitialSyncState.IN_PROGRESS))),
+    Index("ix_subcloud_failed", "retry_at", postgresql_where=text(_is(InitialSyncState.FAILED))),
     # Rows are rewritten often: room in each page keeps most updates away from the indexes.
     postgresql_with={"fillfactor": "70"},
 )  # fmt: skip
@@ -201,13 +241,17 @@ rejected_report = Table(
     Column("report", Text, nullable=False),
 )
 
+NOTHING_REPORTED = "none"
+_AUDIT_STATUS, _RESULT = Word(AUDIT.states), Word(SyncStatus)
+_REPORTED = Word(SyncStatus, none=NOTHING_REPORTED)
+
 subcloud_sync = Table(
     "subcloud_sync",
     metadata,
     _subcloud_id(),
     Column("endpoint_type", _words(EndpointType, "endpoint_type"), nullable=False),
-    Column("audit_status", Text, nullable=False, server_default="none"),
-    Column("sync_status_reported", Text, nullable=False, server_default="none"),
+    Column("audit_status", _AUDIT_STATUS, nullable=False, server_default=AUDIT.first.value),
+    Column("sync_status_reported", _REPORTED, nullable=False, server_default=NOTHING_REPORTED),
     _moment("sync_status_report_time"),
     _moment("last_audit_time"),
     # Asked and done: a request, and a change at the centre, grows the generation; a finished comparison observes it.
@@ -227,7 +271,7 @@ subcloud_sync = Table(
     Column("detail", Text, nullable=False, server_default=""),
     # The last finished comparison, and the last that found a difference: its digest, and names without values.
     _moment("last_good_at"),
-    Column("result", Text),
+    Column("result", _RESULT),
     Column("difference", Text),
     Column("difference_detail", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
     _moment("difference_at"),
@@ -239,6 +283,9 @@ subcloud_sync = Table(
     # Of the keys the subcloud was last seen to hold, in its row of platform.
     Column("keys_fingerprint", Text),
     UniqueConstraint("subcloud_id", "endpoint_type"),
+    _AUDIT_STATUS.check("audit_status"),
+    _REPORTED.check("sync_status_reported"),
+    _RESULT.check("result"),
     Index("ix_subcloud_sync_due_at", "due_at"),
     Index("ix_subcloud_sync_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
 )
@@ -266,6 +313,8 @@ central_state = Table(
     Column("shrink_allowed", Boolean, nullable=False, server_default=false()),
 )
 
+_ROTATION_STATE = Word(ROTATION.states)
+
 key_rotation = Table(
     "key_rotation",
     metadata,
@@ -274,7 +323,7 @@ key_rotation = Table(
     _moment("last_rotated_at"),
     # While it lasts, differing keys are planned and worth no alarm.
     _moment("window_until"),
-    Column("state", Text, nullable=False, server_default="idle"),
+    Column("state", _ROTATION_STATE, nullable=False, server_default=ROTATION.first.value),
     Column("detail", Text, nullable=False, server_default=""),
     # What an operator asked for, until it is done or refused.
     _moment("requested_at"),
@@ -286,6 +335,7 @@ key_rotation = Table(
     _moment("claimed_at"),
     Column("before", JSONB(none_as_null=True)),
     CheckConstraint("id = 1", name="single_row"),
+    _ROTATION_STATE.check("state"),
 )
 
 sync_request = Table(

@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.tables import alarm, endpoint_status, report_memory, subcloud, sync_request
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus
@@ -57,7 +58,7 @@ def apply_event(
     moved = (
         update(subcloud)
         .where(subcloud.c.id == any_(_ids(subcloud_ids)))
-        .where(subcloud.c.initial_sync_state.in_(INITIAL_SYNC.states_before(event)))
+        .where(INITIAL_SYNC_MOVES.where(event))
         .values(_columns(after, now=now, forget_subsequent_sync=forget_subsequent_sync))
         .returning(subcloud.c.id, subcloud.c.generation)
     )

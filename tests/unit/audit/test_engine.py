@@ -20,6 +20,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, SyncStatus
+from dcsync.runs.abandoned import RunInProgress
 from tests.builders import NOON, a_group, a_project, a_role, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop
@@ -276,7 +277,7 @@ def test_a_run_that_was_taken_back_writes_nothing_more(world: World) -> None:
     world.site.put(a_user("sysinv", password="drifted"))
 
     def take_back() -> None:
-        world.store.take_back([(REGION, "run-1")], now=NOON, hold_off_until=NOON)
+        world.store.take_back([RunInProgress(REGION, "run-1", NOON, 0)], now=NOON)
 
     world.just_before("GET users", take_back)
     assert world.run().result is Result.SUPERSEDED

@@ -19,6 +19,7 @@ from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import Step
+from dcsync.runs.abandoned import RunInProgress
 from tests.builders import NOON, a_group, a_user, central_data, records, some_keys
 from tests.fakes_sync import DirectOwnership, MemoryClouds, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
 from tests.loop_time import time_passes
@@ -310,7 +311,7 @@ def test_a_stopping_worker_gives_the_run_back_and_it_does_not_count(world: World
 
 def test_a_run_taken_back_meanwhile_cannot_write_its_result(world: World) -> None:
     def take_back() -> None:
-        world.store.take_back([(REGION, "run-1")], now=NOON, hold_off_until=NOON)
+        world.store.take_back([RunInProgress(REGION, "run-1", NOON, 0)], now=NOON)
 
     world.just_before("GET fernet_repo", take_back)
     outcome = world.run()
@@ -364,7 +365,7 @@ def test_a_run_that_dies_before_any_call_is_finished_by_the_next(world: World, d
     world.clouds.before_call = lambda call: None
     world.locks.held.clear()
     stuck = world.store.in_progress_since_before(NOON + timedelta(seconds=1))
-    world.store.take_back([(region, run) for region, run, _ in stuck], now=NOON, hold_off_until=NOON)
+    world.store.take_back(stuck, now=NOON)
     world.changes["new_run_id"] = lambda: "second-run"
     assert world.run().result is Result.COMPLETED
     assert {user.name: user.id for user in world.clouds.site.users}["vim"] == "c-vim"

@@ -13,12 +13,18 @@ def run() -> None:
     if isinstance(given, Connection):
         _run_on(given)
         return
-    with given.begin() as connection:
+    with given.connect() as connection:
         _run_on(connection)
 
 
 def _run_on(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        compare_server_default=True,
+        # One that must not hold its locks while it looks at rows commits in between.
+        transaction_per_migration=True,
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -1,0 +1,60 @@
+"""The words of audits and of the key rotation are held by checks, as those of the initial sync are.
+
+A check is added without looking at the rows, so that nobody waits long for the lock it needs. That lock is released
+before rows are mended and looked at, while others read and write them. An upgrade that was cut short in between is
+repeated.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+
+# The words as they were when this migration was written: a later one changes them, never an edit of this page.
+CHECKS = {
+    ("subcloud_sync", "audit_status"): ("none", "in-progress", "completed", "failed"),
+    ("subcloud_sync", "sync_status_reported"): ("none", "unknown", "in-sync", "out-of-sync"),
+    ("subcloud_sync", "result"): ("unknown", "in-sync", "out-of-sync"),
+    ("key_rotation", "state"): ("idle", "rotating", "distributing"),
+}
+# A row in a state that does not exist is in none of a run's hands. All of it at once: the checks already hold.
+MENDS = """
+    UPDATE subcloud_sync SET
+        run_id = CASE WHEN {audit_status} THEN run_id END,
+        claimed_at = CASE WHEN {audit_status} THEN claimed_at END,
+        audit_status = CASE WHEN {audit_status} THEN audit_status ELSE 'none' END,
+        sync_status_reported = CASE WHEN {sync_status_reported} THEN sync_status_reported ELSE 'none' END,
+        result = CASE WHEN {result} THEN result END
+    WHERE NOT ({audit_status} AND {sync_status_reported} AND {result});
+    UPDATE key_rotation SET state = 'idle', run_id = NULL, claimed_at = NULL WHERE NOT {state}
+"""
+
+
+def upgrade() -> None:
+    for table, column in CHECKS:
+        op.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {_name(table, column)}")
+        op.execute(
+            f"ALTER TABLE {table} ADD CONSTRAINT {_name(table, column)} CHECK {_is_one(table, column)} NOT VALID"
+        )
+    with op.get_context().autocommit_block():
+        op.execute(MENDS.format(**{column: _is_one(table, column) for table, column in CHECKS}))
+        for table, column in CHECKS:
+            op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {_name(table, column)}")
+
+
+def downgrade() -> None:
+    for table, column in CHECKS:
+        op.drop_constraint(_name(table, column), table)
+
+
+def _name(table: str, column: str) -> str:
+    return op.f(f"ck_{table}_{column}")
+
+
+def _is_one(table: str, column: str) -> str:
+    words = ", ".join(f"'{word}'" for word in CHECKS[table, column])
+    return f"({column} IN ({words}))"
