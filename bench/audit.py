@@ -23,8 +23,9 @@ from bench.fleet import Fleet, for_each, log_in, now, open_fleet, run_bare, say
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.postgres.tables import subcloud_sync
+from dcsync.audit.endpoints import audited_types
 from dcsync.model.states.rotation import RotationState
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, ManagementState, SyncStatus
+from dcsync.model.subcloud import EndpointType, ManagementState, SyncStatus
 
 NEW = {"password": "Bench-new-pw-1!"}
 SETTINGS = {"DCSYNC_AUDIT_INTERVAL": "604800"}
@@ -59,7 +60,7 @@ class Bench:
         began = time.time()
         fleet.inventory.set_management(None, ManagementState.MANAGED, now=now(), by="bench")
         fleet.until(lambda: fleet.completed() == self._count, "all are completed")
-        fleet.until(lambda: self._in_sync_since(began) == self._count * len(SYNCED_ENDPOINT_TYPES), "all were audited")
+        fleet.until(lambda: self._in_sync_since(began) == self._count * len(audited_types()), "all were audited")
         self._verify()
         fleet.tidy()
         say(f"subclouds              {self._count:>8,}   completed and audited in {time.time() - began:.1f} s")
@@ -70,7 +71,7 @@ class Bench:
         """Every subcloud is audited, and nothing differs."""
         for number in range(1, rounds + 1):
             before = self._fleet.spent()
-            self._audits.request(None, SYNCED_ENDPOINT_TYPES, now=now(), by="bench")
+            self._audits.request(None, audited_types(), now=now(), by="bench")
             self._fleet.until(lambda: self._asked() == 0, "all are audited again")
             spent = self._fleet.spent() - before
             say(f"round {number}: audits per second {self._count / spent.at:>8.1f}   all in {spent.at:.1f} s")

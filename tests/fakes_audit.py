@@ -11,16 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from dcsync.audit.endpoints import audited_types
 from dcsync.audit.identity_audit import Cloud
-from dcsync.audit.ports import (
-    SETTLED,
-    AuditChanges,
-    AuditPart,
-    AuditRow,
-    AuditRun,
-    CentralState,
-    Settlement,
-)
+from dcsync.audit.ports import SETTLED, AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import CloudError, UnknownSubcloud
 from dcsync.model.identity import (
@@ -38,14 +31,7 @@ from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AUDIT, AuditEvent, AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import (
-    SYNCED_ENDPOINT_TYPES,
-    AvailabilityStatus,
-    EndpointType,
-    ManagementState,
-    Subcloud,
-    SyncStatus,
-)
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 from tests.builders import NOON, central_data, records, some_keys
@@ -80,6 +66,10 @@ class MemorySite:
         self.identity = self
         self.keystone = _Keystone(self)
         self.fernet_repo = _FernetRepo(self)
+        self.services: dict[EndpointType, Any] = {}
+
+    def service(self, endpoint_type: EndpointType) -> Any:
+        return self.services[endpoint_type]
 
     @property
     def cloud(self) -> Cloud:
@@ -328,7 +318,7 @@ class MemoryAuditStore:
     def add(self, *subclouds: Subcloud) -> MemoryAuditStore:
         for subcloud in subclouds:
             self.subclouds[subcloud.region_name] = subcloud
-            for type_ in SYNCED_ENDPOINT_TYPES:
+            for type_ in audited_types():
                 self.rows[subcloud.region_name, type_] = Kept(due_at=NOON)
         return self
 
@@ -375,7 +365,7 @@ class MemoryAuditStore:
         return len(rows)
 
     def take_follow_ups(self, *, now: datetime) -> int:
-        taken = [each for each in self.follow_ups if each[1] in SYNCED_ENDPOINT_TYPES]
+        taken = [each for each in self.follow_ups if each[1] in audited_types()]
         self.follow_ups = [each for each in self.follow_ups if each not in taken]
         for region, wanted, cause in taken:
             for (name, type_), row in self.rows.items():
@@ -516,7 +506,14 @@ class MemoryAuditStore:
     def central_state(self, kind: EndpointType) -> CentralState | None:
         return self.centre.get(kind)
 
-    def accept_central(self, state: CentralState, *, old: CentralState | None, now: datetime) -> int | None:
+    def add_rows(self, endpoint_type: EndpointType, *, now: datetime) -> int:
+        missing = [region for region in self.subclouds if (region, endpoint_type) not in self.rows]
+        self.rows |= {(region, endpoint_type): Kept(due_at=now) for region in missing}
+        return len(missing)
+
+    def accept_central(
+        self, state: CentralState, *, old: CentralState | None, now: datetime, unless_rotating: bool = False
+    ) -> int | None:
         kept = self.centre.get(state.kind)
         if old is None:
             if kept is not None:

@@ -31,13 +31,14 @@ from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.database import make_engine
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import central_state
+from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import AuditRow
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
 from dcsync.model.history import AttemptHistory
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, Subcloud, SyncStatus
+from dcsync.model.subcloud import AvailabilityStatus, Subcloud, SyncStatus
 from dcsync.settings import load
 from dcsync.tasks.app import make_app
 from tests.conftest import data_folder
@@ -273,7 +274,7 @@ class System:
 
         def is_seen() -> bool:
             with self.engine.connect() as connection:
-                return connection.execute(query).scalar_one() == len(SYNCED_ENDPOINT_TYPES)
+                return connection.execute(query).scalar_one() == len(audited_types())
 
         self.until(is_seen, "the watch has looked at the centre")
 
@@ -312,7 +313,7 @@ class System:
 
 
 def _is_in_sync(row: Subcloud) -> bool:
-    shown = {row.sync_status.get(type_) for type_ in SYNCED_ENDPOINT_TYPES}
+    shown = {row.sync_status.get(type_) for type_ in audited_types()}
     return row.initial_sync_state is InitialSyncState.COMPLETED and shown == {SyncStatus.IN_SYNC}
 
 

@@ -1,8 +1,8 @@
 """One audit of one subcloud: lock, claim what is due, compare, repair, look again, report, settle.
 
-Says in which order things happen and how each ending is recorded. What differs is decided in `identity_audit`, what
-stops a repair in `guards`, what is due in `sweep`. This is the one boundary where whatever happened becomes a
-`Finding` per endpoint type: nothing is raised to the task above but what kills the process.
+Says in which order things happen and how each ending is recorded. What an endpoint type compares and writes is its own
+room's (`endpoints/`), what stops a repair is in `guards`, what is due in `sweep`. This is the one boundary where
+whatever happened becomes a `Finding` per endpoint type: nothing is raised to the task above but what kills the process.
 Source: docs/upstream/generic-sync-and-audit.md sections 7 to 9, without the defects docs/upstream/lessons.md names R4
 to R13.
 """
@@ -10,25 +10,26 @@ to R13.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from dcsync.audit import guards
-from dcsync.audit.identity_audit import Cloud, Difference, IdentityAudit, audit_identity, digest
+from dcsync.audit.endpoints import REGISTRY, endpoint_of
+from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Memory, Scope, Writer
+from dcsync.audit.identity_audit import Difference, digest
 from dcsync.audit.ports import SETTLED, AuditPart, AuditReports, AuditRun, AuditStore, Finding
-from dcsync.audit.preview import in_words
-from dcsync.audit.repair import Repairer, read_cloud
 from dcsync.audit.settlement import settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, WorkerStopping
 from dcsync.model.hold_off import hold_off
-from dcsync.model.identity import CentralData, FernetKeys, Placed
+from dcsync.model.identity import CentralData
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.runs.clouds import Clouds, SubcloudSession
-from dcsync.runs.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
+from dcsync.runs.delivery import Stopped, require_ownership, write_own
 from dcsync.runs.ports import Locks, Loop, Ownership, Standing
 
 PASSES = 3
@@ -37,7 +38,6 @@ PASSES = 3
 AGE_FLOOR_SECONDS = 0.1
 """Many audits asked for just now, or by a clock that is ahead, must not each read the whole centre."""
 
-KEYS = "fernet_repo"
 FEW = 3
 MOST_NAMED = 20
 
@@ -132,8 +132,8 @@ class _Progress:
     """What was to be repaired is; something else still differs."""
     failure: Failure | None = None
     is_done: bool = False
-    keys_fingerprint: str | None = None
-    """Of the keys the subcloud was last seen to hold."""
+    held_fingerprint: str | None = None
+    """Of what the subcloud was last seen to hold."""
 
     def note(self, differences: tuple[str, ...], difference: str | None) -> None:
         """Of the first comparison."""
@@ -178,14 +178,14 @@ class Audit:
 
         `resource_types`: what a repair of these alone (None: all) would find and do."""
         run = self.store.look(name)
-        parts = [part for part in sorted(run.parts, key=_identity_first) if part.endpoint_type in endpoint_types]
+        parts = [part for part in _in_order(run.parts) if part.endpoint_type in endpoint_types]
         return self.loop.run(self._preview(run, [replace(part, resource_types=resource_types) for part in parts]))
 
     # --- a run ---
 
     def _carry_out(self, run: AuditRun) -> Outcome:
         started = self.now()
-        progress = [_Progress(part) for part in sorted(run.parts, key=_identity_first)]
+        progress = [_Progress(part) for part in _in_order(run.parts)]
         standing = self._attempt(run, progress)
         ended = self.now()
         if standing is not None:
@@ -245,10 +245,10 @@ class Audit:
         self, run: AuditRun, progress: _Progress, session: SubcloudSession, central: CentralData
     ) -> None:
         """One endpoint type; its failure leaves the others their chance, unless nobody answers there any more."""
-        work = self._identity if progress.part.endpoint_type is EndpointType.IDENTITY else self._platform
+        room = endpoint_of(progress.part.endpoint_type)
         try:
-            _believe_the_centre(run, progress.part, central)
-            await work(run, progress, session, central)
+            _believe_the_centre(run, progress.part, room, central)
+            await self._bring_in_line(room, run, progress, session, central)
         except _Refused as refused:
             progress.failure = refused.failure
         except CloudError as exc:
@@ -259,102 +259,75 @@ class Audit:
                 progress.note((exc.detail,), exc.detail)
         progress.is_done = True
 
-    async def _identity(
-        self, run: AuditRun, progress: _Progress, session: SubcloudSession, central: CentralData
+    async def _bring_in_line(
+        self,
+        room: AuditedEndpoint[Any],
+        run: AuditRun,
+        progress: _Progress,
+        session: SubcloudSession,
+        central: CentralData,
     ) -> None:
-        """Plan, write and look again until nothing differs, or nothing changes any more."""
-        placed, groups = run.placed, dict(run.groups_to_refill)
+        """Compare, write and look again until nothing differs, or nothing changes any more."""
+        memory = _memory_of(run)
+        writer = self._writer(run, session)
         before: str | None = None
+        read_back: Any = None
         deletions = 0
         for passes_left in reversed(range(PASSES + 1)):
-            audit = self._audit_of(run, progress.part, central, await read_cloud(session), placed, groups)
-            found = digest(audit.differences)
+            held = read_back if read_back is not None else await room.read(session)
+            progress.held_fingerprint = room.held_fingerprint(held)
+            comparison = room.compare(central, held, self._scope(run, progress.part, memory))
+            found = digest(comparison.differences)
             if progress.found is None:
-                progress.note(_named(audit.differences), found)
-            deletions += audit.repair.deletions
-            self._guard(progress, audit, deletions=deletions)
-            if audit.is_in_sync:
-                await self._remember(run, old=placed, new=audit.placed)
-                await self._remember_groups(run, old=groups, new={})
+                progress.note(_named(comparison.differences), found)
+            deletions += comparison.deletions
+            self._guard(progress, comparison, deletions=deletions)
+            if comparison.is_in_sync:
+                await self._remember(run, old=memory, new=comparison.settled)
                 return
-            await self._remember(run, old=placed, new=placed | audit.placed_meanwhile)
-            placed = placed | audit.placed_meanwhile
-            if audit.repair.is_empty or found == before or not passes_left:
+            meanwhile = replace(comparison.meanwhile, groups_to_refill=memory.groups_to_refill)
+            await self._remember(run, old=memory, new=meanwhile)
+            memory = meanwhile
+            if not comparison.writes or found == before or not passes_left:
                 break
             before = found
-            refilled = groups | dict(audit.repair.groups_to_refill)
-            await self._remember_groups(run, old=groups, new=refilled)
-            groups = refilled
-            await self._write_identity(run, audit, session, central)
-        progress.is_partial = progress.part.resource_types is not None and audit.repair.is_empty
+            await self._remember(run, old=memory, new=comparison.meanwhile)
+            memory = comparison.meanwhile
+            read_back = await room.repair(comparison, central=central, writer=writer)
+        progress.is_partial = progress.part.resource_types is not None and not comparison.writes
         if not progress.is_partial:
-            raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"still differs: {_few(_named(audit.differences))}")
+            raise CloudError(room.not_verified, f"still differs: {_few(_named(comparison.differences))}")
 
-    def _audit_of(
-        self,
-        run: AuditRun,
-        part: AuditPart,
-        central: CentralData,
-        subcloud: Cloud,
-        placed: Placed,
-        groups: Mapping[str, tuple[str, ...]],
-    ) -> IdentityAudit:
-        now, lifetime = self.now(), self.limits.token_lifetime
-        events = frozenset(e for e in central.revocation_events if e.matters_at(now, token_lifetime=lifetime))
-        return audit_identity(
-            central=Cloud(central.records, central.assignments, events),
-            subcloud=subcloud,
+    def _scope(self, run: AuditRun, part: AuditPart, memory: Memory) -> Scope:
+        return Scope(
             region_name=run.subcloud.region_name,
-            placed=placed,
-            groups_to_refill=groups,
+            memory=memory,
             only=part.resource_types,
+            now=self.now(),
+            token_lifetime=self.limits.token_lifetime,
         )
 
-    def _guard(self, progress: _Progress, audit: IdentityAudit, *, deletions: int) -> None:
-        """Before the first write of each pass, for some repairs show what else would be deleted only once they are
-        done: raises _Refused where the repair must not begin. `deletions`: of this pass and those before it."""
-        refused = self._refusal(progress.part, audit, deletions=deletions)
-        if refused is not None:
-            raise _Refused(refused)
-        progress.was_tried = progress.was_tried or not audit.is_in_sync
-
-    def _refusal(self, part: AuditPart, audit: IdentityAudit, *, deletions: int) -> Failure | None:
-        named, found = _few(_named(audit.differences)), digest(audit.differences)
-        return guards.not_converging(part=part, difference=found, named=named) or guards.too_many_deletions(
-            deletions=deletions, allowed=self.limits.max_deletes, part=part
-        )
-
-    async def _write_identity(
-        self, run: AuditRun, audit: IdentityAudit, session: SubcloudSession, central: CentralData
-    ) -> None:
-        """Where ids changed, the keys are sent as well: that makes the site drop cached tokens which name old ids."""
-        repairer = Repairer(
+    def _writer(self, run: AuditRun, session: SubcloudSession) -> Writer:
+        return Writer(
             session=session,
             may_write=lambda: self._may_write(run),
             users_at_once=self.limits.users_at_once,
             admin_password=self.admin_password,
         )
-        await repairer.carry_out(audit.repair)
-        if audit.repair.changes_ids:
-            await replace_fernet_keys(session=session, keys=central.keys, may_write=lambda: self._may_write(run))
 
-    async def _platform(
-        self, run: AuditRun, progress: _Progress, session: SubcloudSession, central: CentralData
-    ) -> None:
-        """The fernet repository: the whole set, read back under a fresh login."""
-        stored = await session.fernet_repo.read()
-        progress.keys_fingerprint = stored.fingerprint()
-        differences = _key_differences(central.keys, stored)
-        found = digest(differences)
-        progress.note(_named(differences), found)
-        if not differences:
-            return
-        refused = guards.not_converging(part=progress.part, difference=found, named=_few(_named(differences)))
+    def _guard(self, progress: _Progress, comparison: Comparison, *, deletions: int) -> None:
+        """Before the first write of each pass, for some repairs show what else would be deleted only once they are
+        done: raises _Refused where the repair must not begin. `deletions`: of this pass and those before it."""
+        refused = self._refusal(progress.part, comparison, deletions=deletions)
         if refused is not None:
             raise _Refused(refused)
-        progress.was_tried = True
-        await replace_fernet_keys(session=session, keys=central.keys, may_write=lambda: self._may_write(run))
-        progress.keys_fingerprint = central.keys.fingerprint()
+        progress.was_tried = progress.was_tried or not comparison.is_in_sync
+
+    def _refusal(self, part: AuditPart, comparison: Comparison, *, deletions: int) -> Failure | None:
+        named, found = _few(_named(comparison.differences)), digest(comparison.differences)
+        return guards.not_converging(part=part, difference=found, named=named) or guards.too_many_deletions(
+            deletions=deletions, allowed=self.limits.max_deletes, part=part
+        )
 
     async def _preview(self, run: AuditRun, parts: list[AuditPart]) -> tuple[Preview, ...]:
         try:
@@ -370,19 +343,15 @@ class Audit:
     async def _preview_of(
         self, run: AuditRun, part: AuditPart, session: SubcloudSession, central: CentralData
     ) -> Preview:
-        shrunk = _shrunk(run, part, central)
-        if part.endpoint_type is EndpointType.PLATFORM:
-            differences = _key_differences(central.keys, await session.fernet_repo.read())
-            writes = ("POST fernet_repo",) if differences else ()
-            return Preview(part.endpoint_type, _named(differences), writes, refused=shrunk)
-        cloud = await read_cloud(session)
-        audit = self._audit_of(run, part, central, cloud, run.placed, run.groups_to_refill)
+        room = endpoint_of(part.endpoint_type)
+        held = await room.read(session)
+        comparison = room.compare(central, held, self._scope(run, part, _memory_of(run)))
         return Preview(
             part.endpoint_type,
-            in_words(audit.differences, central=central.records, subcloud=cloud.records, only=part.resource_types),
-            audit.repair.writes,
-            audit.repair.deletions,
-            shrunk or self._refusal(part, audit, deletions=audit.repair.deletions),
+            room.in_words(comparison, central=central, held=held, only=part.resource_types),
+            comparison.writes,
+            comparison.deletions,
+            _shrunk(run, part, room, central) or self._refusal(part, comparison, deletions=comparison.deletions),
         )
 
     # --- ownership, and what the rows keep ---
@@ -393,16 +362,12 @@ class Audit:
     async def _own(self, run: AuditRun, write: Callable[..., bool], *args: object) -> None:
         await write_own(self.ownership, run, write, *args)
 
-    async def _remember(self, run: AuditRun, *, old: Placed, new: Placed) -> None:
-        """What is on the subcloud from the centre: before the first write all it may become, at the end what it is."""
-        if old != new:
-            await self._own(run, self.store.remember_placed, run, new)
-
-    async def _remember_groups(
-        self, run: AuditRun, *, old: Mapping[str, tuple[str, ...]], new: Mapping[str, tuple[str, ...]]
-    ) -> None:
-        if old != new:
-            await self._own(run, self.store.remember_groups, run, new)
+    async def _remember(self, run: AuditRun, *, old: Memory, new: Memory) -> None:
+        """Before the first write all that may come to be on the subcloud, at the end what is there."""
+        if old.placed != new.placed:
+            await self._own(run, self.store.remember_placed, run, new.placed)
+        if old.groups_to_refill != new.groups_to_refill:
+            await self._own(run, self.store.remember_groups, run, new.groups_to_refill)
 
     # --- endings ---
 
@@ -424,16 +389,17 @@ class Audit:
             repaired=is_in_sync and progress.was_tried,
             failure=failure,
             due_at=next_due if is_observed and was_looked_at else now + self._hold_off(part, failure),
-            keys_fingerprint=progress.keys_fingerprint,
+            keys_fingerprint=progress.held_fingerprint,
         )
 
     def _report(self, run: AuditRun, findings: tuple[Finding, ...], *, now: datetime) -> None:
         """Every finished comparison is reported, also one that says what is known: so a lost report heals."""
         for finding in findings:
             if finding.reported is not None:
-                planned = run.keys_planned_until is not None and now < run.keys_planned_until
-                alarmable = not (planned and finding.endpoint_type is EndpointType.PLATFORM)
-                self.reports(run.subcloud.region_name, finding.endpoint_type, finding.reported, alarmable=alarmable)
+                is_planned = endpoint_of(finding.endpoint_type).is_planned(run, now=now)
+                self.reports(
+                    run.subcloud.region_name, finding.endpoint_type, finding.reported, alarmable=not is_planned
+                )
 
     def _next_due(self, now: datetime) -> datetime:
         """Give or take a tenth, so that subclouds audited together spread; one moment for all that was audited."""
@@ -469,9 +435,6 @@ _NOBODY_THERE = frozenset(
 )
 """The subcloud as a whole does not take part: nothing is known of it, and nothing else need be tried now."""
 
-_NOT_VERIFIED = frozenset({Reason.IDENTITY_NOT_VERIFIED, Reason.KEYS_NOT_VERIFIED})
-"""All writes were taken, and something differs all the same."""
-
 _SAYS_NOTHING_OF_THE_SITE = frozenset(
     {
         Reason.CENTRAL_UNREACHABLE,
@@ -486,8 +449,14 @@ _SAYS_NOTHING_OF_THE_SITE = frozenset(
 """Without a comparison, the last report stands."""
 
 
-def _identity_first(part: AuditPart) -> bool:
-    return part.endpoint_type is not EndpointType.IDENTITY
+def _in_order(parts: Iterable[AuditPart]) -> list[AuditPart]:
+    """As the registry lists them: identity before the keys."""
+    place = {endpoint_type: number for number, endpoint_type in enumerate(REGISTRY)}
+    return sorted(parts, key=lambda part: place[part.endpoint_type])
+
+
+def _memory_of(run: AuditRun) -> Memory:
+    return Memory(placed=run.placed, groups_to_refill=run.groups_to_refill)
 
 
 def _fail_rest(progress: list[_Progress], failure: Failure) -> None:
@@ -513,30 +482,22 @@ def _repairs(progress: _Progress) -> int:
         return 0
     part, failure = progress.part, progress.failure
     earlier = part.difference_repairs if part.difference == progress.difference else 0
-    was_carried_out = failure is None or failure.reason in _NOT_VERIFIED
+    was_carried_out = failure is None or failure.reason in {room.not_verified for room in REGISTRY.values()}
     return earlier + (progress.was_tried and was_carried_out)
 
 
-def _shrunk(run: AuditRun, part: AuditPart, central: CentralData) -> Failure | None:
+def _shrunk(run: AuditRun, part: AuditPart, room: AuditedEndpoint[Any], central: CentralData) -> Failure | None:
     if part.deletes_allowed:
         return None
-    counts = guards.central_counts(central, part.endpoint_type)
+    counts = room.central_counts(central)
     return guards.shrunk(before={what: run.central_counts.get(what, 0) for what in counts}, now=counts)
 
 
-def _believe_the_centre(run: AuditRun, part: AuditPart, central: CentralData) -> None:
-    """Raises _Refused where the centre suddenly has much less than it had."""
-    refused = _shrunk(run, part, central)
+def _believe_the_centre(run: AuditRun, part: AuditPart, room: AuditedEndpoint[Any], central: CentralData) -> None:
+    """Raises _Refused where the central cloud suddenly has much less than it had."""
+    refused = _shrunk(run, part, room, central)
     if refused is not None:
         raise _Refused(refused)
-
-
-def _key_differences(central: FernetKeys, stored: FernetKeys) -> tuple[Difference, ...]:
-    """Compared as sets of (id, key); shown are short digests of whole sets."""
-    wanted, found = central.fingerprint(), stored.fingerprint()
-    if wanted == found:
-        return ()
-    return (Difference(KEYS, f"keys {found[:8]} instead of {wanted[:8]}", ("key_list",), wanted),)
 
 
 def _named(differences: tuple[Difference, ...]) -> tuple[str, ...]:

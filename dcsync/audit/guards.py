@@ -6,23 +6,13 @@ from collections.abc import Mapping
 
 from dcsync.audit.ports import AuditPart
 from dcsync.model.ending import Failure
-from dcsync.model.identity import CentralData, ResourceType
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import EndpointType
 
 REPAIRS_OF_ONE_DIFFERENCE = 3
 """After so many in a row the same difference is not repaired again, until it changes or an operator asks."""
 
 SMALL_LIST = 4
 """A list shorter than this may shrink as it likes, though not to nothing: half of it is one or two records."""
-
-
-def central_counts(data: CentralData, kind: EndpointType) -> dict[str, int]:
-    """How long each central list of this kind is, under the names an operator knows."""
-    if kind is EndpointType.PLATFORM:
-        return {"fernet keys": len(data.keys.keys)}
-    counts = {type_.value: len(data.records.of(type_)) for type_ in ResourceType}
-    return counts | {"project_role_assignments": len(data.assignments)}
 
 
 def shrunk(*, before: Mapping[str, int], now: Mapping[str, int]) -> Failure | None:

@@ -249,9 +249,15 @@ class AuditStore(Protocol):
     def central_state(self, kind: EndpointType) -> CentralState | None:
         """None before the watch first looked."""
 
-    def accept_central(self, state: CentralState, *, old: CentralState | None, now: datetime) -> int | None:
-        """Keep this, where `old` is still kept, and (unless that is None) raise the generation of every row of its
-        kind in the same transaction; how many rows, None when somebody else was faster."""
+    def add_rows(self, endpoint_type: EndpointType, *, now: datetime) -> int:
+        """Every subcloud has a row of this audited endpoint type from now on; how many had none."""
+
+    def accept_central(
+        self, state: CentralState, *, old: CentralState | None, now: datetime, unless_rotating: bool = False
+    ) -> int | None:
+        """Keep this, where `old` is still kept (with `unless_rotating`: and the central keys are not being rotated),
+        and (unless `old` is None) raise the generation of every row of its type in the same transaction; how many rows,
+        None when somebody else was faster."""
 
     def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
         """Note that the watch looked: what it found was refused, or (None) is what is kept. Then what an operator

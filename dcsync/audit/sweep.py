@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import AuditMessenger, AuditStore
 from dcsync.model.messages import AuditHint
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES
 from dcsync.runs.dispatch import Dispatcher, SweepLimits
 from dcsync.runs.ports import Locks
 
@@ -48,7 +48,7 @@ class AuditSweep:
 
     def send_now(self, region_name: str, *, now: datetime) -> int:
         """A hint for what is due of this one subcloud, without waiting for a sweep; how many were sent, 0 or 1."""
-        hints = self.store.dispatch(room=len(SYNCED_ENDPOINT_TYPES), lost=[], now=now, region_name=region_name)
+        hints = self.store.dispatch(room=len(audited_types()), lost=[], now=now, region_name=region_name)
         self._dispatcher.send_marked(hints)
         return len(hints)
 

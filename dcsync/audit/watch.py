@@ -6,17 +6,17 @@ A centre that cannot be read, is empty or has shrunk beyond belief changes nothi
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from dcsync.audit import guards
+from dcsync.audit.endpoints import REGISTRY, audited_types
+from dcsync.audit.endpoints.base import AuditedEndpoint
 from dcsync.audit.ports import AuditStore, CentralState
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import CentralData
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
+from dcsync.model.subcloud import EndpointType
 from dcsync.runs.clouds import Clouds
 from dcsync.runs.ports import Loop
 
@@ -51,16 +51,17 @@ class CentralWatch:
             data = self.loop.run(self.clouds.central_audit_data(max_age=LOOK_SECONDS))
         except CloudError as exc:
             why = f"{exc.reason}: {exc.detail}"
-            for kind in SYNCED_ENDPOINT_TYPES:
+            for kind in audited_types():
                 self.store.refuse_central(kind, why=why, now=now)
-            return [Sight(kind, refused=why) for kind in SYNCED_ENDPOINT_TYPES]
-        sights = [self._compare(_state_of(data, kind), now=now) for kind in SYNCED_ENDPOINT_TYPES]
+            return [Sight(kind, refused=why) for kind in audited_types()]
+        sights = [self._compare(room, _state_of(data, room), now=now) for room in REGISTRY.values()]
         return [sight for sight in sights if sight.raised or sight.refused]
 
-    def _compare(self, seen: CentralState, *, now: datetime) -> Sight:
+    def _compare(self, room: AuditedEndpoint[Any], seen: CentralState, *, now: datetime) -> Sight:
         old = self.store.central_state(seen.kind)
         if old is None:
             # Audits may have been done with what the centre held before this first look: nobody can tell any more.
+            self.store.add_rows(seen.kind, now=now)
             raised = self.store.raise_generation(seen.kind, now=now, by="first look at the centre")
             self.store.accept_central(seen, old=None, now=now)
             return Sight(seen.kind, raised=raised)
@@ -71,7 +72,8 @@ class CentralWatch:
         if not _is_news(seen, old, now=now):
             self.store.refuse_central(seen.kind, why=None, now=now)
             return Sight(seen.kind)
-        return Sight(seen.kind, raised=self.store.accept_central(seen, old=old, now=now) or 0)
+        accepted = self.store.accept_central(seen, old=old, now=now, unless_rotating=room.carries_keys)
+        return Sight(seen.kind, raised=accepted or 0)
 
 
 def _is_news(seen: CentralState, old: CentralState, *, now: datetime) -> bool:
@@ -82,19 +84,10 @@ def _is_news(seen: CentralState, old: CentralState, *, now: datetime) -> bool:
     return old.changed_at is None or now - old.changed_at >= EVENTS_APART
 
 
-def _state_of(data: CentralData, kind: EndpointType) -> CentralState:
-    counts = guards.central_counts(data, kind)
-    if kind is EndpointType.PLATFORM:
-        return CentralState(kind=kind, fingerprint=data.keys.fingerprint(), events_fingerprint="", counts=counts)
-    grants = _digest([each.project_id, each.actor_type.value, each.actor_id, each.role_id] for each in data.assignments)
+def _state_of(data: CentralData, room: AuditedEndpoint[Any]) -> CentralState:
     return CentralState(
-        kind=kind,
-        fingerprint=_digest([[data.identity_fingerprint], [grants]]),
-        events_fingerprint=_digest([list(map(list, event.columns)) for event in data.revocation_events]),
-        counts=counts,
+        kind=room.endpoint_type,
+        fingerprint=room.central_fingerprint(data),
+        events_fingerprint=room.central_events_fingerprint(data),
+        counts=room.central_counts(data),
     )
-
-
-def _digest(rows: Iterable[list[object]]) -> str:
-    lines = sorted(json.dumps(row) for row in rows)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

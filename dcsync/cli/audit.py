@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
+from dcsync.audit.endpoints import audited_types, resource_types
 from dcsync.cli import previews
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, SyncStatus
+from dcsync.model.subcloud import EndpointType, SyncStatus
 
 if TYPE_CHECKING:
     from dcsync.audit.ports import AuditRow
@@ -22,12 +24,33 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-KEYS = "fernet_repo"
-IDENTITY_TYPES = ("users", "groups", "projects", "roles", "project_role_assignments", "revoke_events")
-RESOURCE_TYPES = {KEYS: EndpointType.PLATFORM, **dict.fromkeys(IDENTITY_TYPES, EndpointType.IDENTITY)}
-"""Which endpoint type each belongs to."""
 SHORTEST_PAUSE = 0.3
 PAUSE_PER_LOOK = 4
+
+
+class OneOf(click.ParamType[str]):
+    """One word of a list that is asked for when it is needed: what the registry of endpoint types holds then."""
+
+    name = "choice"
+
+    def __init__(self, listed: Callable[[], Iterable[str]]) -> None:
+        self._listed = listed
+
+    @property
+    def _choice(self) -> click.Choice[str]:
+        return click.Choice([str(word) for word in self._listed()])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return self._choice.convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self._choice.get_metavar(param, ctx)
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        return self._choice.get_missing_message(param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return self._choice.shell_complete(ctx, param, incomplete)
 
 
 @dataclass(frozen=True)
@@ -39,38 +62,39 @@ class Scope:
 
 
 def _scope_options(command: Command) -> Command:
-    """--endpoint-type and --resource-type; the command gets `endpoint_types` and `resource_types`."""
+    """--endpoint-type and --resource-type; the command gets `endpoint_types` and `restricted_to`."""
     for option in (
         click.option(
             "--resource-type",
-            "resource_types",
+            "restricted_to",
             multiple=True,
-            type=click.Choice(list(RESOURCE_TYPES)),
+            type=OneOf(resource_types),
             help="Repair these only; may be repeated.",
         ),
         click.option(
             "--endpoint-type",
             "endpoint_types",
             multiple=True,
-            type=click.Choice([str(type_) for type_ in SYNCED_ENDPOINT_TYPES]),
-            help="Only this; default: both.",
+            type=OneOf(audited_types),
+            help="Only this; may be repeated; default: all that are audited.",
         ),
     ):
         command = option(command)
     return command
 
 
-def _scope(endpoint_types: Sequence[str], resource_types: Sequence[str]) -> Scope:
+def _scope(endpoint_types: Sequence[str], restricted_to: Sequence[str]) -> Scope:
     """Resource types name their endpoint types; a usage error where both are given and do not fit."""
     chosen = {EndpointType(type_) for type_ in endpoint_types}
-    belonging = {RESOURCE_TYPES[type_] for type_ in resource_types}
+    endpoint_type_of = resource_types()
+    belonging = {endpoint_type_of[type_] for type_ in restricted_to}
     if chosen and belonging and not belonging <= chosen:
-        odd = ", ".join(type_ for type_ in resource_types if RESOURCE_TYPES[type_] not in chosen)
+        odd = ", ".join(type_ for type_ in restricted_to if endpoint_type_of[type_] not in chosen)
         raise click.UsageError(f"{odd}: not of endpoint type {' or '.join(chosen)}", click.get_current_context())
-    wanted = belonging or chosen or set(SYNCED_ENDPOINT_TYPES)
+    wanted = belonging or chosen or set(audited_types())
     return Scope(
-        endpoint_types=tuple(type_ for type_ in SYNCED_ENDPOINT_TYPES if type_ in wanted),
-        resource_types=tuple(resource_types) or None,
+        endpoint_types=tuple(type_ for type_ in audited_types() if type_ in wanted),
+        resource_types=tuple(restricted_to) or None,
     )
 
 
@@ -106,7 +130,7 @@ def audit(
     *,
     everything: bool,
     endpoint_types: Sequence[str],
-    resource_types: Sequence[str],
+    restricted_to: Sequence[str],
     allow_deletes: bool,
     dry_run: bool,
     wait_for_it: bool,
@@ -125,7 +149,7 @@ def audit(
       dcsync audit edge-1 --dry-run                 what would be written
       dcsync audit edge-1 --allow-deletes           after a guard refused it
     """
-    scope = _scope(endpoint_types, resource_types)
+    scope = _scope(endpoint_types, restricted_to)
     chosen = selected(names, everything=everything)
     if dry_run:
         return _show(operator, chosen, scope, as_json=as_json)
@@ -137,7 +161,7 @@ def audit(
 
 
 @click.command("sync-request", short_help="As after a change at the centre.")
-@click.argument("endpoint_type", type=click.Choice([str(type_) for type_ in SYNCED_ENDPOINT_TYPES]))
+@click.argument("endpoint_type", type=OneOf(audited_types))
 @click.argument("names", nargs=-1, type=SubcloudName())
 @click.option("--all", "everything", is_flag=True, help="Every subcloud; so does giving no name.")
 @_waits
@@ -303,7 +327,7 @@ def _object(row: AuditRow) -> dict[str, object]:
 @output_option
 @pass_operator
 def diff(
-    operator: Operator, name: str, *, endpoint_types: Sequence[str], resource_types: Sequence[str], as_json: bool
+    operator: Operator, name: str, *, endpoint_types: Sequence[str], restricted_to: Sequence[str], as_json: bool
 ) -> int:
     """Compare one subcloud with the centre and write nothing: names and fields, secrets as short fingerprints.
 
@@ -313,7 +337,7 @@ def diff(
     Example:
       dcsync diff edge-1 --resource-type users
     """
-    scope = _scope(endpoint_types, resource_types)
+    scope = _scope(endpoint_types, restricted_to)
     return _show(operator, [name], scope, as_json=as_json, single=True)
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcsync.audit.endpoints import carrier_of_keys
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
 from dcsync.cli.selection import ask, yes_option
 from dcsync.model.errors import RefusedByGuard
 from dcsync.model.states.rotation import RotationState
-from dcsync.model.subcloud import EndpointType
 
 if TYPE_CHECKING:
     from dcsync.rotation.ports import KeyRotationRow, Spread
@@ -140,7 +140,7 @@ def _next(row: KeyRotationRow, *, now: datetime) -> str:
 
 def _fingerprint(operator: Operator) -> str | None:
     """Of the centre's keys as the watch or a rotation last saw them; None before that."""
-    known = operator.audit_store.central_state(EndpointType.PLATFORM)
+    known = operator.audit_store.central_state(carrier_of_keys())
     return known.fingerprint if known else None
 
 

@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from dcsync.model.subcloud import EndpointType
+
 
 class ResourceType(StrEnum):
     """In the order they are written. Values are dcdbsync's path segments."""
@@ -26,16 +28,57 @@ class ResourceType(StrEnum):
     ROLES = "roles"
 
 
-USER_COLUMNS = ("id", "extra", "enabled", "default_project_id", "created_at", "last_active_at", "domain_id")
-LOCAL_USER_COLUMNS = ("id", "domain_id", "name", "user_id", "failed_auth_count", "failed_auth_at")
-PASSWORD_COLUMNS = (
-    "id", "local_user_id", "self_service", "password_hash", "created_at", "created_at_int", "expires_at",
-    "expires_at_int",
-)  # fmt: skip
-USER_OPTION_COLUMNS = ("user_id", "option_id", "option_value")
-GROUP_COLUMNS = ("id", "domain_id", "name", "description", "extra")
-PROJECT_COLUMNS = ("id", "name", "extra", "description", "enabled", "domain_id", "parent_id", "is_domain")
-ROLE_COLUMNS = ("id", "name", "extra", "domain_id", "description")
+@dataclass(frozen=True)
+class Shape:
+    """How dcdbsync spells records of one kind, reduced to the columns that every release knows.
+
+    A part of a body is one row (`rows`), a list of rows (`lists`), or a list of user ids (`has_members`). `row` is the
+    part that holds id and domain, `named_by` the one that holds the name.
+    """
+
+    row: str
+    named_by: str
+    rows: Mapping[str, tuple[str, ...]]
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    """Lists that an older release leaves out; absent is not empty."""
+    has_members: bool = False
+
+
+SHAPES: Mapping[ResourceType, Shape] = {
+    ResourceType.USERS: Shape(
+        row="user",
+        named_by="local_user",
+        rows={
+            "user": ("id", "extra", "enabled", "default_project_id", "created_at", "last_active_at", "domain_id"),
+            "local_user": ("id", "domain_id", "name", "user_id", "failed_auth_count", "failed_auth_at"),
+        },
+        lists={
+            "password": (
+                "id", "local_user_id", "self_service", "password_hash", "created_at", "created_at_int", "expires_at",
+                "expires_at_int",
+            ),
+            "user_option": ("user_id", "option_id", "option_value"),
+        },
+        optional=frozenset({"user_option"}),
+    ),
+    ResourceType.GROUPS: Shape(
+        row="group",
+        named_by="group",
+        rows={"group": ("id", "domain_id", "name", "description", "extra")},
+        has_members=True,
+    ),
+    ResourceType.PROJECTS: Shape(
+        row="project",
+        named_by="project",
+        rows={"project": ("id", "name", "extra", "description", "enabled", "domain_id", "parent_id", "is_domain")},
+    ),
+    ResourceType.ROLES: Shape(
+        row="role",
+        named_by="role",
+        rows={"role": ("id", "name", "extra", "domain_id", "description")},
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,31 +116,23 @@ def record_from_body(type_: ResourceType, body: Mapping[str, Any]) -> Record:
     Raises KeyError, TypeError or ValueError for a body of another shape. Source: docs/upstream/identity-sync.md section
     5.
     """
-    if type_ is ResourceType.USERS:
-        user, local_user = body["user"], body["local_user"]
-        kept: dict[str, Any] = {
-            "user": _only(user, USER_COLUMNS),
-            "local_user": _only(local_user, LOCAL_USER_COLUMNS),
-            "password": [_only(row, PASSWORD_COLUMNS) for row in body["password"]],
-        }
-        if body.get("user_option") is not None:
-            kept["user_option"] = [_only(row, USER_OPTION_COLUMNS) for row in body["user_option"]]
-        return _record(type_, user["id"], local_user["name"], user["domain_id"], kept)
-    if type_ is ResourceType.GROUPS:
-        row = body["group"]
-        members = body["local_user_ids"]
-        if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
-            raise TypeError("local_user_ids is not a list of ids")
-        kept = {"group": _only(row, GROUP_COLUMNS), "local_user_ids": list(members)}
-    elif type_ is ResourceType.PROJECTS:
-        row = body["project"]
-        kept = {"project": _only(row, PROJECT_COLUMNS)}
-        if not isinstance(row.get("parent_id"), str | None):
-            raise TypeError("parent_id is not text")
-    else:
-        row = body["role"]
-        kept = {"role": _only(row, ROLE_COLUMNS)}
-    return _record(type_, row["id"], row["name"], row["domain_id"], kept)
+    shape = SHAPES[type_]
+    kept: dict[str, Any] = {part: _only(body[part], columns) for part, columns in shape.rows.items()}
+    for part, columns in shape.lists.items():
+        if part not in shape.optional or body.get(part) is not None:
+            kept[part] = [_only(row, columns) for row in body[part]]
+    if shape.has_members:
+        kept["local_user_ids"] = _ids(body["local_user_ids"])
+    row = body[shape.row]
+    if not isinstance(row.get("parent_id"), str | None):
+        raise TypeError("parent_id is not text")
+    return _record(type_, row["id"], body[shape.named_by]["name"], row["domain_id"], kept)
+
+
+def _ids(members: object) -> list[str]:
+    if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
+        raise TypeError("local_user_ids is not a list of ids")
+    return list(members)
 
 
 def _record(type_: ResourceType, id_: object, name: object, domain_id: object, body: dict[str, Any]) -> Record:
@@ -231,6 +266,9 @@ class ActorType(StrEnum):
     GROUP = "group"
 
 
+ACTORS: Mapping[ActorType, ResourceType] = {ActorType.USER: ResourceType.USERS, ActorType.GROUP: ResourceType.GROUPS}
+
+
 @dataclass(frozen=True, order=True)
 class Assignment:
     """A role granted to a user or group on a project, all by id."""
@@ -243,7 +281,7 @@ class Assignment:
     @property
     def ids(self) -> tuple[tuple[ResourceType, str], ...]:
         """Of the records it ties together: the actor's, the project's, the role's."""
-        actors = ResourceType.USERS if self.actor_type is ActorType.USER else ResourceType.GROUPS
+        actors = ACTORS[self.actor_type]
         return (actors, self.actor_id), (ResourceType.PROJECTS, self.project_id), (ResourceType.ROLES, self.role_id)
 
     def moved(self, new_ids: NewIds) -> Assignment:
@@ -328,3 +366,5 @@ class CentralData:
     assignments: frozenset[Assignment] = frozenset()
     """Read for audits only, as the events: empty in what `Clouds.central_data` gives."""
     revocation_events: frozenset[RevocationEvent] = frozenset()
+    others: Mapping[EndpointType, Any] = field(default_factory=dict, repr=False)
+    """What the services behind other audited endpoint types answered, each as its own adapter reads it."""

@@ -49,9 +49,6 @@ class EndpointType(StrEnum):
 DEFAULT_ENDPOINT_TYPES = tuple(t for t in EndpointType if t is not EndpointType.IDENTITY_OPENSTACK)
 """Every subcloud has a status row for each of these from the moment it is added."""
 
-SYNCED_ENDPOINT_TYPES = (EndpointType.PLATFORM, EndpointType.IDENTITY)
-"""The endpoint types dcsync itself audits; audit-init resets exactly these."""
-
 
 class Step(StrEnum):
     """The steps of an initial sync, in their only order. Source: docs/upstream/initial-sync.md section 1 (why this

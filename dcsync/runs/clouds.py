@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from dcsync.model.identity import Assignment, CentralData, FernetKeys, Record, ResourceType, RevocationEvent
-from dcsync.model.subcloud import Subcloud
+from dcsync.model.subcloud import EndpointType, Subcloud
 
 
 class IdentityService(Protocol):
@@ -68,6 +68,9 @@ class SubcloudSession(Protocol):
 
     @property
     def fernet_repo(self) -> FernetRepo: ...
+
+    def service(self, endpoint_type: EndpointType) -> Any:
+        """The adapter of the service behind an endpoint type that none of the others serves; KeyError if none is."""
 
     async def login(self) -> None:
         """Log in anew and drop the token held so far."""

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, delete, insert, select, text, update
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import audit_request, key_rotation, subcloud, subcloud_sync
+from dcsync.audit.endpoints import REGISTRY, audited_types
 from dcsync.audit.ports import SETTLED, AuditRow, AuditRun, AuditStore, CentralState, Finding
 from dcsync.audit.settlement import settlement
 from dcsync.model.ending import Ending, Failure
@@ -26,14 +27,14 @@ from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, SyncStatus, new_subcloud
+from dcsync.model.subcloud import EndpointType, SyncStatus, new_subcloud
 from dcsync.runs.abandoned import QUARANTINED, RunInProgress
 from tests.builders import NOON, a_subcloud
 from tests.fakes_audit import MemoryAuditStore
 from tests.processes import wait_until
 from tests.requested_rows import leave, requested_rows
 
-PLATFORM, IDENTITY = SYNCED_ENDPOINT_TYPES
+PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 LATER = NOON + timedelta(minutes=5)
 NEXT = NOON + timedelta(minutes=20)
 
@@ -161,7 +162,7 @@ def test_a_request_makes_the_named_audits_due_and_says_who_asked(rows: Rows) -> 
 
 def test_a_request_for_all_reaches_those_that_are_away_too(rows: Rows) -> None:
     rows.leave("s2")
-    assert rows.store.request(None, SYNCED_ENDPOINT_TYPES, now=LATER, by="eve") == ["s1", "s2", "s3"]
+    assert rows.store.request(None, audited_types(), now=LATER, by="eve") == ["s1", "s2", "s3"]
     assert rows.row("s2").generation == 1
     assert not rows.row("s2").is_eligible
     assert claim(rows, "s2", now=LATER) is None
@@ -267,7 +268,7 @@ def test_requests_of_the_state_service_become_due_rows_once(rows: Rows) -> None:
 
 def test_a_claim_takes_all_that_is_due_of_one_subcloud(rows: Rows) -> None:
     run = claimed(rows)
-    assert {part.endpoint_type for part in run.parts} == set(SYNCED_ENDPOINT_TYPES)
+    assert {part.endpoint_type for part in run.parts} == set(audited_types())
     assert (run.placed, dict(run.groups_to_refill), dict(run.central_counts)) == (Placed(), {}, {})
     assert rows.row().audit_status is AuditStatus.IN_PROGRESS
     assert claim(rows, run_id="run-2") is None
@@ -362,7 +363,7 @@ def test_a_planned_rotation_is_told_to_the_run(rows: Rows) -> None:
 
 def test_looking_takes_nothing(rows: Rows) -> None:
     run = rows.store.look("s1")
-    assert {part.endpoint_type for part in run.parts} == set(SYNCED_ENDPOINT_TYPES)
+    assert {part.endpoint_type for part in run.parts} == set(audited_types())
     assert rows.row().audit_status is AuditStatus.NONE
     with pytest.raises(UnknownSubcloud):
         rows.store.look("s9")
@@ -476,7 +477,7 @@ def test_rows_of_one_run_that_died_are_told_apart_by_how_often_theirs_did(rows: 
     settle_as(rows, claimed(rows), [a_finding(PLATFORM)], now=NOON)
     rows.store.take_back([died("run-1")], now=NOON)
     run = claimed(rows, run_id="run-2", now=NEXT)
-    assert {part.endpoint_type for part in run.parts} == set(SYNCED_ENDPOINT_TYPES)
+    assert {part.endpoint_type for part in run.parts} == set(audited_types())
     found = rows.store.in_progress_since_before(NEXT + timedelta(minutes=1))
     assert sorted((run.run_id, run.deaths) for run in found) == [("run-2", 0), ("run-2", 1)]
     (first,) = [run for run in found if run.deaths]
@@ -561,7 +562,7 @@ def test_requests_for_all_and_settling_runs_do_not_deadlock(engine: Engine) -> N
     def work(number: int) -> None:
         for name in names[number::4]:
             run = claimed(rows, name, f"run-{name}", now=NEXT)
-            rows.store.request(None, SYNCED_ENDPOINT_TYPES, now=NOON, by="eve")
+            rows.store.request(None, audited_types(), now=NOON, by="eve")
             done.append(settle(rows, run))
 
     _together(4, work)
@@ -595,3 +596,13 @@ def _together(count: int, work: Callable[[int], object]) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
+
+
+def test_an_endpoint_type_that_is_audited_from_now_on_gets_its_rows_once(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REGISTRY, EndpointType.FIRMWARE, REGISTRY[PLATFORM])
+
+    assert rows.store.add_rows(EndpointType.FIRMWARE, now=LATER) == 3
+    assert rows.store.add_rows(EndpointType.FIRMWARE, now=NEXT) == 0
+    assert rows.row("s2", EndpointType.FIRMWARE).due_at == LATER

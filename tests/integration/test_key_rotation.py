@@ -397,7 +397,9 @@ def test_the_watch_leaves_keys_that_are_being_rotated_to_the_rotation(world: Wor
     def the_watch_sees(fingerprint: str) -> int | None:
         old = audits.central_state(EndpointType.PLATFORM)
         assert old is not None
-        return audits.accept_central(replace(old, fingerprint=fingerprint), old=old, now=world.time)
+        return audits.accept_central(
+            replace(old, fingerprint=fingerprint), old=old, now=world.time, unless_rotating=True
+        )
 
     def rotate_while_the_watch_looks() -> None:
         world.centre.rotate_by_itself()

@@ -20,9 +20,10 @@ from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.tables import rejected_report, subcloud, subcloud_sync, sync_attempt
+from dcsync.audit.endpoints import audited_types
 from dcsync.fake_cloud.watchman import KEYS_BEFORE_IDENTITY, OVERLAPPING_RUNS
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, ManagementState, SyncStatus
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, SyncStatus
 from tests.soak.crew import Crew
 from tests.system import System, redis_client
 
@@ -67,7 +68,7 @@ class Calm:
             state = (row.management_state, row.availability_status, row.initial_sync_state)
             if state != (ManagementState.MANAGED, AvailabilityStatus.ONLINE, InitialSyncState.COMPLETED):
                 wrong.append(f"{name}: {row}")
-            elif any(row.sync_status.get(type_) is not SyncStatus.IN_SYNC for type_ in SYNCED_ENDPOINT_TYPES):
+            elif any(row.sync_status.get(type_) is not SyncStatus.IN_SYNC for type_ in audited_types()):
                 wrong.append(f"{name}: {row.sync_status}")
             elif row.run_id is not None or row.reason is not None:
                 wrong.append(f"{name}: run {row.run_id}, reason {row.reason}")

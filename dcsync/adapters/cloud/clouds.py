@@ -19,13 +19,14 @@ from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls, centr
 from dcsync.adapters.cloud.http import Limits, of_the_centre, open_http
 from dcsync.adapters.cloud.keystone import Authenticated, Credentials, Token
 from dcsync.adapters.cloud.keystone_api import KeystoneApi
+from dcsync.adapters.cloud.services import Service, services_of
 from dcsync.adapters.cloud.sysinv import SysinvFernetRepo
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.model.addresses import Network
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import CentralData, FernetKeys, Record, Records, ResourceType, fingerprint
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import Subcloud
+from dcsync.model.subcloud import EndpointType, Subcloud
 
 T = TypeVar("T")
 
@@ -40,6 +41,11 @@ class HttpSubcloudSession:
         self.identity = Dbsync(session, url=urls.dbsync)
         self.keystone = KeystoneApi(session, url=urls.auth)
         self.fernet_repo = SysinvFernetRepo(session, url=urls.sysinv)
+        self._services = services_of(session, urls)
+
+    def service(self, endpoint_type: EndpointType) -> Service:
+        """The adapter registered for this endpoint type (`services.SERVICES`); KeyError if none is."""
+        return self._services[endpoint_type]
 
     async def login(self) -> None:
         """Log in anew and drop the token held so far."""
@@ -53,6 +59,7 @@ class _Centre:
         self.dbsync = Dbsync(session, url=urls.dbsync)
         self.keystone = KeystoneApi(session, url=urls.auth)
         self.fernet_repo = SysinvFernetRepo(session, url=urls.sysinv)
+        self.others = services_of(session, urls)
 
     def basics(self) -> list[Coroutine[Any, Any, Any]]:
         """The keys, then the records of each type, still to be awaited."""
@@ -157,10 +164,16 @@ class HttpClouds:
 
     async def _read_for_audits(self) -> CentralData:
         async with self._centre() as centre:
-            grants, events, keys, *lists = await _together(
-                centre.keystone.assignments(), centre.dbsync.revocation_events(), *centre.basics()
+            basics = centre.basics()
+            grants, events, *found = await _together(
+                centre.keystone.assignments(),
+                centre.dbsync.revocation_events(),
+                *basics,
+                *(service.read() for service in centre.others.values()),
             )
-        return replace(_checked(lists, keys), assignments=grants, revocation_events=events)
+        keys, *lists = found[: len(basics)]
+        others = dict(zip(centre.others, found[len(basics) :], strict=True))
+        return replace(_checked(lists, keys), assignments=grants, revocation_events=events, others=others)
 
     async def central_keys(self) -> FernetKeys:
         """What the centre's repository holds now, past every cache; raises CloudError with a central-* reason."""

@@ -18,6 +18,7 @@ from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import AUDIT_MOVES, ROTATION_MOVES
 from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off, placed_body, placed_from_body, subcloud_from_row
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_placed, subcloud_sync
+from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import UnknownSubcloud
@@ -26,18 +27,24 @@ from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.rotation import RotationEvent
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
+from dcsync.model.subcloud import EndpointType
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 
 _ROW = subcloud_sync.c
-_OURS = _ROW.endpoint_type.in_(SYNCED_ENDPOINT_TYPES)
 _MAY_BE_CLAIMED = AUDIT_MOVES.where(AuditEvent.CLAIMED)
 _WITH_SUBCLOUD = subcloud_sync.join(subcloud, subcloud.c.id == _ROW.subcloud_id)
 _IN_ORDER = (_ROW.subcloud_id, _ROW.endpoint_type)
 _KEY = sa.tuple_(*_IN_ORDER)
 _NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "dispatched_at": None}
 _TEXTS = sa.ARRAY(sa.Text)
+
+
+def _ours() -> sa.ColumnElement[bool]:
+    """Rows of the endpoint types that the registry lists now."""
+    return _ROW.endpoint_type.in_(audited_types())
+
+
 JUST_ROTATED = timedelta(seconds=60)
 """Longer than what a process read of the centre is held."""
 
@@ -63,7 +70,7 @@ class SqlAuditStore:
     ) -> list[str]:
         with self._engine.begin() as connection:
             regions = _regions(connection, names)
-            asked = sa.and_(_OURS, _ROW.endpoint_type.in_(endpoint_types), _ROW.subcloud_id.in_(list(regions)))
+            asked = sa.and_(_ours(), _ROW.endpoint_type.in_(endpoint_types), _ROW.subcloud_id.in_(list(regions)))
             _raise_generation(
                 connection,
                 asked,
@@ -93,7 +100,7 @@ class SqlAuditStore:
             "DELETE FROM audit_request WHERE endpoint_type = ANY(:ours) RETURNING subcloud_id, endpoint_type, cause"
         )
         with self._engine.begin() as connection:
-            rows = connection.execute(taken, {"ours": [type_.value for type_ in SYNCED_ENDPOINT_TYPES]}).all()
+            rows = connection.execute(taken, {"ours": [type_.value for type_ in audited_types()]}).all()
             for row in sorted(rows, key=lambda row: (row.subcloud_id or 0, row.endpoint_type)):
                 which = _ROW.endpoint_type == EndpointType(row.endpoint_type)
                 if row.subcloud_id is not None:
@@ -106,7 +113,7 @@ class SqlAuditStore:
         query = (
             sa.select(subcloud.c.name, subcloud.c.region_name, IS_ELIGIBLE.label("is_eligible"), subcloud_sync)
             .select_from(_WITH_SUBCLOUD)
-            .where(_OURS)
+            .where(_ours())
             .order_by(subcloud.c.name, _ROW.endpoint_type)
         )
         with self._engine.connect() as connection:
@@ -186,7 +193,7 @@ class SqlAuditStore:
         due = (
             sa.select(*_IN_ORDER)
             .select_from(_WITH_SUBCLOUD)
-            .where(_OURS, IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now, not_on_its_way)
+            .where(_ours(), IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now, not_on_its_way)
             .order_by(_ROW.due_at, *_IN_ORDER)
             .limit(room)
             .with_for_update(of=subcloud_sync, skip_locked=True)
@@ -229,7 +236,7 @@ class SqlAuditStore:
         found = (
             sa.select(*_IN_ORDER)
             .select_from(_WITH_SUBCLOUD)
-            .where(subcloud.c.region_name == region_name, _OURS, IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now)
+            .where(subcloud.c.region_name == region_name, _ours(), IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now)
             .order_by(*_IN_ORDER)
             .with_for_update(of=subcloud_sync)
         )
@@ -254,7 +261,7 @@ class SqlAuditStore:
     def look(self, name: str) -> AuditRun:
         with self._engine.connect() as connection:
             (id_,) = _regions(connection, [name])
-            rows = connection.execute(sa.select(subcloud_sync).where(_ROW.subcloud_id == id_, _OURS)).all()
+            rows = connection.execute(sa.select(subcloud_sync).where(_ROW.subcloud_id == id_, _ours())).all()
             return _run(connection, "", subcloud.c.id == id_, rows)
 
     @database_errors()
@@ -327,7 +334,16 @@ class SqlAuditStore:
         )
 
     @database_errors()
-    def accept_central(self, state: CentralState, *, old: CentralState | None, now: datetime) -> int | None:
+    def add_rows(self, endpoint_type: EndpointType, *, now: datetime) -> int:
+        every = sa.select(subcloud.c.id, sa.literal(endpoint_type.value), sa.literal(now))
+        new = insert(subcloud_sync).from_select(["subcloud_id", "endpoint_type", "due_at"], every)
+        with self._engine.begin() as connection:
+            return connection.execute(new.on_conflict_do_nothing()).rowcount
+
+    @database_errors()
+    def accept_central(
+        self, state: CentralState, *, old: CentralState | None, now: datetime, unless_rotating: bool = False
+    ) -> int | None:
         columns: dict[str, Any] = {
             "fingerprint": state.fingerprint,
             "events_fingerprint": state.events_fingerprint,
@@ -347,7 +363,7 @@ class SqlAuditStore:
                     central_state.c.kind == state.kind.value,
                     central_state.c.fingerprint == old.fingerprint,
                     central_state.c.events_fingerprint == old.events_fingerprint,
-                    ~_is_rotating(state.kind, now=now),
+                    ~_is_rotating(now=now) if unless_rotating else sa.true(),
                 )
                 .values(**columns, generation=central_state.c.generation + 1)
             )
@@ -393,11 +409,9 @@ def _owns(connection: Connection, run: AuditRun) -> bool:
     return bool(_lock(connection, sa.and_(_ROW.subcloud_id == run.subcloud.id, _ROW.run_id == run.run_id)))
 
 
-def _is_rotating(kind: EndpointType, *, now: datetime) -> sa.ColumnElement[bool]:
+def _is_rotating(*, now: datetime) -> sa.ColumnElement[bool]:
     """The keys are being rotated, or were just now: whoever rotates tells what the centre has become, and hands it out
     in waves; what was read meanwhile may be older."""
-    if kind is not EndpointType.PLATFORM:
-        return sa.false()
     rotating = sa.or_(ROTATION_MOVES.where(RotationEvent.ROTATED), key_rotation.c.last_rotated_at > now - JUST_ROTATED)
     return sa.exists(sa.select(key_rotation.c.id).where(rotating))
 

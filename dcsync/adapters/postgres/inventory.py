@@ -48,18 +48,12 @@ from dcsync.adapters.postgres.tables import (
     sync_step,
 )
 from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, forget_endpoints
+from dcsync.audit.endpoints import audited_types
 from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.pair import Pair, PairChange, pair_change
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
-from dcsync.model.subcloud import (
-    DEFAULT_ENDPOINT_TYPES,
-    SYNCED_ENDPOINT_TYPES,
-    AvailabilityStatus,
-    ManagementState,
-    NewSubcloud,
-    Subcloud,
-)
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, ManagementState, NewSubcloud, Subcloud
 
 NAMED_AT_MOST = 50
 """How many subclouds an error names; it counts the others."""
@@ -269,7 +263,7 @@ def _insert_endpoints(connection: Connection, ids: Collection[int]) -> None:
     if not ids:
         return
     new = func.unnest(_ids(ids)).table_valued("id").render_derived(name="new")
-    for table, types in ((endpoint_status, DEFAULT_ENDPOINT_TYPES), (subcloud_sync, SYNCED_ENDPOINT_TYPES)):
+    for table, types in ((endpoint_status, DEFAULT_ENDPOINT_TYPES), (subcloud_sync, audited_types())):
         listed = values(column("endpoint_type", Text), name="types").data([(str(type_),) for type_ in types])
         connection.execute(
             insert(table).from_select(

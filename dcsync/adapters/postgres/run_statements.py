@@ -17,7 +17,6 @@ from dcsync.adapters.postgres.tables import subcloud, subcloud_sync, sync_attemp
 from dcsync.model.ending import Ending
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.initial_sync import InitialSyncEvent
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES
 
 NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "step": None}
 """What a row carries of its run once no run owns it."""
@@ -111,11 +110,7 @@ def _audit_initialised() -> sa.Select[Any]:
     own = _own(updated_at=_NOW)
     reset = (
         sa.update(subcloud_sync)
-        .where(
-            subcloud_sync.c.subcloud_id == own.c.id,
-            subcloud_sync.c.endpoint_type.in_(SYNCED_ENDPOINT_TYPES),
-            AUDIT_MOVES.where(AuditEvent.RESET),
-        )
+        .where(subcloud_sync.c.subcloud_id == own.c.id, AUDIT_MOVES.where(AuditEvent.RESET))
         .values(
             **AUDIT_MOVES.to(AuditEvent.RESET),
             sync_status_reported=None,

@@ -20,10 +20,11 @@ from sqlalchemy import Connection, Engine, exc
 
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.transitions import apply_event
+from dcsync.audit.endpoints import audited_types
 from dcsync.model.errors import BadReport
 from dcsync.model.reports import Mark
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, ManagementState, SyncStatus
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import AlarmRow, EndpointRow, ObservedColumns, StateChanges, StateRow
 
 BY = "state service"
@@ -230,7 +231,7 @@ def _write_endpoints(cursor: Any, changes: StateChanges, *, now: datetime) -> No
         )
 
 
-_AUDITED = {*SYNCED_ENDPOINT_TYPES, EndpointType.IDENTITY_OPENSTACK}
+_AUDITED = {*audited_types(), EndpointType.IDENTITY_OPENSTACK}
 """Endpoint types with a row of their own for dcsync's audits."""
 
 

@@ -44,7 +44,7 @@ EVENT = {
         "revoked_at": "2026-01-31 08:15:00", "audit_id": None, "audit_chain_id": None,
     }
 }  # fmt: skip
-SEGMENTS = (*LISTS, "tokens", "fernet_repo", "role_assignments", "token-revocation-events")
+SEGMENTS = (*LISTS, "tokens", "fernet_repo", "role_assignments", "token-revocation-events", "toy_images")
 
 
 @dataclass(frozen=True)

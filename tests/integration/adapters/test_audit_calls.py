@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from dcsync.adapters.cloud.clouds import HttpClouds, HttpSubcloudSession
+from dcsync.adapters.cloud.services import SERVICES
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import ActorType, Assignment, ResourceType, record_from_body, revocation_event
 from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import EndpointType
 from tests.integration.adapters.scripted_site import (
     EVENT,
     GRANT,
@@ -31,6 +33,7 @@ from tests.integration.adapters.scripted_site import (
     sends,
     texts_of,
 )
+from tests.toy_endpoint import FirmwareApi
 
 USERS, GROUPS, PROJECTS, ROLES = ResourceType
 A_GRANT = Assignment("p1", ActorType.USER, "u1", "r1")
@@ -313,3 +316,35 @@ async def test_an_empty_list_at_the_centre_is_refused_for_audits_as_well(clouds:
     with pytest.raises(CloudError) as caught:
         await clouds.central_audit_data()
     assert caught.value.reason is Reason.CENTRAL_EMPTY
+
+
+# --- an endpoint type with a service of its own
+
+
+async def test_a_registered_service_is_read_of_both_clouds_and_written(
+    clouds: HttpClouds, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SERVICES, EndpointType.FIRMWARE, FirmwareApi)
+    site.behaviours["GET toy_images"] = sends(answer(200, {"bios": "2.1"}))
+    central = await clouds.central_audit_data()
+    assert central.others == {EndpointType.FIRMWARE: {"bios": "2.1"}}
+    assert central.records.users
+    async with clouds.subcloud(a_subcloud(), request_id="req-1") as session:
+        assert await session.service(EndpointType.FIRMWARE).read() == {"bios": "2.1"}
+        site.behaviours["PUT toy_images"] = sends(answer(200, {}))
+        await session.service(EndpointType.FIRMWARE).put("bios", "2.2")
+        with pytest.raises(KeyError):
+            session.service(EndpointType.SOFTWARE)
+    (put,) = site.sent("PUT", "toy_images")
+    assert (put.json, put.headers["x-openstack-request-id"]) == ({"version": "2.2"}, "req-1")
+
+
+async def test_a_registered_service_that_fails_fails_audits_and_no_initial_sync(
+    clouds: HttpClouds, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SERVICES, EndpointType.FIRMWARE, FirmwareApi)
+    site.behaviours["GET toy_images"] = sends(answer(200, ["not", "images"]))
+    with pytest.raises(CloudError) as caught:
+        await clouds.central_audit_data()
+    assert caught.value.reason is Reason.CENTRAL_BAD_REPLY
+    assert await clouds.central_data()

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from dcsync.audit.endpoints import audited_types
 from dcsync.audit.sweep import AuditSweep, AuditSweepReport
 from dcsync.audit.watch import EVENTS_APART, LOOK_SECONDS, CentralWatch, Sight
 from dcsync.model.errors import BrokerUnreachable, CloudError
@@ -14,13 +15,13 @@ from dcsync.model.identity import ActorType, Assignment, revocation_event
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType
+from dcsync.model.subcloud import EndpointType
 from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, MemoryAuditStore
 from tests.fakes_sync import MemoryLocks, MemoryMessenger, OwnLoop
 
-PLATFORM, IDENTITY = SYNCED_ENDPOINT_TYPES
+PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 TTL = timedelta(seconds=30)
 PATIENCE = timedelta(seconds=5)
 QUARANTINE = timedelta(minutes=15)
@@ -213,7 +214,7 @@ def test_a_centre_that_shrank_is_refused_until_an_operator_allows_it_for_all(wor
     assert sight.refused is not None
     assert "users went from 8 to 3" in sight.refused
     assert world.generations() == [1, 1, 1]
-    world.store.request(None, SYNCED_ENDPOINT_TYPES, now=NOON, by="eve", allow_deletes=True)
+    world.store.request(None, audited_types(), now=NOON, by="eve", allow_deletes=True)
     assert world.look() == [Sight(IDENTITY, raised=3)]
     assert world.look() == []
 
@@ -223,7 +224,7 @@ def test_what_an_operator_allowed_for_a_centre_that_had_not_shrunk_is_not_kept_f
 ) -> None:
     world.clouds.central = central_data(records(users=tuple(a_user(f"u{n}") for n in range(5))))
     world.look()
-    world.store.request(None, SYNCED_ENDPOINT_TYPES, now=NOON, by="eve", allow_deletes=True)
+    world.store.request(None, audited_types(), now=NOON, by="eve", allow_deletes=True)
     assert world.look() == []
     world.clouds.central = central_data(records())
     (sight,) = world.look(NOON + timedelta(days=30))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dcsync.audit.endpoints import audited_types
 from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, Limits, Outcome, Result
 from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
 from dcsync.audit.identity_audit import Cloud
@@ -19,14 +20,14 @@ from dcsync.model.identity import FernetKeys, Placed, Record, ResourceType, reco
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import SYNCED_ENDPOINT_TYPES, EndpointType, SyncStatus
+from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.runs.abandoned import RunInProgress
 from tests.builders import NOON, a_group, a_project, a_role, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop
 
 REGION = "subcloud1"
-PLATFORM, IDENTITY = SYNCED_ENDPOINT_TYPES
+PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 IN_SYNC, OUT_OF_SYNC, UNKNOWN = SyncStatus.IN_SYNC, SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN
 INTERVAL = timedelta(seconds=1200)
 HOLD_OFF = timedelta(seconds=60)
@@ -87,7 +88,7 @@ class World:
 
     def run_again(self) -> Outcome:
         """At the time at which all of it is due again."""
-        self.now = max(self.row(type_).due_at for type_ in SYNCED_ENDPOINT_TYPES)
+        self.now = max(self.row(type_).due_at for type_ in audited_types())
         self.reports.clear()
         return self.run()
 
@@ -606,14 +607,14 @@ def test_a_restricted_repair_leaves_the_rest_and_is_not_in_sync(world: World) ->
 def test_a_preview_tells_what_would_be_done_and_does_nothing(world: World) -> None:
     world.site.put(a_user("sysinv", password="CANARY"))
     world.site.keys = some_keys("drifted")
-    identity, platform = world.engine().preview(REGION, frozenset(SYNCED_ENDPOINT_TYPES))
+    identity, platform = world.engine().preview(REGION, frozenset(audited_types()))
     assert identity.writes == ("PUT users sysinv",)
     assert platform.writes == ("POST fernet_repo",)
     assert "CANARY" not in repr((identity, platform))
     assert world.site.writes == []
     assert world.row().status is AuditStatus.NONE
     with pytest.raises(UnknownSubcloud):
-        world.engine().preview("nowhere", frozenset(SYNCED_ENDPOINT_TYPES))
+        world.engine().preview("nowhere", frozenset(audited_types()))
 
 
 def test_a_preview_tells_of_a_hash_that_is_no_text(world: World) -> None:
@@ -658,13 +659,13 @@ def test_a_revocation_without_a_date_counts() -> None:
 
 def test_what_was_read_of_the_centre_before_the_request_will_not_do() -> None:
     world = World()
-    world.store.request([REGION], SYNCED_ENDPOINT_TYPES, now=NOON - timedelta(seconds=3), by="the watch")
+    world.store.request([REGION], audited_types(), now=NOON - timedelta(seconds=3), by="the watch")
     world.run()
     assert world.clouds.asked_ages == [3.0]
 
 
 def test_audits_asked_for_just_now_do_not_each_read_the_whole_centre() -> None:
     world = World()
-    world.store.request([REGION], SYNCED_ENDPOINT_TYPES, now=NOON, by="the watch")
+    world.store.request([REGION], audited_types(), now=NOON, by="the watch")
     world.run()
     assert world.clouds.asked_ages == [AGE_FLOOR_SECONDS]

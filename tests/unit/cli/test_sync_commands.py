@@ -6,21 +6,14 @@ from datetime import timedelta
 
 import pytest
 
+from dcsync.audit.endpoints import audited_types
 from dcsync.cli.waiting import Progress
 from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Report
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import (
-    SYNCED_ENDPOINT_TYPES,
-    AvailabilityStatus,
-    EndpointType,
-    ManagementState,
-    Step,
-    Subcloud,
-    SyncStatus,
-)
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Step, Subcloud, SyncStatus
 from tests.builders import NOON, a_subcloud
 from tests.unit.cli.conftest import Shell
 
@@ -115,7 +108,7 @@ def test_when_the_time_is_up_it_names_who_is_not_there_and_why_worst_first(dcsyn
 
 
 def test_in_sync_means_platform_and_identity(dcsync: Shell) -> None:
-    both = dict.fromkeys(SYNCED_ENDPOINT_TYPES, SyncStatus.IN_SYNC)
+    both = dict.fromkeys(audited_types(), SyncStatus.IN_SYNC)
     with_subclouds(dcsync, a_subcloud("a", sync_status=both | {EndpointType.IDENTITY: SyncStatus.OUT_OF_SYNC}))
     assert dcsync("wait", "--for", "in-sync", "a", "--timeout", "1").code == 1
     dcsync.inventory.put("a", sync_status=both | {EndpointType.FIRMWARE: SyncStatus.OUT_OF_SYNC})

@@ -1,0 +1,93 @@
+"""The room of `identity`: users, groups, projects, roles, what is granted, and what was revoked.
+
+What differs and what repairs it is planned elsewhere; here is what an audit asks of that plan.
+Source: docs/upstream/identity-sync.md section 9.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable
+
+from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Memory, Scope, Writer
+from dcsync.audit.identity_audit import ASSIGNMENTS, RESOURCE_TYPES, Cloud, audit_identity
+from dcsync.audit.preview import in_words
+from dcsync.audit.repair import Repairer, read_cloud
+from dcsync.model.identity import CentralData, ResourceType
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import EndpointType
+from dcsync.runs.clouds import SubcloudSession
+from dcsync.runs.delivery import replace_fernet_keys
+
+
+class Identity(AuditedEndpoint[Cloud]):
+    endpoint_type = EndpointType.IDENTITY
+    resource_types = RESOURCE_TYPES
+    purpose = (
+        "the subcloud has the central users, groups, projects, roles, grants and revocations, under the central ids"
+    )
+    not_verified = Reason.IDENTITY_NOT_VERIFIED
+
+    def central_fingerprint(self, central: CentralData) -> str:
+        grants = _digest([a.project_id, a.actor_type.value, a.actor_id, a.role_id] for a in central.assignments)
+        return _digest([[central.identity_fingerprint], [grants]])
+
+    def central_events_fingerprint(self, central: CentralData) -> str:
+        return _digest([list(map(list, event.columns)) for event in central.revocation_events])
+
+    def central_counts(self, central: CentralData) -> dict[str, int]:
+        counts = {type_.value: len(central.records.of(type_)) for type_ in ResourceType}
+        return counts | {ASSIGNMENTS: len(central.assignments)}
+
+    async def read(self, session: SubcloudSession) -> Cloud:
+        return await read_cloud(session)
+
+    def compare(self, central: CentralData, held: Cloud, scope: Scope) -> Comparison:
+        events = frozenset(
+            event
+            for event in central.revocation_events
+            if event.matters_at(scope.now, token_lifetime=scope.token_lifetime)
+        )
+        memory = scope.memory
+        audit = audit_identity(
+            central=Cloud(central.records, central.assignments, events),
+            subcloud=held,
+            region_name=scope.region_name,
+            placed=memory.placed,
+            groups_to_refill=memory.groups_to_refill,
+            only=scope.only,
+        )
+        return Comparison(
+            differences=audit.differences,
+            writes=audit.repair.writes,
+            deletions=audit.repair.deletions,
+            meanwhile=Memory(
+                placed=memory.placed | audit.placed_meanwhile,
+                groups_to_refill={**memory.groups_to_refill, **audit.repair.groups_to_refill},
+            ),
+            settled=Memory(placed=audit.placed),
+            plan=audit.repair,
+        )
+
+    def in_words(
+        self, comparison: Comparison, *, central: CentralData, held: Cloud, only: Collection[str] | None
+    ) -> tuple[str, ...]:
+        return in_words(comparison.differences, central=central.records, subcloud=held.records, only=only)
+
+    async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> None:
+        """Where ids changed, the keys are sent as well: that makes the subcloud drop tokens that name old ids."""
+        repairer = Repairer(
+            session=writer.session,
+            may_write=writer.may_write,
+            users_at_once=writer.users_at_once,
+            admin_password=writer.admin_password,
+        )
+        await repairer.carry_out(comparison.plan)
+        if comparison.plan.changes_ids:
+            await replace_fernet_keys(session=writer.session, keys=central.keys, may_write=writer.may_write)
+
+
+def _digest(rows: Iterable[list[object]]) -> str:
+    lines = sorted(json.dumps(row) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,61 @@
+"""The room of `platform`: the fernet repository, compared and replaced as a whole.
+
+A subcloud with other keys than the central cloud rejects central tokens. Source:
+docs/upstream/platform-resources.md.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Scope, Writer
+from dcsync.audit.identity_audit import Difference
+from dcsync.audit.ports import AuditRun
+from dcsync.model.identity import CentralData, FernetKeys
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import EndpointType
+from dcsync.runs.clouds import SubcloudSession
+from dcsync.runs.delivery import replace_fernet_keys
+
+KEYS = "fernet_repo"
+
+
+class Platform(AuditedEndpoint[FernetKeys]):
+    endpoint_type = EndpointType.PLATFORM
+    resource_types = (KEYS,)
+    purpose = "the subcloud holds exactly the central fernet keys, so that each side accepts the other's tokens"
+    not_verified = Reason.KEYS_NOT_VERIFIED
+    carries_keys = True
+
+    def central_fingerprint(self, central: CentralData) -> str:
+        return central.keys.fingerprint()
+
+    def central_counts(self, central: CentralData) -> dict[str, int]:
+        return {"fernet keys": len(central.keys.keys)}
+
+    async def read(self, session: SubcloudSession) -> FernetKeys:
+        return await session.fernet_repo.read()
+
+    def held_fingerprint(self, held: FernetKeys) -> str:
+        return held.fingerprint()
+
+    def compare(self, central: CentralData, held: FernetKeys, scope: Scope) -> Comparison:
+        """Compared as sets of (id, key); shown are short digests of whole sets."""
+        wanted, found = central.keys.fingerprint(), held.fingerprint()
+        differs = wanted != found
+        difference = Difference(KEYS, f"keys {found[:8]} instead of {wanted[:8]}", ("key_list",), wanted)
+        return Comparison(
+            differences=(difference,) if differs else (),
+            writes=(f"POST {KEYS}",) if differs else (),
+            meanwhile=scope.memory,
+            settled=scope.memory,
+        )
+
+    async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> FernetKeys:
+        """The whole set, read back under a fresh login."""
+        await replace_fernet_keys(session=writer.session, keys=central.keys, may_write=writer.may_write)
+        return central.keys
+
+    def is_planned(self, run: AuditRun, *, now: datetime) -> bool:
+        """While a rotation is being distributed."""
+        return run.keys_planned_until is not None and now < run.keys_planned_until
