@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import redis
 import structlog
@@ -37,11 +38,11 @@ from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.postgres.probes import SqlProbeStore
 from dcsync.adapters.postgres.runs import SqlRunStore
 from dcsync.adapters.postgres.states import SqlStateStore
-from dcsync.audit import engine as audit
+from dcsync.audit.engine import Audit, AuditLimits
 from dcsync.audit.ports import AuditReports
 from dcsync.audit.sweep import AuditSweep
 from dcsync.audit.watch import CentralWatch
-from dcsync.initial_sync import engine as initial_sync
+from dcsync.initial_sync.engine import InitialSync, SyncLimits
 from dcsync.initial_sync.ports import Progress
 from dcsync.initial_sync.preview import SyncPreview, preview
 from dcsync.initial_sync.sweep import Sweep
@@ -50,8 +51,10 @@ from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
 from dcsync.probe.availability import AvailabilityProbe, AvailabilitySweep
 from dcsync.rotation import rotate_keys
 from dcsync.runs.dispatch import SweepLimits
+from dcsync.runs.outcome import Outcome
 from dcsync.runs.ownership import BatchedOwnership
 from dcsync.runs.ports import Owner
+from dcsync.runs.runner import HintT, Runner, Work
 from dcsync.settings import Settings
 from dcsync.state.alarms import AlarmFeed
 from dcsync.state.ports import AlarmSink
@@ -75,15 +78,21 @@ class SyncServices:
     run_store: SqlRunStore
     sweep: Sweep
     ticks: SweepTicks
-    initial_sync: initial_sync.InitialSync
+    runner: Runner
+    initial_sync: InitialSync
     availability_sweep: AvailabilitySweep | None
     """None: DCSYNC_PROBE_INTERVAL is 0."""
     availability_probe: AvailabilityProbe
     key_rotation: rotate_keys.KeyRotation
-    audit: audit.Audit
+    audit: Audit
     audit_sweep: AuditSweep
     central_watch: CentralWatch
     reporter: StateReporter
+
+    def act_on(self, work: Work[HintT, Any], hint: HintT) -> Outcome:
+        """Carry out one run on the event loop of this process, from another thread, and wait for its outcome."""
+        (outcome,) = self.loop.run(self.runner.run(work, [hint]))
+        return outcome
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class StateServices:
 class PreviewServices:
     """What the command line finds out with what would be written; none of it writes anything."""
 
-    audit: audit.Audit
+    audit: Audit
     locks: RedisLocks
     initial_sync: Callable[[Subcloud], SyncPreview]
 
@@ -184,24 +193,26 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             messenger=messenger(settings, app),
             limits=_sweep_limits(settings),
         ),
-        initial_sync=initial_sync.InitialSync(
-            store=run_store,
+        runner=Runner(
             locks=locks,
+            deadline_seconds=settings.run_deadline,
+            now=utc_now,
+            new_run_id=_new_run_id,
+            log_fault=_log_fault,
+        ),
+        initial_sync=InitialSync(
+            store=run_store,
             ownership=BatchedOwnership(run_store, locks),
             clouds=reach,
-            loop=loop,
             progress=progress,
-            limits=initial_sync.Limits(
-                run_deadline=settings.run_deadline,
+            limits=SyncLimits(
                 users_at_once=settings.users_at_once,
                 hold_off=timedelta(seconds=settings.hold_off),
                 hold_off_max=timedelta(seconds=settings.hold_off_max),
                 first_audit=timedelta(seconds=0 if settings.audit_interval else NEVER_SECONDS),
             ),
             now=utc_now,
-            new_run_id=_new_run_id,
             jitter=random.random,
-            log_fault=_log_fault,
             worker=worker,
         ),
         availability_sweep=AvailabilitySweep(
@@ -239,17 +250,16 @@ def audit_engine(
     reach: HttpClouds,
     loop: LoopThread,
     reporter: StateReporter,
-) -> audit.Audit:
-    """Carries out audits; `Audit.preview` alone also serves whoever only wants to see."""
-    return audit.Audit(
+) -> Audit:
+    """What audits do; `Audit.preview` alone also serves whoever only wants to see."""
+    return Audit(
         store=store,
-        locks=locks,
         ownership=BatchedOwnership(store, locks),
         clouds=reach,
         loop=loop,
         reports=_audit_reports(reporter),
-        limits=audit.Limits(
-            run_deadline=settings.run_deadline,
+        limits=AuditLimits(
+            preview_seconds=settings.run_deadline,
             users_at_once=settings.users_at_once,
             max_deletes=settings.max_deletes,
             interval=timedelta(seconds=settings.audit_interval or NEVER_SECONDS),
@@ -260,7 +270,6 @@ def audit_engine(
         now=utc_now,
         new_run_id=_new_run_id,
         jitter=random.random,
-        log_fault=_log_fault,
         admin_password=settings.admin_password.get_secret_value() if settings.admin_password else None,
     )
 

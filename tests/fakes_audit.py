@@ -450,7 +450,11 @@ class MemoryAuditStore:
 
     # --- one run ---
 
-    def claim(self, *, region_name: str, run_id: str, now: datetime) -> AuditRun | None:
+    def claim(self, regions: Mapping[str, str], *, now: datetime) -> list[AuditRun]:
+        found = (self._claim(region_name, run_id, now) for run_id, region_name in regions.items())
+        return [run for run in found if run is not None]
+
+    def _claim(self, region_name: str, run_id: str, now: datetime) -> AuditRun | None:
         due = {key: row for key, row in self.rows.items() if key[0] == region_name and self._is_due(key[0], row, now)}
         for row in due.values():
             row.free()

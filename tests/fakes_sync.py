@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from dcsync.initial_sync.ports import Run
+from dcsync.initial_sync.ports import Claim, Run
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable, CloudError
 from dcsync.model.identity import CentralData, FernetKeys, NewIds, Placed, Record, Records, ResourceType
@@ -168,7 +168,11 @@ class MemoryRunStore:
 
     # --- one run ---
 
-    def claim(self, *, region_name: str, generation: int, run_id: str, worker: str, now: datetime) -> Run | None:
+    def claim(self, claims: Sequence[Claim], *, worker: str, now: datetime) -> list[Run]:
+        found = (self._claim(each.region_name, each.generation, each.run_id, now) for each in claims)
+        return [run for run in found if run is not None]
+
+    def _claim(self, region_name: str, generation: int, run_id: str, now: datetime) -> Run | None:
         row = self.rows.get(region_name)
         if row is None or row.subcloud.generation != generation:
             return None
@@ -307,14 +311,14 @@ class MemoryLocks:
     def __init__(self) -> None:
         self.held: dict[str, str] = {}
 
-    def acquire(self, region_name: str, *, owner: str) -> bool:
-        return self.held.setdefault(region_name, owner) == owner
+    def acquire(self, wanted: Mapping[str, str]) -> set[str]:
+        return {owner for owner, region in wanted.items() if self.held.setdefault(region, owner) == owner}
 
-    def release(self, region_name: str, *, owner: str) -> bool:
-        if self.held.get(region_name) != owner:
-            return False
-        del self.held[region_name]
-        return True
+    def release(self, held: Mapping[str, str]) -> set[str]:
+        ours = {owner for owner, region in held.items() if self.held.get(region) == owner}
+        for owner in ours:
+            del self.held[held[owner]]
+        return ours
 
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
         return {name: self.held.get(name) for name in region_names}
@@ -355,10 +359,21 @@ class MemoryMessenger:
 
 
 class OwnLoop:
-    """Runs each coroutine to its end on a loop of its own."""
+    """Runs each coroutine to its end on a loop of its own; `stop` cancels it, as a worker that stops does."""
+
+    def __init__(self) -> None:
+        self._running: asyncio.Task[Any] | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run(coroutine)
+        async def noted() -> T:
+            self._running = asyncio.current_task()
+            return await coroutine
+
+        return asyncio.run(noted())
+
+    def stop(self) -> None:
+        assert self._running is not None
+        self._running.cancel()
 
 
 class DirectOwnership:

@@ -1,19 +1,17 @@
-"""One audit of one subcloud: lock, claim what is due, compare, repair, look again, report, settle.
+"""The work of one audit: compare, repair and look again for each endpoint type; then each end is recorded and reported.
 
-Says in which order things happen and how each ending is recorded. What an endpoint type compares and writes is its own
-room's (`endpoints/`), what stops a repair is in `guards`, what is due in `sweep`. This is the one boundary where
-whatever happened becomes a `Finding` per endpoint type: nothing is raised to the task above but what kills the process.
+When a run starts, under which lock and deadline, and what an error means is the runner's (`runs/runner.py`). What an
+endpoint type compares and writes is its own class's (`endpoints/`), what stops a repair is in `guards`, what is due in
+`sweep`. Whatever happened becomes a `Finding` per endpoint type.
 Source: docs/upstream/generic-sync-and-audit.md sections 7 to 9, without the defects docs/upstream/lessons.md names R4
 to R13.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from dcsync.audit import guards
@@ -23,14 +21,17 @@ from dcsync.audit.identity_audit import Difference, digest
 from dcsync.audit.ports import SETTLED, AuditPart, AuditReports, AuditRun, AuditStore, Finding
 from dcsync.audit.settlement import settlement
 from dcsync.model.ending import Ending, Failure
-from dcsync.model.errors import BrokerUnreachable, CloudError, DatabaseUnreachable, WorkerStopping
+from dcsync.model.errors import CloudError
 from dcsync.model.hold_off import hold_off
 from dcsync.model.identity import CentralData
+from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.runs.clouds import Clouds, SubcloudSession
-from dcsync.runs.delivery import Stopped, require_ownership, write_own
-from dcsync.runs.ports import Locks, Loop, Ownership, Standing
+from dcsync.runs.delivery import require_ownership, write_own
+from dcsync.runs.outcome import Outcome, Result
+from dcsync.runs.ports import Loop, Ownership
+from dcsync.runs.runner import Ended, within
 
 PASSES = 3
 """How often one run plans, writes and looks again: some repairs show what else differs only once they are done."""
@@ -42,42 +43,6 @@ FEW = 3
 MOST_NAMED = 20
 
 
-class Result(StrEnum):
-    """What became of a hint."""
-
-    BUSY = "busy"
-    STALE = "stale"
-    DONE = "done"
-    CANCELLED = Ending.CANCELLED.value
-    SUPERSEDED = Ending.SUPERSEDED.value
-    LOCK_LOST = Ending.LOCK_LOST.value
-    GIVEN_BACK = Ending.GIVEN_BACK.value
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a hint led to; shown in the log and in Flower."""
-
-    result: Result
-    region_name: str
-    run_id: str | None = None
-    findings: tuple[Finding, ...] = ()
-    detail: str = ""
-    seconds: float | None = None
-
-    @property
-    def is_failure(self) -> bool:
-        return any(finding.failure for finding in self.findings)
-
-    def as_dict(self) -> dict[str, object]:
-        told: dict[str, object] = {"result": self.result.value, "region_name": self.region_name}
-        told |= {str(finding.endpoint_type): _in_words(finding) for finding in self.findings}
-        named = [each for finding in self.findings for each in finding.differences]
-        told |= {"differences": named[:MOST_NAMED]} if named else {}
-        rest = {"run_id": self.run_id, "detail": self.detail, "seconds": self.seconds}
-        return told | {name: value for name, value in rest.items() if value not in (None, "")}
-
-
 def _in_words(finding: Finding) -> str:
     if finding.failure:
         return f"{finding.failure.reason.value}: {finding.failure.detail}"
@@ -85,10 +50,11 @@ def _in_words(finding: Finding) -> str:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Numbers an audit keeps to; times in seconds where not a timedelta. `max_deletes`: in one run on one subcloud."""
+class AuditLimits:
+    """Numbers an audit keeps to. `preview_seconds` bounds a comparison that writes nothing; `max_deletes` counts in one
+    run on one subcloud."""
 
-    run_deadline: float
+    preview_seconds: float
     users_at_once: int
     max_deletes: int
     interval: timedelta
@@ -99,7 +65,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Preview:
+class AuditPreview:
     """What an audit of one endpoint type would find and do; names and fields only, never a value."""
 
     endpoint_type: EndpointType
@@ -140,40 +106,54 @@ class _Progress:
         self.found, self.difference = differences, difference
 
 
+@dataclass(frozen=True)
+class AuditJob:
+    """One claimed run, and how far each of its endpoint types has come."""
+
+    run: AuditRun
+    progress: list[_Progress]
+    work: Callable[[AuditRun, list[_Progress]], Awaitable[None]]
+
+    async def carry_out(self) -> None:
+        await self.work(self.run, self.progress)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Carries out audits. One object per process, used by many threads at once."""
+    """Work for the runner. One object per process, used by many runs at once."""
 
     store: AuditStore
-    locks: Locks
     ownership: Ownership
     clouds: Clouds
     loop: Loop
     reports: AuditReports
-    limits: Limits
+    limits: AuditLimits
     now: Callable[[], datetime]
     new_run_id: Callable[[], str]
     jitter: Callable[[], float]
-    log_fault: Callable[[AuditRun, BaseException], None]
-    """Told of an exception no rule foresees, with its traceback; what was not done by then fails: internal-error."""
     admin_password: str | None = field(default=None, repr=False)
+    noun: str = "audit"
 
-    # --- what is asked from outside ---
+    # --- asked by the runner ---
 
-    def run(self, *, region_name: str) -> Outcome:
-        """Act on one hint: audit whatever is due. A hint that came twice or late ends as busy or stale."""
-        run_id = self.new_run_id()
-        if not self.locks.acquire(region_name, owner=run_id):
-            return Outcome(Result.BUSY, region_name)
-        try:
-            run = self.store.claim(region_name=region_name, run_id=run_id, now=self.now())
-            return Outcome(Result.STALE, region_name) if run is None else self._carry_out(run)
-        finally:
-            self.locks.release(region_name, owner=run_id)
+    def claim(self, hints: Mapping[str, AuditHint], *, now: datetime) -> list[AuditJob]:
+        regions = {run_id: hint.region_name for run_id, hint in hints.items()}
+        return [
+            AuditJob(run, [_Progress(part) for part in _in_order(run.parts)], self._audit)
+            for run in self.store.claim(regions, now=now)
+        ]
+
+    def settle(self, ended: Sequence[tuple[AuditJob, Ended]]) -> list[Outcome]:
+        return [self._settle(job, end) for job, end in ended]
+
+    def no_run(self, hint: AuditHint, result: Result) -> Outcome:
+        return Outcome(result=result, region_name=hint.region_name)
+
+    # --- asked by the command line ---
 
     def preview(
         self, name: str, endpoint_types: frozenset[EndpointType], resource_types: frozenset[str] | None = None
-    ) -> tuple[Preview, ...]:
+    ) -> tuple[AuditPreview, ...]:
         """Compare and write nothing, neither there nor here; needs no lock. Raises UnknownSubcloud or CloudError.
 
         `resource_types`: what a repair of these alone (None: all) would find and do."""
@@ -181,59 +161,15 @@ class Audit:
         parts = [part for part in _in_order(run.parts) if part.endpoint_type in endpoint_types]
         return self.loop.run(self._preview(run, [replace(part, resource_types=resource_types) for part in parts]))
 
-    # --- a run ---
-
-    def _carry_out(self, run: AuditRun) -> Outcome:
-        started = self.now()
-        progress = [_Progress(part) for part in _in_order(run.parts)]
-        standing = self._attempt(run, progress)
-        ended = self.now()
-        if standing is not None:
-            self.store.release(run, now=ended)
-            return Outcome(_ENDINGS[standing.ending], run.subcloud.region_name, run.run_id, detail=standing.detail)
-        next_due = self._next_due(ended)
-        findings = tuple(self._finding(each, now=ended, next_due=next_due) for each in progress)
-        settlements = [settlement(run, finding, now=ended) for finding in findings]
-        if run.run_id in self.store.settle(settlements):
-            self._report(run, findings, now=ended)
-        return Outcome(
-            Result.DONE,
-            run.subcloud.region_name,
-            run.run_id,
-            findings,
-            seconds=round((ended - started).total_seconds(), 3),
-        )
-
-    def _attempt(self, run: AuditRun, progress: list[_Progress]) -> Standing | None:
-        """Do what can be done; why the run may not say anything about its subcloud, None when it may."""
-        try:
-            self.loop.run(self._audit(run, progress))
-        except Stopped as stopped:
-            return stopped.standing
-        except WorkerStopping:
-            return Standing(Ending.GIVEN_BACK, "the worker was stopped")
-        except (BrokerUnreachable, DatabaseUnreachable) as exc:
-            return Standing(Ending.LOCK_LOST, f"ownership could not be checked: {type(exc).__name__}")
-        except CloudError as exc:
-            _fail_rest(progress, Failure(exc.reason, exc.detail, exc.retry_after))
-        except Exception as exc:  # noqa: BLE001 - the boundary: an unforeseen fault must end the audit
-            self.log_fault(run, exc)
-            _fail_rest(progress, Failure(Reason.INTERNAL_ERROR, type(exc).__name__))
-        return None
+    # --- the work ---
 
     async def _audit(self, run: AuditRun, progress: list[_Progress]) -> None:
-        """Identity before keys, under one lock, one login and one deadline."""
-        try:
-            async with asyncio.timeout(self.limits.run_deadline) as deadline:
-                central = await self.clouds.central_audit_data(max_age=self._since_asked(run))
-                async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
-                    for each in progress:
-                        await self._endpoint(run, each, session, central)
-                await self._may_write(run)
-        except TimeoutError as exc:
-            if not deadline.expired():
-                raise
-            raise CloudError(Reason.TIMEOUT, f"the audit took longer than {self.limits.run_deadline:g} s") from exc
+        """One endpoint type after another, identity before keys, under one login."""
+        central = await self.clouds.central_audit_data(max_age=self._since_asked(run))
+        async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
+            for each in progress:
+                await self._endpoint(run, each, session, central)
+        await self._may_write(run)
 
     def _since_asked(self, run: AuditRun) -> float | None:
         """Seconds since the newest request among what is due. A central change is told to the rows at one moment; what
@@ -329,24 +265,19 @@ class Audit:
             deletions=deletions, allowed=self.limits.max_deletes, part=part
         )
 
-    async def _preview(self, run: AuditRun, parts: list[AuditPart]) -> tuple[Preview, ...]:
-        try:
-            async with asyncio.timeout(self.limits.run_deadline) as deadline:
-                central = await self.clouds.central_audit_data()
-                async with self.clouds.subcloud(run.subcloud, request_id=f"req-{self.new_run_id()}") as session:
-                    return tuple([await self._preview_of(run, part, session, central) for part in parts])
-        except TimeoutError as exc:
-            if not deadline.expired():
-                raise
-            raise CloudError(Reason.TIMEOUT, f"looking took longer than {self.limits.run_deadline:g} s") from exc
+    async def _preview(self, run: AuditRun, parts: list[AuditPart]) -> tuple[AuditPreview, ...]:
+        async with within(self.limits.preview_seconds, "looking"):
+            central = await self.clouds.central_audit_data()
+            async with self.clouds.subcloud(run.subcloud, request_id=f"req-{self.new_run_id()}") as session:
+                return tuple([await self._preview_of(run, part, session, central) for part in parts])
 
     async def _preview_of(
         self, run: AuditRun, part: AuditPart, session: SubcloudSession, central: CentralData
-    ) -> Preview:
+    ) -> AuditPreview:
         room = endpoint_of(part.endpoint_type)
         held = await room.read(session)
         comparison = room.compare(central, held, self._scope(run, part, _memory_of(run)))
-        return Preview(
+        return AuditPreview(
             part.endpoint_type,
             room.in_words(comparison, central=central, held=held, only=part.resource_types),
             comparison.writes,
@@ -370,6 +301,21 @@ class Audit:
             await self._own(run, self.store.remember_groups, run, new.groups_to_refill)
 
     # --- endings ---
+
+    def _settle(self, job: AuditJob, ended: Ended) -> Outcome:
+        """Record what was found, where the run may say anything about its subcloud; else its rows are due again."""
+        run, now = job.run, ended.ended_at
+        if ended.ending not in (Ending.COMPLETED, Ending.FAILED):
+            self.store.release(run, now=now)
+            return _outcome(run, Result(ended.ending.value), ended, detail=ended.detail)
+        if ended.failure is not None:
+            _fail_rest(job.progress, ended.failure)
+        next_due = self._next_due(now)
+        findings = tuple(self._finding(each, now=now, next_due=next_due) for each in job.progress)
+        settlements = [settlement(run, finding, now=now) for finding in findings]
+        if run.run_id in self.store.settle(settlements):
+            self._report(run, findings, now=now)
+        return _outcome(run, Result.DONE, ended, findings=findings)
 
     def _finding(self, progress: _Progress, *, now: datetime, next_due: datetime) -> Finding:
         part, failure = progress.part, progress.failure
@@ -416,12 +362,21 @@ class Audit:
         return max(own, min(asked, self.limits.hold_off_max))
 
 
-_ENDINGS = {
-    Ending.CANCELLED: Result.CANCELLED,
-    Ending.SUPERSEDED: Result.SUPERSEDED,
-    Ending.LOCK_LOST: Result.LOCK_LOST,
-    Ending.GIVEN_BACK: Result.GIVEN_BACK,
-}
+def _outcome(
+    run: AuditRun, result: Result, ended: Ended, *, findings: tuple[Finding, ...] = (), detail: str = ""
+) -> Outcome:
+    shown: dict[str, object] = {str(finding.endpoint_type): _in_words(finding) for finding in findings}
+    named = [each for finding in findings for each in finding.differences]
+    return Outcome(
+        result=result,
+        region_name=run.subcloud.region_name,
+        run_id=run.run_id,
+        is_failure=any(finding.failure for finding in findings),
+        shown=shown | ({"differences": named[:MOST_NAMED]} if named else {}),
+        detail=detail,
+        seconds=ended.seconds if result is Result.DONE else None,
+    )
+
 
 _NOBODY_THERE = frozenset(
     {

@@ -221,8 +221,8 @@ class AuditStore(Protocol):
 
     # One run.
 
-    def claim(self, *, region_name: str, run_id: str, now: datetime) -> AuditRun | None:
-        """Take what is due of an eligible subcloud; None when that is nothing."""
+    def claim(self, regions: Mapping[str, str], *, now: datetime) -> list[AuditRun]:
+        """Run id -> region name: take what is due of each eligible subcloud; those of which nothing is are left out."""
 
     def look(self, name: str) -> AuditRun:
         """The same for all endpoint types, taking nothing: for a comparison that writes nothing.

@@ -27,6 +27,15 @@ class Run:
     """Group id -> member ids of site-only groups an earlier attempt emptied and did not fill again."""
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A wish to own a subcloud's row for this run, as long as it is of this generation."""
+
+    run_id: str
+    region_name: str
+    generation: int
+
+
 class RunStore(Protocol):
     """Rows as the sweep and the runs see them. Every write of a run is conditional on its run id."""
 
@@ -63,8 +72,9 @@ class RunStore(Protocol):
     def undo_dispatch(self, hints: Collection[SyncHint]) -> None:
         """The hints could not be sent: mark the rows unsent again."""
 
-    def claim(self, *, region_name: str, generation: int, run_id: str, worker: str, now: datetime) -> Run | None:
-        """requested -> in-progress if state and generation still match; None is an answer: somebody else moved it."""
+    def claim(self, claims: Sequence[Claim], *, worker: str, now: datetime) -> list[Run]:
+        """requested -> in-progress where state and generation still match; the others are left out: somebody else moved
+        them."""
 
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
         """For each run: None while its row is still its own, else why it must stop."""

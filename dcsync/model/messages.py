@@ -58,7 +58,8 @@ class SyncHint:
 
     region_name: str
     generation: int
-    attempt: int
+    attempt: int = 0
+    """As the sweep counted; a worker does not need it."""
 
     @property
     def task_id(self) -> str:
@@ -74,7 +75,8 @@ class AuditHint:
     """ "Somebody should look what is due of this subcloud's audits"; `number` counts the hints sent for it."""
 
     region_name: str
-    number: int
+    number: int = 0
+    """As the sweep counted; a worker does not need it."""
 
     @property
     def task_id(self) -> str:

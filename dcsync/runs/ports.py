@@ -5,7 +5,7 @@ Locks are plain blocking calls and raise `BrokerUnreachable`. Where an answer ca
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -26,11 +26,12 @@ class Standing:
 class Locks(Protocol):
     """One lock per subcloud with an owner and a time to live; held locks are renewed until released."""
 
-    def acquire(self, region_name: str, *, owner: str) -> bool:
-        """False when somebody else holds it."""
+    def acquire(self, wanted: Mapping[str, str]) -> set[str]:
+        """Owner -> region name: the owners that now hold their subcloud's lock; nobody waits for the others."""
 
-    def release(self, region_name: str, *, owner: str) -> bool:
-        """False when it was no longer ours: somebody else's lock is never removed."""
+    def release(self, held: Mapping[str, str]) -> set[str]:
+        """Owner -> region name: the owners that held theirs until now; a lock of somebody else is never removed, and
+        where the broker does not answer, its time to live ends it."""
 
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
         """Who holds each lock now, None where nobody does; one round trip."""

@@ -6,7 +6,7 @@ import structlog
 from celery import shared_task
 
 from dcsync.adapters.host.clock import utc_now
-from dcsync.model.messages import TaskName
+from dcsync.model.messages import AuditHint, TaskName
 from dcsync.tasks.base import DcsyncTask
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -36,7 +36,7 @@ def watch_central(self: DcsyncTask, **_: object) -> dict[str, object]:
 @shared_task(name=TaskName.AUDIT.value, bind=True)
 def audit_subcloud(self: DcsyncTask, region_name: str, **_: object) -> dict[str, object]:
     """Act on a hint. Acknowledged when it starts: the rows say everything; the sweep takes an abandoned audit back."""
-    outcome = self.sync.audit.run(region_name=region_name)
+    outcome = self.sync.act_on(self.sync.audit, AuditHint(region_name))
     tell = log.warning if outcome.is_failure else log.info
     tell("audit", task_id=self.request.id, **outcome.as_dict())
     return outcome.as_dict()

@@ -6,9 +6,9 @@ import structlog
 from celery import shared_task
 
 from dcsync.adapters.host.clock import utc_now
-from dcsync.initial_sync.engine import Result
 from dcsync.model.errors import TemporaryError
-from dcsync.model.messages import TaskName
+from dcsync.model.messages import SyncHint, TaskName
+from dcsync.runs.outcome import Result
 from dcsync.tasks.base import DcsyncTask
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -17,12 +17,12 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 @shared_task(name=TaskName.INITIAL_SYNC.value, bind=True)
 def initial_sync(self: DcsyncTask, region_name: str, generation: int, **_: object) -> dict[str, object]:
     """Act on a hint. Acknowledged when it starts: the row says everything; the sweep takes an abandoned run back."""
-    outcome = self.sync.initial_sync.run(region_name=region_name, generation=generation).as_dict()
-    tell = log.warning if outcome["result"] == Result.FAILED else log.info
-    tell("initial sync", task_id=self.request.id, **outcome)
-    if outcome["result"] == Result.COMPLETED and self.sync.settings.audit_interval:
+    outcome = self.sync.act_on(self.sync.initial_sync, SyncHint(region_name, generation))
+    tell = log.warning if outcome.is_failure else log.info
+    tell("initial sync", task_id=self.request.id, **outcome.as_dict())
+    if outcome.result is Result.COMPLETED and self.sync.settings.audit_interval:
         _audit_at_once(self, region_name)
-    return outcome
+    return outcome.as_dict()
 
 
 def _audit_at_once(task: DcsyncTask, region_name: str) -> None:

@@ -180,11 +180,11 @@ def test_a_subcloud_that_is_being_worked_on_is_not_looked_at(system: System, nam
 def another_run_at(system: System, name: str) -> Iterator[None]:
     with redis_client(system) as client:
         locks = RedisLocks(client, ttl_seconds=300)
-        assert locks.acquire(name, owner="another run")
+        assert locks.acquire({"another run": name})
         try:
             yield
         finally:
-            was_ours = locks.release(name, owner="another run")
+            was_ours = locks.release({"another run": name})
             locks.close()
         assert was_ours, "the lock was not taken over"
 

@@ -115,7 +115,7 @@ def rows(request: pytest.FixtureRequest) -> Rows:
 
 
 def claim(rows: Rows, name: str = "s1", run_id: str = "run-1", now: datetime = NOON) -> AuditRun | None:
-    return rows.store.claim(region_name=name, run_id=run_id, now=now)
+    return next(iter(rows.store.claim({run_id: name}, now=now)), None)
 
 
 def claimed(rows: Rows, name: str = "s1", run_id: str = "run-1", now: datetime = NOON) -> AuditRun:

@@ -36,19 +36,19 @@ def make_locks(redis_url: str) -> Iterator[Callable[[float], RedisLocks]]:
 
 
 def test_only_the_first_gets_a_lock(locks: Locks) -> None:
-    assert locks.acquire("s1", owner="a")
-    assert not locks.acquire("s1", owner="b")
-    assert locks.acquire("s2", owner="b")
+    assert locks.acquire({"a": "s1"})
+    assert not locks.acquire({"b": "s1"})
+    assert locks.acquire({"b": "s2"})
     assert locks.owners(["s1", "s2", "s3"]) == {"s1": "a", "s2": "b", "s3": None}
 
 
 def test_only_its_owner_releases_a_lock(locks: Locks) -> None:
-    locks.acquire("s1", owner="a")
-    assert not locks.release("s1", owner="b")
+    locks.acquire({"a": "s1"})
+    assert not locks.release({"b": "s1"})
     assert locks.owners(["s1"]) == {"s1": "a"}
-    assert locks.release("s1", owner="a")
-    assert not locks.release("s1", owner="a")
-    assert locks.acquire("s1", owner="b")
+    assert locks.release({"a": "s1"})
+    assert not locks.release({"a": "s1"})
+    assert locks.acquire({"b": "s1"})
 
 
 def test_nothing_asked_is_nothing_answered(locks: Locks) -> None:
@@ -89,7 +89,7 @@ def test_a_held_lock_gets_its_whole_life_back_each_third_of_it(
 ) -> None:
     locks = make_locks(3000)
     turns = in_turns(locks)
-    locks.acquire("s1", owner="a")
+    locks.acquire({"a": "s1"})
     for _ in range(4):
         redis_client.expire("dcsync:lock:s1", 2000)
         turns.one()
@@ -102,11 +102,11 @@ def test_the_lock_of_a_process_that_is_gone_runs_out(
     make_locks: Callable[[float], RedisLocks], redis_client: redis.Redis
 ) -> None:
     gone = make_locks(0.5)
-    gone.acquire("s1", owner="a")
+    gone.acquire({"a": "s1"})
     gone.close()
     after = make_locks(30)
-    wait_until(lambda: after.acquire("s1", owner="b"), seconds=60, what="free again")
-    assert not gone.release("s1", owner="a")
+    wait_until(lambda: after.acquire({"b": "s1"}), seconds=60, what="free again")
+    assert not gone.release({"a": "s1"})
     assert redis_client.get("dcsync:lock:s1") == "b"
 
 
@@ -115,20 +115,20 @@ def test_a_lock_taken_over_is_neither_renewed_nor_released_by_its_old_owner(
 ) -> None:
     locks = make_locks(3000)
     turns = in_turns(locks)
-    locks.acquire("s1", owner="a")
+    locks.acquire({"a": "s1"})
     redis_client.set("dcsync:lock:s1", "b", ex=2000)
     for _ in range(2):
         turns.one()
         assert redis_client.ttl("dcsync:lock:s1") <= 2000
-    assert not locks.release("s1", owner="a")
+    assert not locks.release({"a": "s1"})
     assert redis_client.get("dcsync:lock:s1") == "b"
 
 
 def test_redis_being_away_is_said_and_is_not_a_no() -> None:
     locks = RedisLocks(make_client("redis://:CANARY@127.0.0.1:1/0", timeout_seconds=0.5, retries=0), ttl_seconds=1)
     with pytest.raises(BrokerUnreachable) as error:
-        locks.acquire("s1", owner="a")
+        locks.acquire({"a": "s1"})
     assert "CANARY" not in str(error.value)
     with suppress(BrokerUnreachable):
         assert locks.owners(["s1"]) is None
-    assert locks.release("s1", owner="a") is False
+    assert not locks.release({"a": "s1"})

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.runs import SqlRunStore
-from dcsync.initial_sync.ports import Run, RunStore
+from dcsync.initial_sync.ports import Claim, Run, RunStore
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.reasons import Reason
@@ -92,7 +92,7 @@ def rows(request: pytest.FixtureRequest) -> Rows:
 
 
 def claim(rows: Rows, name: str = "s1", run_id: str = "run-1", generation: int = 1, now: datetime = NOON) -> Run | None:
-    return rows.store.claim(region_name=name, generation=generation, run_id=run_id, worker="w", now=now)
+    return next(iter(rows.store.claim([Claim(run_id, name, generation)], worker="w", now=now)), None)
 
 
 def claimed(rows: Rows, name: str = "s1", run_id: str = "run-1") -> Run:

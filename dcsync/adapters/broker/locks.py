@@ -7,7 +7,7 @@ thread. A lock saves work and keeps two workers from one subcloud; what protects
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
@@ -31,7 +31,18 @@ class RedisLocks:
         self._renewer: threading.Thread | None = None
 
     @translated_errors
-    def acquire(self, region_name: str, *, owner: str) -> bool:
+    def acquire(self, wanted: Mapping[str, str]) -> set[str]:
+        got: dict[str, str] = {}
+        try:
+            for owner, region_name in wanted.items():
+                if self._acquire(region_name, owner):
+                    got[owner] = region_name
+        except RedisError:
+            self.release(got)
+            raise
+        return set(got)
+
+    def _acquire(self, region_name: str, owner: str) -> bool:
         lock = Lock(self._client, _PREFIX + region_name, timeout=self._ttl, blocking=False, thread_local=False)
         if not lock.acquire(token=owner):
             return False
@@ -42,7 +53,10 @@ class RedisLocks:
                 self._renewer.start()
         return True
 
-    def release(self, region_name: str, *, owner: str) -> bool:
+    def release(self, held: Mapping[str, str]) -> set[str]:
+        return {owner for owner, region_name in held.items() if self._release(region_name, owner)}
+
+    def _release(self, region_name: str, owner: str) -> bool:
         """False when it was no longer ours, and when Redis does not answer: then its time to live ends it."""
         with self._guard:
             lock = self._held.pop((region_name, owner), None)

@@ -232,7 +232,11 @@ class SqlAuditStore:
     # --- one run ---
 
     @database_errors()
-    def claim(self, *, region_name: str, run_id: str, now: datetime) -> AuditRun | None:
+    def claim(self, regions: Mapping[str, str], *, now: datetime) -> list[AuditRun]:
+        found = (self._claim(region_name, run_id, now=now) for run_id, region_name in regions.items())
+        return [run for run in found if run is not None]
+
+    def _claim(self, region_name: str, run_id: str, *, now: datetime) -> AuditRun | None:
         found = (
             sa.select(*_IN_ORDER)
             .select_from(_WITH_SUBCLOUD)

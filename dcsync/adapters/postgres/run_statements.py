@@ -36,18 +36,37 @@ _NOW = sa.bindparam("now", type_=sa.DateTime(timezone=True))
 
 
 def _claim() -> sa.Select[Any]:
-    claimed = (
-        sa.update(subcloud)
+    """Of many rows at once, locked in the order of their ids; which of them may be claimed is asked under the lock."""
+    wanted = (
+        sa.func.unnest(
+            sa.bindparam("region_names", type_=sa.ARRAY(sa.Text)),
+            sa.bindparam("generations", type_=sa.ARRAY(sa.BigInteger)),
+            sa.bindparam("run_ids", type_=sa.ARRAY(sa.Text)),
+        )
+        .table_valued(
+            sa.column("region_name", sa.Text), sa.column("generation", sa.BigInteger), sa.column("run_id", sa.Text)
+        )
+        .render_derived("wanted")
+    )
+    due = (
+        sa.select(subcloud.c.id, wanted.c.run_id)
         .where(
-            subcloud.c.region_name == given(subcloud.c.region_name),
-            subcloud.c.generation == given(subcloud.c.generation),
+            subcloud.c.region_name == wanted.c.region_name,
+            subcloud.c.generation == wanted.c.generation,
             INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED),
         )
+        .order_by(subcloud.c.id)
+        .with_for_update(of=subcloud)
+        .cte("due")
+    )
+    claimed = (
+        sa.update(subcloud)
+        .where(subcloud.c.id == due.c.id)
         .values(
             moved(
                 InitialSyncEvent.CLAIMED,
                 now=_NOW,
-                run_id=given(sync_attempt.c.run_id),
+                run_id=due.c.run_id,
                 claimed_at=_NOW,
                 step=None,
                 dispatched_at=None,

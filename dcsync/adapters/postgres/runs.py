@@ -6,7 +6,7 @@ is read from its table in `dcsync.model.states`, never written here by name. Wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +20,7 @@ from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.rows import placed_body, placed_from_body, subcloud_from_row
 from dcsync.adapters.postgres.run_statements import NO_RUN, moved
 from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_attempt
-from dcsync.initial_sync.ports import Run
+from dcsync.initial_sync.ports import Claim, Run
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
@@ -175,25 +175,16 @@ class SqlRunStore:
     # --- one run ---
 
     @database_errors()
-    def claim(self, *, region_name: str, generation: int, run_id: str, worker: str, now: datetime) -> Run | None:
+    def claim(self, claims: Sequence[Claim], *, worker: str, now: datetime) -> list[Run]:
         given = {
-            "given_region_name": region_name,
-            "given_generation": generation,
-            "given_run_id": run_id,
+            "region_names": [claim.region_name for claim in claims],
+            "generations": [claim.generation for claim in claims],
+            "run_ids": [claim.run_id for claim in claims],
             "given_worker": worker,
             "now": now,
         }
         with self._single.connect() as connection:
-            found = connection.execute(run_statements.CLAIM, given).mappings().one_or_none()
-        if found is None:
-            return None
-        row = dict(found)
-        return Run(
-            run_id=run_id,
-            subcloud=subcloud_from_row(row),
-            identity_fingerprint=row["identity_fingerprint"],
-            groups_to_refill={group: tuple(members) for group, members in row["groups_to_refill"].items()},
-        )
+            return [_run(dict(row)) for row in connection.execute(run_statements.CLAIM, given).mappings()]
 
     @database_errors()
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
@@ -297,6 +288,15 @@ _OLD_REQUESTS = sa.text("""
 """)
 
 _TEXTS = sa.ARRAY(sa.Text)
+
+
+def _run(row: dict[str, Any]) -> Run:
+    return Run(
+        run_id=row["run_id"],
+        subcloud=subcloud_from_row(row),
+        identity_fingerprint=row["identity_fingerprint"],
+        groups_to_refill={group: tuple(members) for group, members in row["groups_to_refill"].items()},
+    )
 
 
 def _hint(row: Any) -> SyncHint:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from dcsync.initial_sync.ports import Run
+from dcsync.initial_sync.ports import Claim, Run
 from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable
 from dcsync.runs.ownership import BatchedOwnership
@@ -32,8 +32,8 @@ class Counting(MemoryRunStore):
 def claimed_runs(store: MemoryRunStore, locks: MemoryLocks, names: Sequence[str]) -> list[Run]:
     runs = []
     for name in names:
-        locks.acquire(name, owner=f"run-{name}")
-        run = store.claim(region_name=name, generation=1, run_id=f"run-{name}", worker="w", now=NOON)
+        locks.acquire({f"run-{name}": name})
+        (run,) = store.claim([Claim(f"run-{name}", name, 1)], worker="w", now=NOON)
         assert run is not None
         runs.append(run)
     return runs

@@ -92,7 +92,7 @@ def test_audits_in_flight_are_bounded_and_room_is_filled_as_they_end(world: Worl
     world.sweep()
     assert len(world.sent) <= 2
     for name in ("s1", "s2"):
-        world.store.claim(region_name=name, run_id=f"run-{name}", now=NOON)
+        world.store.claim({f"run-{name}": name}, now=NOON)
     world.sweep()
     assert len(world.sent) <= 2
 
@@ -116,8 +116,8 @@ def test_a_broker_that_is_away_leaves_everything_due(world: World) -> None:
 
 def test_an_audit_whose_lock_is_gone_is_taken_back_and_one_at_work_is_not(world: World) -> None:
     for name in ("s1", "s2"):
-        world.store.claim(region_name=name, run_id=f"run-{name}", now=NOON)
-    world.locks.acquire("s2", owner="run-s2")
+        world.store.claim({f"run-{name}": name}, now=NOON)
+    world.locks.acquire({"run-s2": "s2"})
     assert world.sweep(NOON + TTL).taken_back == 0
     report = world.sweep(NOON + TTL + timedelta(seconds=1))
     assert report.taken_back == 1

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from dcsync.audit.endpoints import REGISTRY, REPORTED_ONLY, audited_types, carrier_of_keys, resource_types
-from dcsync.audit.engine import Result
 from dcsync.audit.watch import CentralWatch
 from dcsync.cli import root
 from dcsync.model.identity import SHAPES, Records, ResourceType
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, SyncStatus
+from dcsync.runs.outcome import Result
 from tests.fakes_sync import OwnLoop
 from tests.toy_endpoint import Firmware
 from tests.unit.audit.test_engine import REGION, World

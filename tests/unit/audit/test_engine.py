@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 
 from dcsync.audit.endpoints import audited_types
-from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, Limits, Outcome, Result
+from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, AuditLimits
 from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
 from dcsync.audit.identity_audit import Cloud
 from dcsync.audit.ports import CentralState
-from dcsync.model.errors import BrokerUnreachable, CloudError, UnknownSubcloud, WorkerStopping
+from dcsync.model.errors import BrokerUnreachable, CloudError, UnknownSubcloud
 from dcsync.model.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
+from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.runs.abandoned import RunInProgress
+from dcsync.runs.outcome import Outcome, Result
+from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_project, a_role, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop
@@ -31,8 +34,8 @@ PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 IN_SYNC, OUT_OF_SYNC, UNKNOWN = SyncStatus.IN_SYNC, SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN
 INTERVAL = timedelta(seconds=1200)
 HOLD_OFF = timedelta(seconds=60)
-LIMITS = Limits(
-    run_deadline=3600,
+LIMITS = AuditLimits(
+    preview_seconds=3600,
     users_at_once=4,
     max_deletes=5,
     interval=INTERVAL,
@@ -55,6 +58,8 @@ class World:
     reports: list[tuple[EndpointType, SyncStatus, bool]] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
     now: Any = NOON
+    deadline_seconds: float = 3600
+    loop: OwnLoop = field(default_factory=OwnLoop)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -64,16 +69,14 @@ class World:
     def engine(self) -> Audit:
         parts: dict[str, Any] = {
             "store": self.store,
-            "locks": self.locks,
             "ownership": DirectOwnership(self.store, self.locks),
             "clouds": self.clouds,
-            "loop": OwnLoop(),
+            "loop": self.loop,
             "reports": self.note_report,
             "limits": LIMITS,
             "now": lambda: self.now,
             "new_run_id": lambda: f"run-{next(self.numbers)}",
             "jitter": lambda: 0.5,
-            "log_fault": lambda run, error: self.faults.append(error),
         }
         return Audit(**(parts | self.changes))
 
@@ -83,8 +86,18 @@ class World:
         assert region_name == REGION
         self.reports.append((endpoint_type, status, alarmable))
 
+    def runner(self) -> Runner:
+        return Runner(
+            locks=self.locks,
+            deadline_seconds=self.deadline_seconds,
+            now=lambda: self.now,
+            new_run_id=lambda: f"run-{next(self.numbers)}",
+            log_fault=lambda run, error: self.faults.append(error),
+        )
+
     def run(self) -> Outcome:
-        return self.engine().run(region_name=REGION)
+        (outcome,) = self.loop.run(self.runner().run(self.engine(), [AuditHint(REGION)]))
+        return outcome
 
     def run_again(self) -> Outcome:
         """At the time at which all of it is due again."""
@@ -145,7 +158,8 @@ def test_drift_is_repaired_looked_at_again_and_reported_once(world: World) -> No
     world.site.put(a_user("sysinv", password="drifted"))
     outcome = world.run()
     assert world.site.writes == ["PUT users sysinv"]
-    assert [finding.repaired for finding in outcome.findings] == [True, False]
+    assert outcome.shown["identity"] == "repaired"
+    assert outcome.shown["platform"] == "in-sync"
     assert world.told() == [IN_SYNC]
     row = world.row()
     assert (row.differences, row.repaired_at, row.difference_repairs) == (("users sysinv: password",), NOON, 1)
@@ -234,7 +248,7 @@ def test_a_planned_rotation_is_reported_as_worth_no_alarm(world: World) -> None:
 
 
 def test_a_subcloud_somebody_else_works_on_is_busy_and_stays_due(world: World) -> None:
-    world.locks.acquire(REGION, owner="an initial sync")
+    world.locks.acquire({"an initial sync": REGION})
     assert world.run().result is Result.BUSY
     assert world.row().status is AuditStatus.NONE
     assert world.locks.held == {REGION: "an initial sync"}
@@ -297,12 +311,7 @@ def test_a_request_during_a_run_leads_to_another_run(world: World) -> None:
 
 
 def test_a_stopping_worker_gives_the_audit_back(world: World) -> None:
-    class Stopping(OwnLoop):
-        def run(self, coroutine: Any) -> Any:
-            coroutine.close()
-            raise WorkerStopping("stopped")
-
-    world.changes["loop"] = Stopping()
+    world.just_before("GET users", world.loop.stop)
     assert world.run().result is Result.GIVEN_BACK
     assert (world.row().status, world.row().due_at, world.row().attempt) == (AuditStatus.NONE, NOON, 0)
 
@@ -648,9 +657,9 @@ def test_revocations_are_copied_until_keystone_would_remove_them(minutes: int, i
     event = revocation_event({"audit_id": "a1", "issued_before": revoked_at, "revoked_at": revoked_at})
     world = World()
     world.clouds.central = replace(world.clouds.central, revocation_events=frozenset({event}))
-    outcome = world.run()
+    world.run()
     assert (event in world.clouds.site.events) is is_copied
-    assert {finding.result for finding in outcome.findings} == {IN_SYNC}
+    assert {world.row(type_).result for type_ in audited_types()} == {IN_SYNC}
 
 
 def test_a_revocation_without_a_date_counts() -> None:

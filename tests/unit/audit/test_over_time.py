@@ -21,9 +21,11 @@ from dcsync.audit.identity_audit import TAKEN, Cloud
 from dcsync.initial_sync.engine import InitialSync
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import ActorType, Assignment, CentralData, Placed, Record, Records, ResourceType
+from dcsync.model.messages import SyncHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.subcloud import SyncStatus
+from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_project, a_role, a_user, central_data, records
 from tests.fakes_audit import MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop, a_requested_store
@@ -167,20 +169,23 @@ class Life:
         locks = MemoryLocks()
         engine = InitialSync(
             store=self.runs,
-            locks=locks,
             ownership=DirectOwnership(self.runs, locks),
             clouds=self.world.clouds,
-            loop=OwnLoop(),
             progress=lambda run, step: None,
             limits=syncs.LIMITS,
             now=lambda: NOON,
-            new_run_id=lambda: f"sync-{next(self.numbers)}",
             jitter=lambda: 0.0,
-            log_fault=lambda run, error: self.world.faults.append(error),
             worker="w1",
         )
+        runner = Runner(
+            locks=locks,
+            deadline_seconds=3600,
+            now=lambda: NOON,
+            new_run_id=lambda: f"sync-{next(self.numbers)}",
+            log_fault=lambda run, error: self.world.faults.append(error),
+        )
         try:
-            engine.run(region_name=REGION, generation=kept.subcloud.generation)
+            OwnLoop().run(runner.run(engine, [SyncHint(REGION, kept.subcloud.generation)]))
         finally:
             audited.placed[REGION], audited.groups[REGION] = kept.placed, kept.groups_to_refill
 

@@ -11,22 +11,24 @@ from typing import Any
 
 import pytest
 
-from dcsync.initial_sync.engine import InitialSync, Limits, Outcome, Result
+from dcsync.initial_sync.engine import InitialSync, SyncLimits
 from dcsync.initial_sync.ports import Run
 from dcsync.model.ending import Ending
-from dcsync.model.errors import BrokerUnreachable, CloudError, WorkerStopping
+from dcsync.model.errors import BrokerUnreachable, CloudError
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
+from dcsync.model.messages import SyncHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import Step
 from dcsync.runs.abandoned import RunInProgress
+from dcsync.runs.outcome import Outcome, Result
+from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_user, central_data, records, some_keys
 from tests.fakes_sync import DirectOwnership, MemoryClouds, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
 from tests.loop_time import time_passes
 
 REGION = "subcloud1"
-LIMITS = Limits(
-    run_deadline=3600,
+LIMITS = SyncLimits(
     users_at_once=4,
     hold_off=timedelta(seconds=60),
     hold_off_max=timedelta(minutes=15),
@@ -44,27 +46,35 @@ class World:
     faults: list[BaseException] = field(default_factory=list)
     shown: list[Step] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
+    deadline_seconds: float = 3600
+    loop: OwnLoop = field(default_factory=OwnLoop)
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     def engine(self) -> InitialSync:
-        numbers = itertools.count(1)
         parts: dict[str, Any] = {
             "store": self.store,
-            "locks": self.locks,
             "ownership": DirectOwnership(self.store, self.locks),
             "clouds": self.clouds,
-            "loop": OwnLoop(),
             "progress": lambda run, step: self.shown.append(step),
             "limits": LIMITS,
             "now": lambda: NOON,
-            "new_run_id": lambda: f"run-{next(numbers)}",
             "jitter": lambda: 0.0,
-            "log_fault": lambda run, error: self.faults.append(error),
             "worker": "w1",
         }
         return InitialSync(**(parts | self.changes))
 
+    def runner(self) -> Runner:
+        return Runner(
+            locks=self.locks,
+            deadline_seconds=self.deadline_seconds,
+            now=lambda: NOON,
+            new_run_id=lambda: f"run-{next(self.numbers)}",
+            log_fault=lambda run, error: self.faults.append(error),
+        )
+
     def run(self, generation: int = 1) -> Outcome:
-        return self.engine().run(region_name=REGION, generation=generation)
+        (outcome,) = self.loop.run(self.runner().run(self.engine(), [SyncHint(REGION, generation)]))
+        return outcome
 
     def just_before(self, call: str, action: Callable[[], object]) -> None:
         """Do something once, just before the run makes its first call of that beginning."""
@@ -136,7 +146,7 @@ def test_a_hint_for_a_deleted_subcloud_does_nothing(world: World) -> None:
 
 
 def test_a_subcloud_somebody_else_works_on_is_busy_and_stays_requested(world: World) -> None:
-    world.locks.acquire(REGION, owner="an audit")
+    world.locks.acquire({"an audit": REGION})
     assert world.run().result is Result.BUSY
     assert world.store.state(REGION) is InitialSyncState.REQUESTED
     assert world.locks.held == {REGION: "an audit"}
@@ -287,7 +297,7 @@ def test_an_unforeseen_fault_fails_the_run_with_its_traceback_logged_once(world:
 
 def test_a_run_that_takes_too_long_fails_with_timeout(world: World) -> None:
     async def hang(type_: Any) -> Any:
-        time_passes(LIMITS.run_deadline)
+        time_passes(3600)
         await asyncio.Event().wait()
 
     world.clouds.list = hang  # type: ignore[method-assign]
@@ -297,12 +307,7 @@ def test_a_run_that_takes_too_long_fails_with_timeout(world: World) -> None:
 
 
 def test_a_stopping_worker_gives_the_run_back_and_it_does_not_count(world: World) -> None:
-    class Stopping:
-        def run(self, coroutine: Any) -> None:
-            coroutine.close()
-            raise WorkerStopping("stop")
-
-    world.changes["loop"] = Stopping()
+    world.just_before("GET users", world.loop.stop)
     assert world.run().result is Result.GIVEN_BACK
     row = world.store.rows[REGION].subcloud
     assert (row.initial_sync_state, row.attempt) == (InitialSyncState.REQUESTED, 0)
@@ -366,7 +371,6 @@ def test_a_run_that_dies_before_any_call_is_finished_by_the_next(world: World, d
     world.locks.held.clear()
     stuck = world.store.in_progress_since_before(NOON + timedelta(seconds=1))
     world.store.take_back(stuck, now=NOON)
-    world.changes["new_run_id"] = lambda: "second-run"
     assert world.run().result is Result.COMPLETED
     assert {user.name: user.id for user in world.clouds.site.users}["vim"] == "c-vim"
     assert world.clouds.site.groups[0].member_ids == ("c-vim",)

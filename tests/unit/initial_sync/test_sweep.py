@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from dcsync.initial_sync.ports import Claim
 from dcsync.initial_sync.sweep import Sweep, SweepReport
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable
@@ -34,7 +35,7 @@ class World:
         return Sweep(self.store, self.locks, self.messenger, self.limits).run(now=now)
 
     def claim(self, region_name: str, run_id: str = "run", now=NOON) -> None:  # type: ignore[no-untyped-def]
-        assert self.store.claim(region_name=region_name, generation=1, run_id=run_id, worker="w", now=now)
+        assert self.store.claim([Claim(run_id, region_name, 1)], worker="w", now=now)
 
 
 def names(count: int) -> list[str]:
@@ -107,7 +108,7 @@ def test_a_run_whose_lock_is_gone_is_taken_back_and_sent_at_once() -> None:
 def test_a_run_that_holds_its_lock_is_left_alone_however_old() -> None:
     world = World(a_requested_store("s1"))
     world.claim("s1")
-    world.locks.acquire("s1", owner="run")
+    world.locks.acquire({"run": "s1"})
     assert world.sweep(NOON + timedelta(hours=1)).is_idle
     assert world.store.state("s1") is InitialSyncState.IN_PROGRESS
 
@@ -121,7 +122,7 @@ def test_a_young_run_without_a_lock_is_left_alone() -> None:
 def test_a_lock_that_went_to_somebody_else_does_not_protect_a_run() -> None:
     world = World(a_requested_store("s1"))
     world.claim("s1")
-    world.locks.acquire("s1", owner="an audit")
+    world.locks.acquire({"an audit": "s1"})
     assert world.sweep(LATER).taken_back == 1
 
 
@@ -140,7 +141,7 @@ def test_a_subcloud_that_kills_its_worker_three_times_is_held_off() -> None:
 
 def test_a_failure_waits_for_its_moment_and_not_longer() -> None:
     world = World(a_requested_store("s1"))
-    run = world.store.claim(region_name="s1", generation=1, run_id="run", worker="w", now=NOON)
+    (run,) = world.store.claim([Claim("run", "s1", 1)], worker="w", now=NOON)
     assert run is not None
     world.store.fail(run, Failure(Reason.TIMEOUT, "slow"), now=NOON, retry_at=NOON + timedelta(seconds=60))
     assert world.sweep(NOON + timedelta(seconds=59)).is_idle
@@ -167,7 +168,7 @@ def test_an_attempt_that_was_overtaken_while_its_worker_died_gets_its_end() -> N
 
 def test_an_attempt_that_was_overtaken_and_still_holds_its_lock_ends_itself() -> None:
     world = World(a_requested_store("s1"))
-    world.locks.acquire("s1", owner="run")
+    world.locks.acquire({"run": "s1"})
     world.claim("s1")
     world.store.leave("s1")
     world.sweep(LATER)

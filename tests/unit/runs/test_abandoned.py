@@ -72,7 +72,7 @@ def test_a_sweep_takes_dead_runs_back_and_quarantines_those_that_died_too_often(
     both = replace(once, deaths=2)
     young = RunInProgress("s3", "run-3", NOON + ttl, 2)
     rows, locks = Rows(once, both, replace(often, deaths=2), alive, young), MemoryLocks()
-    locks.acquire("s2", owner="run-2")
+    locks.acquire({"run-2": "s2"})
     dispatcher: Dispatcher[AuditHint] = Dispatcher(
         rows, locks, SweepLimits(10, ttl, ttl, hold_off), lambda hints: None, set
     )

@@ -1,0 +1,195 @@
+"""Carries out runs of every kind: lock, claim, work under a deadline, settle, release.
+
+Written once for all services; what a run is about is its `Work`. A coroutine on the process's event loop: while one run
+waits for its subcloud, others move. This is the one boundary where whatever happened becomes an `Ended`: nothing is
+raised to the task above but what kills the process, and what kept the end from being recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+from dcsync.model.ending import Ending, Failure
+from dcsync.model.errors import BrokerUnreachable, CloudError, DatabaseUnreachable
+from dcsync.model.reasons import Reason
+from dcsync.runs.delivery import Stopped
+from dcsync.runs.outcome import Outcome, Result
+from dcsync.runs.ports import Locks, Owner
+
+T = TypeVar("T")
+
+
+class Hint(Protocol):
+    """Somebody should work on this subcloud."""
+
+    @property
+    def region_name(self) -> str: ...
+
+
+class Job(Protocol):
+    """One claimed run and how far it has come."""
+
+    @property
+    def run(self) -> Owner: ...
+
+    async def carry_out(self) -> None:
+        """Do the work. Raises CloudError where a cloud did not do its part, Stopped where the run lost its subcloud."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the work of one run ended, before that is recorded; `failure` where it failed."""
+
+    ending: Ending
+    started_at: datetime
+    ended_at: datetime
+    failure: Failure | None = None
+    detail: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return round((self.ended_at - self.started_at).total_seconds(), 3)
+
+
+HintT_contra = TypeVar("HintT_contra", bound=Hint, contravariant=True)
+HintT = TypeVar("HintT", bound=Hint)
+JobT = TypeVar("JobT", bound=Job)
+
+
+class Work(Protocol[HintT_contra, JobT]):
+    """One kind of run. Calls block; both take many runs at once, and raise BrokerUnreachable or DatabaseUnreachable."""
+
+    @property
+    def noun(self) -> str:
+        """What operators call it: "the <noun> took longer than ..."."""
+
+    def claim(self, hints: Mapping[str, HintT_contra], *, now: datetime) -> list[JobT]:
+        """Take the rows of these hints, each for the run id that is its key; stale hints are left out."""
+
+    def settle(self, ended: Sequence[tuple[JobT, Ended]]) -> list[Outcome]:
+        """Record each end where the row is still the run's own; what really happened to each, in order."""
+
+    def no_run(self, hint: HintT_contra, result: Result) -> Outcome:
+        """The outcome of a hint that led to no run: busy or stale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """One object per process, on one event loop."""
+
+    locks: Locks
+    deadline_seconds: float
+    now: Callable[[], datetime]
+    new_run_id: Callable[[], str]
+    log_fault: Callable[[Owner, BaseException], None]
+    """Called with an exception no rule foresees, for its traceback; the run then fails with internal-error."""
+
+    async def run(self, work: Work[HintT, JobT], hints: Sequence[HintT]) -> list[Outcome]:
+        """Act on hints, all at once; the outcome of each, in order. One that came twice or late ends as busy or stale.
+
+        Where the coroutine is cancelled, because the worker stops, its runs are given back before it returns.
+        """
+        wanted = {self.new_run_id(): hint for hint in hints}
+        (locked, jobs), is_stopping = await _to_the_end(lambda: self._take(work, wanted))
+        claimed = {job.run.run_id: job for job in jobs}
+        outcomes = {
+            run_id: work.no_run(hint, Result.STALE if run_id in locked else Result.BUSY)
+            for run_id, hint in wanted.items()
+            if run_id not in claimed
+        }
+        ends = await _each_to_its_end([self._carry_out(work, job, is_stopping=is_stopping) for job in jobs])
+        outcomes |= dict(zip(claimed, ends, strict=True))
+        return [outcomes[run_id] for run_id in wanted]
+
+    def _take(self, work: Work[HintT, JobT], wanted: Mapping[str, HintT]) -> tuple[set[str], list[JobT]]:
+        """The run ids that got their subcloud's lock, and the jobs of those that also got its row; the locks of the
+        others are released."""
+        regions = {run_id: hint.region_name for run_id, hint in wanted.items()}
+        locked = self.locks.acquire(regions)
+        jobs: list[JobT] = []
+        try:
+            if locked:
+                jobs = work.claim({run_id: wanted[run_id] for run_id in wanted if run_id in locked}, now=self.now())
+        finally:
+            unclaimed = locked - {job.run.run_id for job in jobs}
+            self.locks.release({run_id: regions[run_id] for run_id in unclaimed})
+        return locked, jobs
+
+    async def _carry_out(self, work: Work[HintT, JobT], job: JobT, *, is_stopping: bool) -> Outcome:
+        started_at = self.now()
+        ending, failure, detail = _GIVEN_BACK if is_stopping else await self._work(work, job)
+        ended = Ended(ending=ending, started_at=started_at, ended_at=self.now(), failure=failure, detail=detail)
+        outcome, _ = await _to_the_end(lambda: self._settle(work, job, ended))
+        return outcome
+
+    async def _work(self, work: Work[HintT, JobT], job: JobT) -> tuple[Ending, Failure | None, str]:
+        """How the work ended: the one place where errors become an ending."""
+        try:
+            async with within(self.deadline_seconds, f"the {work.noun}"):
+                await job.carry_out()
+        except Stopped as stopped:
+            return stopped.standing.ending, None, stopped.standing.detail
+        except asyncio.CancelledError:
+            return _GIVEN_BACK
+        except (BrokerUnreachable, DatabaseUnreachable) as exc:
+            return Ending.LOCK_LOST, None, f"ownership could not be checked: {type(exc).__name__}"
+        except CloudError as exc:
+            return Ending.FAILED, Failure(exc.reason, exc.detail, exc.retry_after), exc.detail
+        except Exception as exc:  # noqa: BLE001 - the boundary: an unforeseen fault must end the run, not strand its row
+            self.log_fault(job.run, exc)
+            failure = Failure(Reason.INTERNAL_ERROR, type(exc).__name__)
+            return Ending.FAILED, failure, failure.detail
+        return Ending.COMPLETED, None, ""
+
+    def _settle(self, work: Work[HintT, JobT], job: JobT, ended: Ended) -> Outcome:
+        try:
+            (outcome,) = work.settle([(job, ended)])
+            return outcome
+        finally:
+            self.locks.release({job.run.run_id: job.run.subcloud.region_name})
+
+
+_GIVEN_BACK = (Ending.GIVEN_BACK, None, "the worker was stopped")
+
+
+@asynccontextmanager
+async def within(seconds: float, what: str) -> AsyncIterator[None]:
+    """A deadline of its own: raises CloudError (timeout) where the block takes longer, and no other TimeoutError."""
+    try:
+        async with asyncio.timeout(seconds) as deadline:
+            yield
+    except TimeoutError as exc:
+        if not deadline.expired():
+            raise
+        raise CloudError(Reason.TIMEOUT, f"{what} took longer than {seconds:g} s") from exc
+
+
+async def _to_the_end(call: Callable[[], T]) -> tuple[T, bool]:
+    """What the blocking call returned, and whether this coroutine was cancelled meanwhile: a lock that is being taken
+    and an end that is being recorded are not abandoned half-way."""
+    calling = asyncio.ensure_future(asyncio.to_thread(call))
+    was_cancelled = False
+    while not calling.done():
+        try:
+            await asyncio.wait([calling])
+        except asyncio.CancelledError:
+            was_cancelled = True
+    return calling.result(), was_cancelled
+
+
+async def _each_to_its_end(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What each returned, in order, side by side; a cancellation is passed to all of them, and each answers it. Raises
+    the first error once all have ended."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    while waiting := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(waiting)
+        except asyncio.CancelledError:
+            for task in waiting:
+                task.cancel()
+    return [task.result() for task in tasks]
