@@ -1,4 +1,7 @@
-"""Writes docs/settings.md and docs/reasons.md from the code: `python docs/make_settings.py`. A test compares them."""
+"""Writes docs/settings.md, reasons.md and endpoint-types.md from the code: `python docs/make_settings.py`.
+
+A test compares them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
+from dcsync.audit.endpoints import REGISTRY, REPORTED_ONLY
 from dcsync.model.reasons import Reason
 from dcsync.settings import PREFIX, SECRETS, Settings
 
@@ -47,7 +51,7 @@ def reasons_page() -> str:
     )
     return f"""# Reasons
 
-Written from `dcsync/model/errors.py` by `python docs/make_settings.py`; do not edit.
+Written from `dcsync/model/reasons.py` by `python docs/make_settings.py`; do not edit.
 
 Why a run failed, as `dcsync subcloud list` and `dcsync history NAME` show it. Every one is tried again after its
 hold-off. "A person" says that waiting alone is unlikely to help.
@@ -58,7 +62,29 @@ hold-off. "A person" says that waiting alone is unlikely to help.
 """
 
 
-PAGES = {"settings.md": settings_page, "reasons.md": reasons_page}
+def endpoint_types_page() -> str:
+    """Every endpoint type: audited here, or only reported."""
+    rows = "\n".join(
+        f"| `{room.endpoint_type}` | {_cell(room.purpose)} | {', '.join(f'`{name}`' for name in room.resource_types)} |"
+        for room in REGISTRY.values()
+    )
+    others = ", ".join(f"`{endpoint_type}`" for endpoint_type in sorted(REPORTED_ONLY))
+    return f"""# Endpoint types
+
+Written from the registry in `dcsync/audit/endpoints/` by `python docs/make_settings.py`; do not edit.
+
+dcsync audits these endpoint types itself, in this order: it compares a subcloud with the central cloud, repairs what
+differs, and reports. A repair may be restricted to some resource types (`dcsync audit --resource-type`).
+
+| Endpoint type | in-sync means | Resource types |
+| --- | --- | --- |
+{rows}
+
+Others are known, and only reported by whoever audits them: {others}.
+"""
+
+
+PAGES = {"settings.md": settings_page, "reasons.md": reasons_page, "endpoint-types.md": endpoint_types_page}
 
 
 def _default(name: str, field: FieldInfo) -> str:

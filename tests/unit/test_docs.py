@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 
 
-@pytest.mark.parametrize("name", ["settings.md", "reasons.md"])
+@pytest.mark.parametrize("name", ["settings.md", "reasons.md", "endpoint-types.md"])
 def test_generated_pages_are_current(name: str) -> None:
     pages = runpy.run_path(str(DOCS / "make_settings.py"))["PAGES"]
 
