@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from dcsync.audit.endpoints import audited_types
-from dcsync.audit.identity_audit import Cloud
 from dcsync.audit.ports import SETTLED, AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import CloudError, UnknownSubcloud
@@ -26,12 +25,14 @@ from dcsync.model.identity import (
     Records,
     ResourceType,
     RevocationEvent,
+    record_from_body,
 )
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AUDIT, AuditEvent, AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
+from dcsync.planner.match import Cloud
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 from tests.builders import NOON, central_data, records, some_keys
@@ -39,11 +40,17 @@ from tests.builders import NOON, central_data, records, some_keys
 _ACTOR = {ActorType.USER: ResourceType.USERS, ActorType.GROUP: ResourceType.GROUPS}
 
 
+ROOTS = ("default", "root")
+"""Domains that stand in no list of the tests."""
+
+
 class MemorySite:
     """One cloud's tables behind dcdbsync and Keystone, as a session sees them.
 
-    What a real one refuses is refused: an id or name that is taken, a member, parent or grantee that is not there, a
-    user in a group who changes its id (docs/upstream/real-keystone.md R2), a project with children that is deleted.
+    Rows are listed by physical position, as PostgreSQL does where nobody asks for an order: whatever is rewritten moves
+    to the end. What a real one refuses is refused: an id or name that is taken, a member, parent, domain or grantee
+    that is not there, a user in a group who changes its id (docs/upstream/real-keystone.md R2), a project with children
+    that is deleted.
     """
 
     def __init__(
@@ -111,9 +118,8 @@ class MemorySite:
         if record.type is ResourceType.USERS and moves and any(old_id in g.member_ids for g in self._groups()):
             raise CloudError(Reason.SERVER_ERROR, "500 user_group_membership: foreign key")
         self._check(record, but=old_id)
-        self.tables[record.type] = {
-            (record.id if id_ == old_id else id_): (record if id_ == old_id else row) for id_, row in table.items()
-        }
+        record = _over(table[old_id], record)
+        self._rewrite(old_id, record)
         if moves:
             self._follow(record.type, old_id, record.id)
         return record
@@ -133,12 +139,13 @@ class MemorySite:
         self.events.add(event)
 
     def delete_row(self, type_: ResourceType, id_: str) -> None:
-        if self.tables[type_].pop(id_, None) is None:
+        if id_ not in self.tables[type_]:
             return
         if type_ is ResourceType.PROJECTS and any(
-            row.body["project"].get("parent_id") == id_ for row in self.tables[type_].values()
+            id_ in (row.body["project"].get("parent_id"), row.domain_id) for row in self.tables[type_].values()
         ):
             raise CloudError(Reason.REFUSED, "403 a project with children")
+        del self.tables[type_][id_]
         self.grants = {grant for grant in self.grants if (type_, id_) not in _about(grant)}
         if type_ is ResourceType.USERS:
             for group in self._groups():
@@ -158,9 +165,9 @@ class MemorySite:
         if record.type is ResourceType.GROUPS and not set(record.member_ids) <= self.tables[ResourceType.USERS].keys():
             raise CloudError(Reason.SERVER_ERROR, "500 user_group_membership: foreign key")
         if record.type is ResourceType.PROJECTS:
-            parent = record.body["project"].get("parent_id")
-            if parent not in (None, "default", record.id) and parent not in self.tables[ResourceType.PROJECTS]:
-                raise CloudError(Reason.SERVER_ERROR, "500 project: foreign key")
+            for above in (record.body["project"].get("parent_id"), record.domain_id):
+                if above not in (None, *ROOTS, record.id) and above not in self.tables[ResourceType.PROJECTS]:
+                    raise CloudError(Reason.SERVER_ERROR, "500 project: foreign key")
 
     def _follow(self, type_: ResourceType, old_id: str, new_id: str) -> None:
         def moved(of: ResourceType, id_: str) -> str:
@@ -176,11 +183,30 @@ class MemorySite:
             for a in self.grants
         }
         if type_ is ResourceType.PROJECTS:
-            for row in list(self.tables[type_].values()):
-                project = row.body["project"]
-                if project.get("parent_id") == old_id:
-                    body = {"project": {**project, "parent_id": new_id}}
-                    self.tables[type_][row.id] = replace(row, body=body)
+            self._follow_project(old_id, new_id)
+
+    def _follow_project(self, old_id: str, new_id: str) -> None:
+        """What stands under it follows; users of a domain that moves lose passwords and options, groups stay behind."""
+        for row in list(self.tables[ResourceType.PROJECTS].values()):
+            project = row.body["project"]
+            moved = {column: new_id for column in ("parent_id", "domain_id") if project.get(column) == old_id}
+            if moved:
+                self._rewrite(row.id, record_from_body(row.type, {"project": {**project, **moved}}))
+        for row in list(self.tables[ResourceType.USERS].values()):
+            if row.domain_id == old_id:
+                parts = {part: {**row.body[part], "domain_id": new_id} for part in ("user", "local_user")}
+                self._rewrite(row.id, record_from_body(row.type, {**parts, "password": [], "user_option": []}))
+
+    def _rewrite(self, old_id: str, record: Record) -> None:
+        table = self.tables[record.type]
+        del table[old_id]
+        table[record.id] = record
+
+
+def _over(old: Record, sent: Record) -> Record:
+    """What is stored: columns and options that were not sent stay as they were."""
+    rows = {part: {**old.body[part], **row} for part, row in sent.body.items() if isinstance(row, Mapping)}
+    return record_from_body(sent.type, {**old.body, **sent.body, **rows})
 
 
 def _about(grant: Assignment) -> tuple[tuple[ResourceType, str], ...]:

@@ -12,10 +12,10 @@ from typing import Any
 from dcsync.adapters.cloud.endpoints import ServiceUrls
 from dcsync.adapters.cloud.keystone import Authenticated
 from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Scope, Writer
-from dcsync.audit.identity_audit import Difference
 from dcsync.model.identity import CentralData
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
+from dcsync.planner.differences import Difference
 from dcsync.runs.clouds import SubcloudSession
 
 Images = Mapping[str, str]

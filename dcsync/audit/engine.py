@@ -17,7 +17,6 @@ from typing import Any
 from dcsync.audit import guards
 from dcsync.audit.endpoints import REGISTRY, endpoint_of
 from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Memory, Scope, Writer
-from dcsync.audit.identity_audit import Difference, digest
 from dcsync.audit.ports import SETTLED, AuditPart, AuditReports, AuditRun, AuditStore, Finding
 from dcsync.audit.settlement import settlement
 from dcsync.model.ending import Ending, Failure
@@ -27,6 +26,7 @@ from dcsync.model.identity import CentralData
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, SyncStatus
+from dcsync.planner.differences import Difference, digest
 from dcsync.runs.clouds import Clouds, SubcloudSession
 from dcsync.runs.delivery import require_ownership, write_own
 from dcsync.runs.outcome import Outcome, Result
@@ -241,6 +241,7 @@ class Audit:
             only=part.resource_types,
             now=self.now(),
             token_lifetime=self.limits.token_lifetime,
+            knows_admin_password=self.admin_password is not None,
         )
 
     def _writer(self, run: AuditRun, session: SubcloudSession) -> Writer:

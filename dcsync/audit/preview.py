@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable
 
-from dcsync.audit.identity_audit import Difference
 from dcsync.model.identity import Record, Records, ResourceType
-from dcsync.planner.alignment import password_hashes
+from dcsync.planner.differences import Difference, password_hashes
 
 SHOWN_DIGITS = 8
 

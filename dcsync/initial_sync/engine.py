@@ -105,7 +105,7 @@ class InitialSync:
             run,
             Step.IDENTITY,
             lambda: align_identity(
-                identity=session.identity,
+                session=session,
                 central=central,
                 region_name=run.subcloud.region_name,
                 groups_to_refill=run.groups_to_refill,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dcsync.initial_sync.identity_plan import plan_identity
-from dcsync.model.identity import FernetKeys, Record, Records, ResourceType
+from dcsync.model.identity import FernetKeys
 from dcsync.model.subcloud import Subcloud
-from dcsync.planner.alignment import Update, password_hashes
+from dcsync.planner.plan import plan_initial_sync
 from dcsync.runs.clouds import Clouds
 from dcsync.runs.delivery import read_records
 
@@ -19,7 +18,7 @@ class SyncPreview:
     """In words and without secrets: names, fields, and short fingerprints of sets of keys."""
 
     differences: tuple[str, ...]
-    """What the subcloud has otherwise than the centre, of all that an initial sync gives."""
+    """In what the subcloud differs from the central cloud, of all that an initial sync gives."""
     writes: tuple[str, ...]
     """In their order. Some users and the keys are written whether they differ or not."""
 
@@ -30,28 +29,11 @@ async def preview(*, clouds: Clouds, subcloud: Subcloud, request_id: str) -> Syn
     async with clouds.subcloud(subcloud, request_id=request_id) as session:
         records = await read_records(session.identity)
         keys = await session.fernet_repo.read()
-    plan = plan_identity(central=central.records, subcloud=records, region_name=subcloud.region_name)
+    plan = plan_initial_sync(central=central.records, subcloud=records, region_name=subcloud.region_name)
     return SyncPreview(
-        differences=(*_differences(plan.updates, records), *_key_difference(central.keys, keys)),
-        writes=(*(f"PUT {update.type} {update.record.name}" for update in plan.updates), "POST fernet_repo"),
+        differences=(*map(str, plan.differences), *_key_difference(central.keys, keys)),
+        writes=(*plan.words, "POST fernet_repo"),
     )
-
-
-def _differences(updates: tuple[Update, ...], subcloud: Records) -> tuple[str, ...]:
-    """A group that is emptied first and filled again is told once, as it is in the end."""
-    last = {(update.type, update.old_id): update for update in updates}
-    stored = {(type_, record.id): record for type_ in ResourceType for record in subcloud.of(type_)}
-    told = ((update.record, _fields(update.record, stored[key])) for key, update in last.items())
-    return tuple(f"{record.type} {record.name}: {', '.join(fields)}" for record, fields in told if fields)
-
-
-def _fields(new: Record, old: Record) -> list[str]:
-    fields = {
-        "id": new.id != old.id,
-        "local_user_ids": new.member_ids != old.member_ids,
-        "password": new.type is ResourceType.USERS and password_hashes(new) != password_hashes(old),
-    }
-    return [field for field, differs in fields.items() if differs]
 
 
 def _key_difference(central: FernetKeys, stored: FernetKeys) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The identity step of an initial sync, in the order its promise needs; it can be run again from its beginning.
 
-How single records and keys are delivered is `dcsync.runs.delivery`; which step comes when is `engine.py`.
+What is written is decided in `dcsync.planner`, how it is delivered in `dcsync.runs.delivery`; which step comes when is
+`engine.py`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from dcsync.initial_sync.identity_plan import Plan, plan_identity
+from dcsync.model.errors import CloudError
 from dcsync.model.identity import NewIds, Placed, Records
-from dcsync.planner.alignment import Update
-from dcsync.runs.clouds import IdentityService
-from dcsync.runs.delivery import MayWrite, read_records, side_by_side, write_verified
+from dcsync.model.reasons import Reason
+from dcsync.planner.plan import plan_initial_sync
+from dcsync.runs.clouds import SubcloudSession
+from dcsync.runs.delivery import MayWrite, carry_out, read_records
+
+PLANS = 2
+"""Domains first, if their ids differ, then everything in them."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class IdentityWritten:
 
 async def align_identity(
     *,
-    identity: IdentityService,
+    session: SubcloudSession,
     central: Records,
     region_name: str,
     groups_to_refill: Mapping[str, tuple[str, ...]],
@@ -37,32 +42,30 @@ async def align_identity(
     may_write: MayWrite,
     users_at_once: int,
 ) -> IdentityWritten:
-    """Give the subcloud's same-named records the central ids and the central users' passwords.
+    """Gives the subcloud's same-named records everything that an audit compares: the central ids first of all.
 
-    The four lists are read side by side; users are written `users_at_once` at a time; everything else one after
-    another, for tied roles written together are refused (docs/upstream/real-keystone.md R7). Before the first write it
-    is kept what is the centre's from then on: what is deleted there before the first audit must go here as well.
-    Source: docs/upstream/identity-sync.md section 2; unlike upstream, the precondition is checked before the first
-    write.
+    Before the first write it is kept what comes from the central cloud from then on: what is deleted there before the
+    first audit must be deleted here as well. Source: docs/upstream/identity-sync.md section 2; unlike upstream, the
+    precondition is checked before the first write.
     """
-    subcloud = await read_records(identity)
-    plan = plan_identity(central=central, subcloud=subcloud, region_name=region_name, groups_to_refill=groups_to_refill)
-    await remember_placed(plan.placed, plan.new_ids)
-    if plan.groups_to_refill:
-        await remember_groups(plan.groups_to_refill)
-    await _apply(plan, identity, may_write, users_at_once)
+    written = ids_changed = 0
+    for _ in range(PLANS):
+        plan = plan_initial_sync(
+            central=central,
+            subcloud=await read_records(session.identity),
+            region_name=region_name,
+            groups_to_refill=groups_to_refill,
+        )
+        await remember_placed(plan.placed, plan.new_ids)
+        if plan.groups_to_refill:
+            await remember_groups(plan.groups_to_refill)
+        await carry_out(plan.writes, session=session, may_write=may_write, users_at_once=users_at_once)
+        written += len(plan.writes)
+        ids_changed += len(plan.new_ids)
+        if not plan.moves_domains:
+            break
+    else:
+        raise CloudError(Reason.IDENTITY_NOT_VERIFIED, "a domain has its old id again")
     if plan.groups_to_refill or groups_to_refill:
         await remember_groups({})
-    return IdentityWritten(written=len(plan.updates), ids_changed=sum(update.changes_id for update in plan.updates))
-
-
-async def _apply(plan: Plan, identity: IdentityService, may_write: MayWrite, users_at_once: int) -> None:
-    async def write(update: Update) -> None:
-        await may_write()
-        await write_verified(identity, update)
-
-    for update in plan.emptied_groups:
-        await write(update)
-    await side_by_side(plan.users, write, at_once=users_at_once)
-    for update in (*plan.groups, *plan.projects, *plan.roles):
-        await write(update)
+    return IdentityWritten(written, ids_changed)

@@ -1,7 +1,7 @@
 """What Keystone holds and dcsync aligns: users, groups, projects, roles, and the fernet keys.
 
 Records are raw Keystone rows as dcdbsync speaks them. Their bodies hold password hashes and keys, so nothing here
-shows a body in its `repr`. How records are matched and ordered is `initial_sync/identity_plan.py`.
+shows a body in its `repr`. How records are matched and ordered is `dcsync.planner`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
-"""How records and keys are written to a subcloud and read back; shared by the initial sync and the audit.
+"""How a plan and keys are written to a subcloud and read back; shared by the initial sync and the audit.
 
 Before each write the caller's `may_write` is asked, and raises when the run no longer owns its subcloud. A write that
-was not stored as sent is a CloudError. What is written is decided elsewhere.
+was not stored as sent is a CloudError. What is written, and in which order, is decided in `dcsync.planner`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar, assert_never
 
 from dcsync.model.ending import Ending
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import FernetKeys, Record, Records, ResourceType
 from dcsync.model.reasons import Reason
-from dcsync.planner.alignment import Update, stored_as_sent
+from dcsync.planner.differences import stored_as_sent
+from dcsync.planner.match import Cloud
+from dcsync.planner.writes import AddEvent, Create, Delete, Grant, Revoke, SetPassword, Update, Write
 from dcsync.runs.clouds import FernetRepo, IdentityService, SubcloudSession
 from dcsync.runs.ports import Owner, Ownership, Standing
 
@@ -52,28 +54,88 @@ async def read_records(identity: IdentityService) -> Records:
     return Records(*lists)
 
 
-async def write_verified(identity: IdentityService, update: Update) -> Record:
-    """PUT one record; what the answer holds is what is stored, so it must be what was sent."""
-    stored = await identity.update(update.old_id, update.record)
-    if not stored_as_sent(sent=update.record, stored=stored):
-        raise CloudError(
-            Reason.IDENTITY_NOT_VERIFIED,
-            f"{update.type} {update.record.name!r} was stored otherwise than it was sent",
-        )
-    return stored
+async def read_cloud(session: SubcloudSession) -> Cloud:
+    """Everything an identity audit compares, read side by side."""
+    reads: list[Coroutine[Any, Any, Any]] = [
+        read_records(session.identity),
+        session.keystone.assignments(),
+        session.identity.revocation_events(),
+    ]
+    records, assignments, events = await all_or_first_error(reads)
+    return Cloud(records, assignments, events)
 
 
-async def side_by_side(
-    updates: tuple[Update, ...], write: Callable[[Update], Awaitable[None]], *, at_once: int
+async def carry_out(
+    writes: Sequence[Write],
+    *,
+    session: SubcloudSession,
+    may_write: MayWrite,
+    users_at_once: int,
+    admin_password: str | None = None,
 ) -> None:
-    """Write them all, `at_once` at a time; at the first error the others are cancelled."""
-    waiting = iter(updates)
+    """Make these writes in their order; it can be planned and begun again at any point.
 
-    async def writer() -> None:
-        for update in waiting:
-            await write(update)
+    Users that do not need one another go side by side, `users_at_once` at a time. `admin_password`: the central one,
+    for the subcloud's keyring. Raises CloudError at the first write that is refused, as identity-not-verified for a
+    record that was stored otherwise than it was sent.
+    """
 
-    await all_or_first_error([writer() for _ in range(min(at_once, len(updates)))])
+    async def send(write: Write) -> None:
+        await may_write()
+        await _send(write, session, admin_password)
+
+    for batch in _batches(writes):
+        waiting = iter(batch)
+
+        async def writer(waiting: Iterator[Write] = waiting) -> None:
+            for write in waiting:
+                await send(write)
+
+        await all_or_first_error([writer() for _ in range(min(users_at_once, len(batch)))])
+
+
+def _batches(writes: Sequence[Write]) -> Iterator[list[Write]]:
+    """The writes in their order, in batches that may be sent side by side."""
+    batch: list[Write] = []
+    for number, write in enumerate(writes):
+        begins_at = number - len(batch)
+        fits = write.goes_beside_others and all(need < begins_at for need in write.needs)
+        if batch and not (fits and batch[0].goes_beside_others):
+            yield batch
+            batch = []
+        batch.append(write)
+    if batch:
+        yield batch
+
+
+async def _send(write: Write, session: SubcloudSession, admin_password: str | None) -> None:
+    match write.action:
+        case Update(old, record):
+            _verify(sent=record, stored=await session.identity.update(old.id, record))
+        case Create(record):
+            _verify(sent=record, stored=await session.identity.create(record))
+        case SetPassword(user):
+            if admin_password is None:
+                raise ValueError(f"the plan sets a password of {user.name} that is not known")
+            await session.keystone.set_password(user.id, admin_password)
+        case Grant(assignment):
+            await session.keystone.grant(assignment)
+        case AddEvent(event):
+            await session.identity.create_revocation_event(event)
+        case Revoke(assignment):
+            await session.keystone.revoke(assignment)
+        case Delete(record):
+            await session.keystone.delete(record.type, record.id)
+        case _:
+            assert_never(write.action)
+
+
+def _verify(*, sent: Record, stored: Record) -> None:
+    """What the answer holds is what is stored, so it must be what was sent."""
+    if not stored_as_sent(sent=sent, stored=stored):
+        raise CloudError(
+            Reason.IDENTITY_NOT_VERIFIED, f"{sent.type} {sent.name!r} was stored otherwise than it was sent"
+        )
 
 
 async def all_or_first_error(jobs: list[Coroutine[Any, Any, T]]) -> list[T]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Generic, TypeVar
 
-from dcsync.audit.identity_audit import Difference
 from dcsync.audit.ports import AuditRun
 from dcsync.model.identity import CentralData, Placed
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
+from dcsync.planner.differences import Difference
 from dcsync.runs.clouds import SubcloudSession
 from dcsync.runs.delivery import MayWrite
 
@@ -37,6 +37,8 @@ class Scope:
     only: frozenset[str] | None
     now: datetime
     token_lifetime: timedelta
+    knows_admin_password: bool = False
+    """Whether the central admin's password can be written to the subcloud's keyring."""
 
 
 @dataclass(frozen=True, kw_only=True)

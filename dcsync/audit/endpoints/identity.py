@@ -11,19 +11,20 @@ import json
 from collections.abc import Collection, Iterable
 
 from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Memory, Scope, Writer
-from dcsync.audit.identity_audit import ASSIGNMENTS, RESOURCE_TYPES, Cloud, audit_identity
 from dcsync.audit.preview import in_words
-from dcsync.audit.repair import Repairer, read_cloud
 from dcsync.model.identity import CentralData, ResourceType
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
+from dcsync.planner.differences import ASSIGNMENTS, REVOCATION_EVENTS
+from dcsync.planner.match import Cloud
+from dcsync.planner.plan import IdentityPlan, plan_audit
 from dcsync.runs.clouds import SubcloudSession
-from dcsync.runs.delivery import replace_fernet_keys
+from dcsync.runs.delivery import carry_out, read_cloud, replace_fernet_keys
 
 
 class Identity(AuditedEndpoint[Cloud]):
     endpoint_type = EndpointType.IDENTITY
-    resource_types = RESOURCE_TYPES
+    resource_types = (*(type_.value for type_ in ResourceType), ASSIGNMENTS, REVOCATION_EVENTS)
     purpose = (
         "the subcloud has the central users, groups, projects, roles, grants and revocations, under the central ids"
     )
@@ -50,24 +51,25 @@ class Identity(AuditedEndpoint[Cloud]):
             if event.matters_at(scope.now, token_lifetime=scope.token_lifetime)
         )
         memory = scope.memory
-        audit = audit_identity(
+        plan = plan_audit(
             central=Cloud(central.records, central.assignments, events),
             subcloud=held,
             region_name=scope.region_name,
             placed=memory.placed,
             groups_to_refill=memory.groups_to_refill,
             only=scope.only,
+            knows_admin_password=scope.knows_admin_password,
         )
         return Comparison(
-            differences=audit.differences,
-            writes=audit.repair.writes,
-            deletions=audit.repair.deletions,
+            differences=plan.differences,
+            writes=plan.words,
+            deletions=plan.deletions,
             meanwhile=Memory(
-                placed=memory.placed | audit.placed_meanwhile,
-                groups_to_refill={**memory.groups_to_refill, **audit.repair.groups_to_refill},
+                placed=memory.placed | plan.placed_meanwhile,
+                groups_to_refill={**memory.groups_to_refill, **plan.groups_to_refill},
             ),
-            settled=Memory(placed=audit.placed),
-            plan=audit.repair,
+            settled=Memory(placed=plan.placed),
+            plan=plan,
         )
 
     def in_words(
@@ -77,14 +79,15 @@ class Identity(AuditedEndpoint[Cloud]):
 
     async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> None:
         """Where ids changed, the keys are sent as well: that makes the subcloud drop tokens that name old ids."""
-        repairer = Repairer(
+        plan: IdentityPlan = comparison.plan
+        await carry_out(
+            plan.writes,
             session=writer.session,
             may_write=writer.may_write,
             users_at_once=writer.users_at_once,
             admin_password=writer.admin_password,
         )
-        await repairer.carry_out(comparison.plan)
-        if comparison.plan.changes_ids:
+        if plan.changes_ids:
             await replace_fernet_keys(session=writer.session, keys=central.keys, may_write=writer.may_write)
 
 

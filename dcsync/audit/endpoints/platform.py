@@ -9,11 +9,11 @@ from __future__ import annotations
 from datetime import datetime
 
 from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Scope, Writer
-from dcsync.audit.identity_audit import Difference
 from dcsync.audit.ports import AuditRun
 from dcsync.model.identity import CentralData, FernetKeys
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
+from dcsync.planner.differences import Difference
 from dcsync.runs.clouds import SubcloudSession
 from dcsync.runs.delivery import replace_fernet_keys
 

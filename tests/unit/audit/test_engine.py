@@ -13,7 +13,6 @@ import pytest
 from dcsync.audit.endpoints import audited_types
 from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, AuditLimits
 from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
-from dcsync.audit.identity_audit import Cloud
 from dcsync.audit.ports import CentralState
 from dcsync.model.errors import BrokerUnreachable, CloudError, UnknownSubcloud
 from dcsync.model.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
@@ -22,6 +21,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus
+from dcsync.planner.match import Cloud
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.outcome import Outcome, Result
 from dcsync.runs.runner import Runner

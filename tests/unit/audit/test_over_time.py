@@ -1,7 +1,7 @@
 """A centre that changes for a while, and a subcloud whose initial syncs and audits fail or die now and then: in the end
 the subcloud has what the centre has, with nothing left over, and all that was its own.
 
-Made from a seed, like the drifts of `test_identity_audit`.
+Made from a seed, like the drifts of `tests/unit/planner/clouds.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsync.audit.identity_audit import TAKEN, Cloud
 from dcsync.initial_sync.engine import InitialSync
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import ActorType, Assignment, CentralData, Placed, Record, Records, ResourceType
@@ -25,6 +24,8 @@ from dcsync.model.messages import SyncHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.subcloud import SyncStatus
+from dcsync.planner.differences import TAKEN
+from dcsync.planner.match import Cloud
 from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_project, a_role, a_user, central_data, records
 from tests.fakes_audit import MemorySite

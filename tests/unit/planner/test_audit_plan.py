@@ -1,100 +1,42 @@
-"""What an identity audit finds and repairs: from values alone, and carried out on a site with Keystone's manners."""
+"""What an audit finds and repairs: from values alone, and carried out on a subcloud with Keystone's manners."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsync.audit.identity_audit import (
-    ASSIGNMENTS,
-    IN_USE,
-    TAKEN,
-    Cloud,
-    IdentityAudit,
-    _is_vital,
-    audit_identity,
-    digest,
-)
-from dcsync.audit.repair import Repairer, read_cloud
 from dcsync.model.errors import CloudError
-from dcsync.model.identity import (
-    ActorType,
-    Assignment,
-    Placed,
-    Record,
-    ResourceType,
-    RevocationEvent,
-    record_from_body,
-    revocation_event,
-)
+from dcsync.model.identity import Assignment, Placed, Record, ResourceType, RevocationEvent
 from dcsync.model.reasons import Reason
-from dcsync.planner.alignment import is_left_alone
+from dcsync.planner.differences import ASSIGNMENTS, IN_USE, TAKEN, digest
+from dcsync.planner.match import Cloud, is_left_alone, is_vital
+from dcsync.planner.writes import AddEvent, Grant
+from dcsync.runs.delivery import carry_out, read_cloud
 from tests.builders import a_group, a_project, a_role, a_user, records
 from tests.fakes_audit import MemorySite
-
-T = TypeVar("T")
-
-REGION = "subcloud1"
-USERS, GROUPS, PROJECTS, ROLES = ResourceType
-
-
-def audit(central: Cloud, subcloud: Cloud, placed: Placed | None = None, **options: Any) -> IdentityAudit:
-    return audit_identity(central=central, subcloud=subcloud, region_name=REGION, placed=placed or Placed(), **options)
-
-
-def of(**lists: tuple[Record, ...]) -> Cloud:
-    return Cloud(records(**lists))
-
-
-def changed(record: Record, **columns: Any) -> Record:
-    """The record with these columns of its own row; a column that is ... is left out."""
-    part = record.type.value.removesuffix("s")
-    row = {**record.body[part], **columns}
-    body = {**record.body, part: {column: value for column, value in row.items() if value is not ...}}
-    return record_from_body(record.type, body)
-
-
-def grant(project: str, user: str, role: str) -> Assignment:
-    return Assignment(project, ActorType.USER, user, role)
-
-
-def an_event(audit_id: str, **columns: str | None) -> RevocationEvent:
-    return revocation_event({"user_id": None, "audit_id": audit_id, "issued_before": "2026-01-31", **columns})
-
-
-async def no_objection() -> None:
-    return
-
-
-def repaired(
-    central: Cloud,
-    site: MemorySite,
-    placed: Placed | None = None,
-    *,
-    may_write: Callable[[], Any] = no_objection,
-    **options: Any,
-) -> IdentityAudit:
-    """Audit the site and carry the repair out."""
-
-    async def work() -> IdentityAudit:
-        found = audit(central, await read_cloud(site), placed, **options)
-        await Repairer(session=site, may_write=may_write, users_at_once=4).carry_out(found.repair)
-        return found
-
-    return asyncio.run(work())
-
-
-def named(found: IdentityAudit) -> list[str]:
-    return [str(each) for each in found.differences]
-
+from tests.unit.planner.clouds import (
+    GROUPS,
+    PROJECTS,
+    REGION,
+    ROLES,
+    USERS,
+    Drift,
+    an_event,
+    audit,
+    changed,
+    drifts,
+    grant,
+    named,
+    no_objection,
+    of,
+    repaired,
+    updates,
+)
 
 # --- comparing ---------------------------------------------------------------------------------------------------
 
@@ -102,7 +44,7 @@ def named(found: IdentityAudit) -> list[str]:
 def test_equal_clouds_differ_in_nothing_and_nothing_is_written() -> None:
     both = of(users=(a_user("bob"),), groups=(a_group("ops", members=("user-bob",)),))
     found = audit(both, both)
-    assert (named(found), found.repair.is_empty) == ([], True)
+    assert (named(found), found.is_empty) == ([], True)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +62,7 @@ def test_a_field_that_differs_is_named_and_put_right(central: Record, site: Reco
     list_ = central.type.value
     found = audit(of(**{list_: (central,)}), of(**{list_: (site,)}))
     assert named(found) == [says]
-    assert [write.split()[0] for write in found.repair.writes] == ["PUT"]
+    assert [write.split()[0] for write in found.words] == ["PUT"]
 
 
 def test_a_login_is_no_difference() -> None:
@@ -142,14 +84,14 @@ def test_a_column_an_older_site_does_not_know_is_not_compared() -> None:
 def test_an_adopted_record_is_compared_at_once() -> None:
     found = audit(of(users=(a_user("bob", "c-bob", password="central"),)), of(users=(a_user("bob", "s-bob"),)))
     assert named(found) == ["users bob: user.id, local_user.user_id, password"]
-    (update,) = found.repair.users
-    assert (update.old_id, update.record.id) == ("s-bob", "c-bob")
+    (update,) = updates(found)
+    assert (update.old.id, update.record.id) == ("s-bob", "c-bob")
     assert "c-bob" in found.placed.of(USERS)
 
 
 def test_a_record_renamed_at_the_centre_keeps_its_id_and_takes_the_name() -> None:
     found = audit(of(users=(a_user("robert", "c-bob"),)), of(users=(a_user("bob", "c-bob"),)))
-    assert [(u.old_id, u.record.name) for u in found.repair.users] == [("c-bob", "robert")]
+    assert [(u.old.id, u.record.name) for u in updates(found)] == [("c-bob", "robert")]
 
 
 def test_a_name_is_given_up_before_it_is_taken() -> None:
@@ -176,7 +118,7 @@ def test_revocation_events_are_compared_by_the_columns_both_sides_know() -> None
     older, newer = an_event("a1"), an_event("a1", revoked_at="2026-01-31")
     assert audit(with_events(newer), with_events(older)).is_in_sync
     missing = audit(with_events(older, an_event("a2")), with_events(newer))
-    assert missing.repair.created_events == (an_event("a2"),)
+    assert [write.action for write in missing.writes] == [AddEvent(an_event("a2"))]
 
 
 def test_events_only_the_site_knows_stay() -> None:
@@ -219,7 +161,7 @@ def test_some_records_are_never_deleted(record: Record) -> None:
     central = Cloud(replace(records(), **{record.type.value: others}))
     site = Cloud(replace(records(), **{record.type.value: (record, *others)}))
     found = audit(central, site, Placed({record.type: frozenset({record.id})}))
-    assert found.repair.deletions == 0
+    assert found.deletions == 0
 
 
 def test_a_grant_that_was_placed_and_is_gone_centrally_is_revoked_and_another_stays() -> None:
@@ -227,7 +169,7 @@ def test_a_grant_that_was_placed_and_is_gone_centrally_is_revoked_and_another_st
     site = MemorySite(Cloud(records(), frozenset({ours, theirs})))
     found = repaired(of(), site, Placed(assignments=frozenset({ours})))
     assert site.grants == {theirs}
-    assert found.repair.deletions == 1
+    assert found.deletions == 1
 
 
 @pytest.mark.parametrize("dies", [False, True], ids=["in one go", "the run dies once the id is written"])
@@ -253,7 +195,7 @@ def test_grants_of_a_deleted_user_are_not_counted_beside_it() -> None:
     hers = grant("project-admin", "c-gone", "role-admin")
     site = MemorySite(Cloud(records(users=(a_user("gone", "c-gone"),)), frozenset({hers})))
     found = repaired(of(), site, Placed({USERS: frozenset({"c-gone"})}, frozenset({hers})))
-    assert found.repair.deletions == 1
+    assert found.deletions == 1
     assert site.grants == set()
 
 
@@ -261,11 +203,19 @@ def test_a_repair_restricted_to_some_types_writes_no_others_and_still_tells_ever
     wanted = grant("project-admin", "user-bob", "role-admin")
     central = replace(of(users=(a_user("bob"),), roles=(a_role("member"),)), assignments=frozenset({wanted}))
     found = audit(central, of(), only={ROLES.value})
-    assert found.repair.writes == ("POST roles member",)
+    assert found.words == ("POST roles member",)
     assert len(found.differences) == 3
     users_and_grants = audit(central, of(), only={USERS.value, ASSIGNMENTS})
-    assert users_and_grants.repair.granted == (wanted,)
-    assert audit(central, of(), only={ASSIGNMENTS}).repair.granted == ()
+    assert users_and_grants.writes[-1].action == Grant(wanted)
+    assert audit(central, of(), only={ASSIGNMENTS}).is_empty
+
+
+def test_a_repair_restricted_to_some_types_deletes_no_others() -> None:
+    site = of(users=(a_user("leaver", "c-leaver"),), roles=(a_role("old", "c-old"),))
+    placed = Placed({USERS: frozenset({"c-leaver"}), ROLES: frozenset({"c-old"})})
+    found = audit(of(), site, placed, only={ROLES.value})
+    assert found.words == ("DELETE roles old",)
+    assert "c-leaver" in found.placed.of(USERS)
 
 
 def test_groups_that_are_not_to_be_repaired_get_their_members_back_all_the_same() -> None:
@@ -289,7 +239,7 @@ def test_a_deleted_project_with_a_project_of_the_site_s_own_under_it_stays_and_i
     site = MemorySite(of(projects=(a_project("gone", "c-gone"), own)))
     found = repaired(of(), site, Placed({PROJECTS: frozenset({"c-gone"})}))
     assert named(found) == [f"projects gone: {IN_USE}"]
-    assert found.repair.is_empty
+    assert found.is_empty
     assert "c-gone" in found.placed.of(PROJECTS)
 
 
@@ -298,7 +248,7 @@ def test_a_domain_whose_id_differs_is_moved_before_anything_else_is_compared() -
         return changed(a_project("d", id_, domain_id="root"), is_domain=True, parent_id=None)
 
     found = audit(of(projects=(domain("c-d"),)), of(projects=(domain("s-d"),), users=(a_user("bob", domain_id="s-d"),)))
-    assert found.repair.writes == ("PUT projects d",)
+    assert found.words == ("PUT projects d",)
 
 
 def test_the_keyring_is_told_before_the_hash_is_written() -> None:
@@ -307,78 +257,18 @@ def test_the_keyring_is_told_before_the_hash_is_written() -> None:
     site.put(a_user("admin", password="old"))
 
     async def work() -> None:
-        found = audit(central, await read_cloud(site))
-        await Repairer(session=site, may_write=no_objection, users_at_once=4, admin_password="plain").carry_out(
-            found.repair
-        )
+        found = audit(central, await read_cloud(site), knows_admin_password=True)
+        told.extend(found.words)
+        await carry_out(found.writes, session=site, may_write=no_objection, users_at_once=4, admin_password="plain")
 
+    told: list[str] = []
     asyncio.run(work())
     assert site.writes == ["PATCH users user-admin", "PUT users admin"]
+    assert told == ["PATCH users admin", "PUT users admin"]
     assert site.passwords == [("user-admin", "plain")]
 
 
 # --- any drift ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Drift:
-    central: Cloud
-    site: Cloud
-    placed: Placed
-
-
-NAMES = [f"n{number}" for number in range(5)]
-
-
-def a_drift(seed: int, *, renames: bool = False) -> Drift:
-    """A centre, and a site that may lack its records, have them under other ids or with other fields, and more.
-
-    Made from a seed, for hypothesis would shrink for minutes what has so many parts.
-    """
-    dice = random.Random(seed)
-
-    def some(items: Iterable[T]) -> list[T]:
-        return [item for item in items if dice.random() < 0.6]
-
-    shared = set(some(NAMES))
-
-    def side(prefix: str, names: list[str]) -> Cloud:
-        def chosen(kind: str) -> list[tuple[str, str]]:
-            labels = some(names)
-            if renames:
-                return list(zip(labels, dice.sample([f"{kind}-c{n}" for n in range(6)], len(labels)), strict=True))
-            return [(name, f"{kind}-{name}" if name in shared else f"{kind}-{prefix}{name}") for name in labels]
-
-        left_alone = [(name, f"u-{prefix}{name}") for name in some(["fm"])]
-        users = tuple(
-            a_user(name, id_, password=dice.choice("ab"), enabled=dice.random() < 0.5)
-            for name, id_ in [*chosen("u"), *left_alone]
-        )
-        ids = [user.id for user in users] + ["user-admin"]
-        groups = tuple(a_group(name, id_, members=tuple(some(ids))) for name, id_ in chosen("g"))
-        projects: list[Record] = []
-        for name, id_ in chosen("p"):
-            parent = dice.choice(["default", *(p.id for p in projects)])
-            projects.append(changed(a_project(name, id_), parent_id=parent, description=dice.choice("ab")))
-        roles = tuple(changed(a_role(name, id_), description=dice.choice("ab")) for name, id_ in chosen("r"))
-        listed = records(users=users, groups=groups, projects=tuple(projects), roles=roles)
-        possible = _possible(listed)
-        grants = dice.sample(possible, min(8, len(possible)))
-        return Cloud(listed, frozenset(grants), frozenset(map(an_event, some("xyz"))))
-
-    central, site = side("c", NAMES), side("s", [*NAMES, "own"])
-    ids = {type_: frozenset(r.id for r in some(site.records.of(type_))) for type_ in ResourceType}
-    return Drift(central, site, Placed(ids, frozenset(some(sorted(site.assignments)))))
-
-
-def drifts(*, renames: bool = False) -> st.SearchStrategy[Drift]:
-    seeds = st.integers(min_value=0, max_value=2**32)
-    return seeds.map(lambda seed: a_drift(seed, renames=renames))
-
-
-def _possible(listed: Any) -> list[Assignment]:
-    actors = [(ActorType.USER, r.id) for r in listed.users] + [(ActorType.GROUP, r.id) for r in listed.groups]
-    return [Assignment(p.id, *actor, r.id) for p in listed.projects for actor in actors for r in listed.roles]
 
 
 @given(drifts())
@@ -387,7 +277,7 @@ def test_one_repair_reaches_equality_and_a_second_writes_nothing(drift: Drift) -
     first = repaired(drift.central, site, drift.placed)
     second = audit(drift.central, site.cloud, first.placed)
     assert {each.fields for each in second.differences} <= {(IN_USE,)}
-    assert second.repair.is_empty
+    assert second.is_empty
     assert second.placed == first.placed
     assert drift.central.revocation_events <= site.events
 
@@ -404,7 +294,7 @@ def test_what_is_not_ours_is_left_as_it_was_and_exactly_what_was_placed_goes(dri
             if is_left_alone(before, region_name=REGION):
                 assert now == before
             elif not {before.key, before.id} & wanted:
-                goes = before.id in drift.placed.of(type_) and not _is_vital(before)
+                goes = before.id in drift.placed.of(type_) and not is_vital(before)
                 if goes and (type_.value, before.name) not in in_use:
                     assert now is None
                 elif type_ is GROUPS or type_ is PROJECTS:
@@ -450,7 +340,7 @@ def test_a_repair_that_dies_after_any_write_is_finished_by_the_next(drift: Drift
         repaired(drift.central, half, drift.placed, may_write=until_it_dies)
     # What the engine keeps in its rows before the first write.
     placed = drift.placed | first.placed_meanwhile
-    second = repaired(drift.central, half, placed, groups_to_refill=dict(first.repair.groups_to_refill))
+    second = repaired(drift.central, half, placed, groups_to_refill=dict(first.groups_to_refill))
     left_over = audit(drift.central, half.cloud, second.placed).differences
     assert {each.fields for each in left_over} <= {(IN_USE,)}
     assert _members_by_name(half) == _members_by_name(whole)
@@ -478,6 +368,6 @@ def test_whatever_names_and_ids_were_exchanged_nothing_is_refused_and_only_what_
         found = repaired(drift.central, site, placed)
         placed = placed | found.placed
     left = audit(drift.central, site.cloud, placed)
-    assert left.repair.is_empty
+    assert left.is_empty
     stuck = [each for each in left.differences if each.fields in ((TAKEN,), (IN_USE,))]
     assert bool(stuck) == bool(left.differences)

@@ -1,4 +1,4 @@
-"""What is written to a subcloud, decided from values alone."""
+"""What an initial sync writes to a subcloud, decided from values alone."""
 
 from __future__ import annotations
 
@@ -8,46 +8,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsync.initial_sync.identity_plan import Plan, plan_identity
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import Record, Records, ResourceType
 from dcsync.model.reasons import Reason
-from dcsync.planner.alignment import Update, is_left_alone, stored_as_sent
+from dcsync.planner.differences import stored_as_sent
+from dcsync.planner.match import is_left_alone
+from dcsync.planner.plan import IdentityPlan, plan_initial_sync
+from dcsync.planner.writes import Update, Write
 from tests.builders import a_group, a_project, a_role, a_user, records
+from tests.unit.planner.clouds import GROUPS, PROJECTS, ROLES, USERS, updates
 
 
-def plan(central: Records, subcloud: Records, **options: object) -> Plan:
-    return plan_identity(central=central, subcloud=subcloud, region_name="subcloud1", **options)  # type: ignore[arg-type]
+def plan(central: Records, subcloud: Records, **options: object) -> IdentityPlan:
+    return plan_initial_sync(central=central, subcloud=subcloud, region_name="subcloud1", **options)  # type: ignore[arg-type]
 
 
-def written(updates: tuple[Update, ...]) -> list[tuple[str, str]]:
-    return [(update.old_id, update.record.id) for update in updates]
+def written(made: IdentityPlan, type_: ResourceType) -> list[tuple[str, str]]:
+    return [(update.old.id, update.record.id) for update in updates(made, type_)]
 
 
 def test_a_user_of_the_same_name_takes_the_central_id() -> None:
     made = plan(records(users=(a_user("vim", "c-vim"),)), records(users=(a_user("vim", "s-vim"),)))
-    assert ("s-vim", "c-vim") in written(made.users)
+    assert ("s-vim", "c-vim") in written(made, USERS)
 
 
 @pytest.mark.parametrize("name", ["admin", "sysinv", "dcmanager"])
 def test_service_users_are_written_even_when_nothing_differs(name: str) -> None:
-    assert (f"user-{name}", f"user-{name}") in written(plan(records(), records()).users)
+    assert (f"user-{name}", f"user-{name}") in written(plan(records(), records()), USERS)
 
 
 def test_other_users_with_equal_ids_are_not_written() -> None:
     both = records(users=(a_user("vim"),))
-    assert "user-vim" not in dict(written(plan(both, both).users))
+    assert "user-vim" not in dict(written(plan(both, both), USERS))
 
 
 def test_a_user_of_another_domain_is_another_user() -> None:
     made = plan(records(users=(a_user("vim", "c-vim", domain_id="d2"),)), records(users=(a_user("vim", "s-vim"),)))
-    assert "s-vim" not in dict(written(made.users))
+    assert "s-vim" not in dict(written(made, USERS))
 
 
 @pytest.mark.parametrize("name", ["dcdbsync", "dcorch", "heat_admin", "smapi", "usm", "fm", "cindersubcloud1"])
 def test_a_sites_own_service_users_are_left_alone(name: str) -> None:
     made = plan(records(users=(a_user(name, "c"),)), records(users=(a_user(name, "s"),)))
-    assert "s" not in dict(written(made.users))
+    assert "s" not in dict(written(made, USERS))
 
 
 def test_the_cinder_user_of_another_region_is_not_left_alone() -> None:
@@ -57,7 +60,7 @@ def test_the_cinder_user_of_another_region_is_not_left_alone() -> None:
 @pytest.mark.parametrize("name", ["heat_stack_owner", "heat_stack_user", "ResellerAdmin"])
 def test_heat_and_reseller_roles_are_left_alone(name: str) -> None:
     made = plan(records(roles=(a_role(name, "c"),)), records(roles=(a_role(name, "s"),)))
-    assert made.roles == ()
+    assert updates(made, ROLES) == []
 
 
 def test_projects_and_roles_with_other_ids_are_written_and_equal_ones_are_not() -> None:
@@ -65,8 +68,8 @@ def test_projects_and_roles_with_other_ids_are_written_and_equal_ones_are_not() 
         records(projects=(a_project("web", "c-web"), a_project("db")), roles=(a_role("member", "c-m"),)),
         records(projects=(a_project("web", "s-web"), a_project("db")), roles=(a_role("member", "s-m"),)),
     )
-    assert written(made.projects) == [("s-web", "c-web")]
-    assert written(made.roles) == [("s-m", "c-m")]
+    assert written(made, PROJECTS) == [("s-web", "c-web")]
+    assert written(made, ROLES) == [("s-m", "c-m")]
 
 
 def test_what_only_one_side_knows_is_neither_created_nor_touched() -> None:
@@ -74,7 +77,7 @@ def test_what_only_one_side_knows_is_neither_created_nor_touched() -> None:
         records(users=(a_user("central-only"),), projects=(a_project("central-only"),)),
         records(users=(a_user("site-only"),), projects=(a_project("site-only"),)),
     )
-    names = {update.record.name for update in made.updates}
+    names = {update.record.name for update in updates(made)}
     assert names == {"admin", "sysinv", "dcmanager"}
 
 
@@ -96,7 +99,7 @@ def test_a_record_that_is_another_one_by_its_id_does_not_take_the_id_of_its_name
     def side(ids: dict[str, str]) -> Records:
         return records(**{type_.value: tuple(made.get(type_, a_role)(name, id_) for name, id_ in ids.items())})
 
-    assert [update.record.name for update in plan(side(central), side(site)).updates if update.changes_id] == []
+    assert [update.record.name for update in updates(plan(side(central), side(site))) if update.changes_id] == []
 
 
 @pytest.mark.parametrize("type_", [ResourceType.USERS, ResourceType.PROJECTS, ResourceType.ROLES])
@@ -118,8 +121,8 @@ def test_a_list_that_is_empty_once_the_left_alone_are_gone_is_refused() -> None:
 
 
 def test_no_groups_on_either_side_are_no_error() -> None:
-    assert plan(records(groups=(a_group("ops"),)), records()).groups == ()
-    assert plan(records(), records(groups=(a_group("ops"),))).groups == ()
+    assert updates(plan(records(groups=(a_group("ops"),)), records()), GROUPS) == []
+    assert updates(plan(records(), records(groups=(a_group("ops"),))), GROUPS) == []
 
 
 @pytest.mark.parametrize(
@@ -149,11 +152,10 @@ def test_a_user_who_takes_an_id_leaves_its_group_first_and_comes_back_after() ->
         records(users=(a_user("bob", "c-bob"),), groups=(a_group("ops", "c-ops", members=("c-bob", "user-admin")),)),
         records(users=(a_user("bob", "s-bob"),), groups=(a_group("ops", "s-ops", members=("s-bob", "user-admin")),)),
     )
-    (emptied,) = made.emptied_groups
-    (filled,) = made.groups
-    assert (emptied.old_id, emptied.record.id, emptied.record.member_ids) == ("s-ops", "s-ops", ("user-admin",))
-    assert (filled.old_id, filled.record.id, filled.record.member_ids) == ("s-ops", "c-ops", ("c-bob", "user-admin"))
-    assert [update.type for update in made.updates][:1] == [ResourceType.GROUPS]
+    emptied, filled = updates(made, GROUPS)
+    assert (emptied.old.id, emptied.record.id, emptied.record.member_ids) == ("s-ops", "s-ops", ("user-admin",))
+    assert (filled.old.id, filled.record.id, filled.record.member_ids) == ("s-ops", "c-ops", ("c-bob", "user-admin"))
+    assert [update.record.type for update in updates(made)] == [GROUPS, *[USERS] * 4, GROUPS]
 
 
 def test_a_site_only_group_gets_its_own_members_back_under_their_new_ids() -> None:
@@ -161,9 +163,10 @@ def test_a_site_only_group_gets_its_own_members_back_under_their_new_ids() -> No
         records(users=(a_user("bob", "c-bob"),)),
         records(users=(a_user("bob", "s-bob"),), groups=(a_group("site", "s-site", members=("s-bob",)),)),
     )
-    assert made.emptied_groups[0].record.member_ids == ()
-    assert made.groups[0].record.id == "s-site"
-    assert made.groups[0].record.member_ids == ("c-bob",)
+    emptied, filled = updates(made, GROUPS)
+    assert emptied.record.member_ids == ()
+    assert filled.record.id == "s-site"
+    assert filled.record.member_ids == ("c-bob",)
     assert made.groups_to_refill == {"s-site": ("c-bob",)}
 
 
@@ -173,14 +176,15 @@ def test_a_site_only_group_emptied_by_a_run_that_died_is_filled_by_the_next() ->
         records(users=(a_user("bob"),), groups=(a_group("site", "s-site"),)),
         groups_to_refill={"s-site": ("user-bob", "gone-since")},
     )
-    assert made.groups[0].record.member_ids == ("user-bob",)
-    assert made.emptied_groups == ()
+    (filled,) = updates(made, GROUPS)
+    assert filled.record.member_ids == ("user-bob",)
 
 
 def test_a_central_group_emptied_by_a_run_that_died_is_filled_by_the_next() -> None:
     central = records(users=(a_user("bob"),), groups=(a_group("ops", members=("user-bob",)),))
     made = plan(central, replace(central, groups=(a_group("ops"),)))
-    assert made.groups[0].record.member_ids == ("user-bob",)
+    (filled,) = updates(made, GROUPS)
+    assert filled.record.member_ids == ("user-bob",)
 
 
 def test_members_a_subcloud_does_not_know_are_left_out_of_its_group() -> None:
@@ -188,7 +192,8 @@ def test_members_a_subcloud_does_not_know_are_left_out_of_its_group() -> None:
         records(users=(a_user("new"),), groups=(a_group("ops", "c-ops", members=("user-new", "user-admin")),)),
         records(groups=(a_group("ops", "s-ops"),)),
     )
-    assert made.groups[0].record.member_ids == ("user-admin",)
+    (filled,) = updates(made, GROUPS)
+    assert filled.record.member_ids == ("user-admin",)
 
 
 def test_a_plan_never_shows_a_hash() -> None:
@@ -231,19 +236,21 @@ def two_clouds(draw: st.DrawFn) -> tuple[Records, Records]:
     return side("c", shared), side("s", shared)
 
 
-def apply(plan_: Plan, subcloud: Records) -> Records:
+def apply(writes: tuple[Write, ...], subcloud: Records) -> Records:
     """What a real dcdbsync would hold afterwards, with Keystone's foreign keys: a member must exist, and a user in a
     group cannot change its id (docs/upstream/real-keystone.md R2)."""
     held = {type_: {r.id: r for r in subcloud.of(type_)} for type_ in ResourceType}
-    for update in plan_.updates:
-        rows = held[update.type]
-        assert update.old_id in rows, "a PUT to an id that is not there"
-        if update.type is ResourceType.USERS and update.changes_id:
-            assert not any(update.old_id in group.member_ids for group in held[ResourceType.GROUPS].values())
+    for write in writes:
+        update = write.action
+        assert isinstance(update, Update)
+        rows = held[update.record.type]
+        assert update.old.id in rows, "a PUT to an id that is not there"
+        if update.record.type is USERS and update.changes_id:
+            assert not any(update.old.id in group.member_ids for group in held[ResourceType.GROUPS].values())
             assert update.record.id not in rows, "two users with one id"
-        if update.type is ResourceType.GROUPS:
+        if update.record.type is GROUPS:
             assert set(update.record.member_ids) <= set(held[ResourceType.USERS]), "a member that does not exist"
-        del rows[update.old_id]
+        del rows[update.old.id]
         rows[update.record.id] = update.record
     return Records(**{type_.value: tuple(held[type_].values()) for type_ in ResourceType})
 
@@ -252,7 +259,7 @@ def apply(plan_: Plan, subcloud: Records) -> Records:
 def test_applying_a_plan_aligns_every_shared_record_and_touches_no_other(clouds: tuple[Records, Records]) -> None:
     central, before = clouds
     made = plan(central, before)
-    after = apply(made, before)
+    after = apply(made.writes, before)
     known = {type_: {r.key: r for r in central.of(type_)} for type_ in ResourceType}
     for type_ in ResourceType:
         old = {r.key: r for r in before.of(type_)}
@@ -269,27 +276,18 @@ def test_applying_a_plan_aligns_every_shared_record_and_touches_no_other(clouds:
 @given(two_clouds())
 def test_a_second_plan_writes_nothing_but_the_service_users(clouds: tuple[Records, Records]) -> None:
     central, before = clouds
-    after = apply(plan(central, before), before)
+    after = apply(plan(central, before).writes, before)
     again = plan(central, after)
-    assert {update.record.name for update in again.updates} == {"admin", "sysinv", "dcmanager"}
+    assert {update.record.name for update in updates(again)} == {"admin", "sysinv", "dcmanager"}
 
 
 @given(two_clouds(), st.integers(min_value=0, max_value=20))
 def test_a_run_that_dies_after_any_write_is_finished_by_the_next(clouds: tuple[Records, Records], done: int) -> None:
     central, before = clouds
     first = plan(central, before)
-    half = apply(_first_updates(first, done), before)
+    half = apply(first.writes[:done], before)
     second = plan(central, half, groups_to_refill=first.groups_to_refill)
-    assert _members_by_name(apply(second, half)) == _members_by_name(apply(first, before))
-
-
-def _first_updates(plan_: Plan, count: int) -> Plan:
-    parts: dict[str, tuple[Update, ...]] = {}
-    for part in ("emptied_groups", "users", "groups", "projects", "roles"):
-        updates: tuple[Update, ...] = getattr(plan_, part)
-        parts[part] = updates[:count]
-        count = max(0, count - len(updates))
-    return Plan(**parts)
+    assert _members_by_name(apply(second.writes, half)) == _members_by_name(apply(first.writes, before))
 
 
 def _members_by_name(cloud: Records) -> dict[str, set[str]]:

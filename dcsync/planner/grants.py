@@ -1,0 +1,77 @@
+"""Role assignments and revocation events: what the subcloud lacks, and which grants it must lose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from dcsync.model.identity import Assignment, Placed, ResourceType, RevocationEvent
+from dcsync.planner.match import Cloud, concerned
+from dcsync.planner.resolve import Part
+
+
+@dataclass(frozen=True)
+class Grants:
+    """Grants of both clouds, as they will be once records have their new ids."""
+
+    wanted: frozenset[Assignment]
+    missing: tuple[Assignment, ...]
+    grantable: tuple[Assignment, ...]
+    """Those of the missing ones whose user or group, project and role will all be there."""
+    revocable: tuple[Assignment, ...]
+    """Placed, removed centrally, and not removed by themselves with a record that is deleted."""
+
+
+def compare_grants(
+    *, central: Cloud, subcloud: Cloud, parts: Mapping[ResourceType, Part], placed: Placed, region_name: str
+) -> Grants:
+    """Central grants among what both sides know; of the subcloud's other grants, those dcsync placed are extra.
+
+    Grants follow a record's id when it changes, so the subcloud's are read as they will be after the writes, and those
+    that were placed as well.
+    """
+    known = {
+        type_: {record.id for record in concerned(central.records, type_, region_name=region_name)}
+        for type_ in ResourceType
+    }
+    wanted = frozenset(each for each in central.assignments if _are_all_in(known, each))
+    moved = {
+        (type_, update.old.id): update.record.id
+        for type_, part in parts.items()
+        for update in part.updates
+        if update.changes_id
+    }
+    present, ours = subcloud.assignments, placed.assignments
+    if moved:
+        present, ours = frozenset(each.moved(moved) for each in present), placed.followed(moved).assignments
+    after = {type_: part.ids_after for type_, part in parts.items()}
+    missing = sorted(wanted - present)
+    return Grants(
+        wanted=wanted,
+        missing=tuple(missing),
+        grantable=tuple(each for each in missing if _are_all_in(after, each)),
+        revocable=tuple(each for each in sorted((present & ours) - wanted) if _are_all_in(after, each)),
+    )
+
+
+def _are_all_in(ids: Mapping[ResourceType, Collection[str]], assignment: Assignment) -> bool:
+    return all(id_ in ids[type_] for type_, id_ in assignment.ids)
+
+
+def missing_events(
+    central: frozenset[RevocationEvent], subcloud: frozenset[RevocationEvent]
+) -> tuple[RevocationEvent, ...]:
+    """Central events the subcloud lacks, by the columns both clouds know; events are never deleted."""
+    if central <= subcloud:
+        return ()
+    common = {column for event in (*central, *subcloud) for column in event.body}
+    for event in (*central, *subcloud):
+        common &= event.body.keys()
+    there = {_shown(event, common) for event in subcloud}
+    missing = [event for event in central if _shown(event, common) not in there]
+    return tuple(sorted(missing, key=lambda event: json.dumps(event.body)))
+
+
+def _shown(event: RevocationEvent, columns: Collection[str]) -> tuple[tuple[str, str | None], ...]:
+    return tuple((column, value) for column, value in event.columns if column in columns)
