@@ -157,7 +157,7 @@ def test_a_sync_can_be_planned_before_it_is_done(system: System) -> None:
     (new,) = system.add_online(count=1)
     code, (told,) = answer(system, "sync", new, "--dry-run")
     assert code == 1
-    assert any("barbican: id" in each for each in told["parts"]["initial sync"]["differences"])
+    assert any("barbican: user.id" in each for each in told["parts"]["initial sync"]["differences"])
     assert told["parts"]["initial sync"]["writes"][-1] == "POST fernet_repo"
     assert system.writes(new) == 0
     system.manage(new)

@@ -524,6 +524,25 @@ async def test_groups_projects_and_roles_are_deleted_with_their_grants(clouds: H
         assert user.id in ended_users(await session.identity.revocation_events())
 
 
+async def test_a_project_is_put_only_under_one_that_is_there_and_follows_it(clouds: HttpClouds, site: Site) -> None:
+    """What the order of a plan is for: an initial sync that writes a child first is refused at each try."""
+
+    def under(parent_id: str, project: Record) -> Record:
+        return record_from_body(PROJECTS, {"project": {**project.body["project"], "parent_id": parent_id}})
+
+    parent, child = a_project("parent"), a_project("child")
+    moved = a_project("parent")
+    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.identity.create(parent)
+        await session.identity.create(under(parent.id, child))
+        with pytest.raises(CloudError) as refusal:
+            await session.identity.update(child.id, under(moved.id, child))
+        assert refusal.value.reason is Reason.SERVER_ERROR
+        await session.identity.update(parent.id, moved)
+        assert (await held(session, PROJECTS, child.name)).body["project"]["parent_id"] == moved.id
+        await session.identity.update(child.id, under(moved.id, child))
+
+
 async def test_a_project_goes_only_after_those_below_it(clouds: HttpClouds, site: Site) -> None:
     async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         above = await session.identity.create(a_project("lab-1"))
