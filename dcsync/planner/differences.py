@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from dcsync.model.identity import Record, ResourceType
+from dcsync.model.identity import Record, ResourceType, record_digest
 
 COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
     ResourceType.USERS: {
@@ -42,8 +42,13 @@ class Difference:
     type: str
     name: str
     fields: tuple[str, ...]
-    wanted: str = field(default="", repr=False)
-    """A digest of what the central cloud has, so that the same field with a newer value is another difference."""
+    wanted: Record | str = field(default="", repr=False)
+    """What the central cloud has, or a digest of it, so that the same field with a newer value is another difference.
+    """
+
+    @property
+    def digest(self) -> str:
+        return record_digest(self.wanted) if isinstance(self.wanted, Record) else self.wanted
 
     def __str__(self) -> str:
         return f"{self.type} {self.name}: {', '.join(self.fields)}"
@@ -57,7 +62,7 @@ def digest(differences: Iterable[Difference]) -> str | None:
     """
     found = list(differences)
     others = [each for each in found if each.type != REVOCATION_EVENTS]
-    lines = sorted(f"{each} {each.wanted}" for each in others or found)
+    lines = sorted(f"{each} {each.digest}" for each in others or found)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 
 

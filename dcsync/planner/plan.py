@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from dcsync.model.identity import NewIds, Placed, Records, ResourceType, RevocationEvent, record_digest
+from dcsync.model.identity import NewIds, Placed, Records, ResourceType, RevocationEvent
 from dcsync.planner.differences import (
     ASSIGNMENTS,
     DELETED,
@@ -238,11 +238,11 @@ def _differences(
         for pair in part.pairs:
             members = (MEMBERS,) if type_ is GROUPS and pair.old.id in groups.differing else ()
             if fields := (*pair.fields, *members):
-                yield Difference(type_.value, pair.new.name, fields, record_digest(pair.new))
+                yield Difference(type_.value, pair.new.name, fields, pair.new)
         for record in part.stuck:
-            yield Difference(type_.value, record.name, (TAKEN,), record_digest(record))
+            yield Difference(type_.value, record.name, (TAKEN,), record)
         for change in part.created:
-            yield Difference(type_.value, change.record.name, (MISSING,), record_digest(change.record))
+            yield Difference(type_.value, change.record.name, (MISSING,), change.record)
         for record in part.deleted:
             yield Difference(type_.value, record.name, (DELETED,))
         for record in part.in_use:

@@ -85,13 +85,21 @@ async def carry_out(
         await _send(write, session, admin_password)
 
     for batch in _batches(writes):
-        waiting = iter(batch)
+        if len(batch) == 1:
+            await send(batch[0])
+        else:
+            await _side_by_side(batch, send, at_once=users_at_once)
 
-        async def writer(waiting: Iterator[Write] = waiting) -> None:
-            for write in waiting:
-                await send(write)
 
-        await all_or_first_error([writer() for _ in range(min(users_at_once, len(batch)))])
+async def _side_by_side(writes: Sequence[Write], send: Callable[[Write], Awaitable[None]], *, at_once: int) -> None:
+    """Send them all, `at_once` at a time; at the first error the others are cancelled."""
+    waiting = iter(writes)
+
+    async def sender() -> None:
+        for write in waiting:
+            await send(write)
+
+    await all_or_first_error([sender() for _ in range(min(at_once, len(writes)))])
 
 
 def _batches(writes: Sequence[Write]) -> Iterator[list[Write]]:
