@@ -1,4 +1,4 @@
-"""What a preview tells of differences: names and fields as always, and of passwords short fingerprints of both sides.
+"""How a preview shows differences: names and fields as always, and of passwords short fingerprints of both sides.
 
 Pure. What a preview does is `engine.Audit.preview`.
 """
@@ -17,16 +17,16 @@ SHOWN_DIGITS = 8
 def in_words(
     differences: Iterable[Difference], *, central: Records, subcloud: Records, only: Collection[str] | None
 ) -> tuple[str, ...]:
-    """Differences of `only` these resource types (None: all); a secret is told by its fingerprint, never shown."""
+    """Differences of `only` these resource types (None: all); a secret is named by its fingerprint, never shown."""
     here = {user.name: _password(user) for user in subcloud.of(ResourceType.USERS)}
     there = {user.name: _password(user) for user in central.of(ResourceType.USERS)}
-    told = []
+    shown = []
     for each in differences:
         if only is not None and each.type not in only:
             continue
         passwords = f" ({here[each.name]} instead of {there[each.name]})" if _is_known(each, here, there) else ""
-        told.append(f"{each}{passwords}")
-    return tuple(told)
+        shown.append(f"{each}{passwords}")
+    return tuple(shown)
 
 
 def _is_known(difference: Difference, here: Collection[str], there: Collection[str]) -> bool:

@@ -24,7 +24,7 @@ class SyncPreview:
 
 
 async def preview(*, clouds: Clouds, subcloud: Subcloud, request_id: str) -> SyncPreview:
-    """Read both sides and plan every step. Raises CloudError where a sync would fail so."""
+    """Reads both sides and plans every step. Raises CloudError where a sync would fail so."""
     central = await clouds.central_data()
     async with clouds.subcloud(subcloud, request_id=request_id) as session:
         records = await read_records(session.identity)

@@ -26,7 +26,7 @@ class Grants:
 def compare_grants(
     *, central: Cloud, subcloud: Cloud, parts: Mapping[ResourceType, Part], placed: Placed, region_name: str
 ) -> Grants:
-    """Central grants among what both sides know; of the subcloud's other grants, those dcsync placed are extra.
+    """Returns central grants among what both sides know; of the subcloud's other grants, those dcsync placed are extra.
 
     Grants follow a record's id when it changes, so the subcloud's are read as they will be after the writes, and those
     that were placed as well.

@@ -104,7 +104,7 @@ def plan_audit(
     only: Collection[str] | None = None,
     knows_admin_password: bool = False,
 ) -> IdentityPlan:
-    """The whole plan; what differs is compared of all types, and `only` these resource types (None: all) are repaired.
+    """Returns the whole plan; all types are compared, and `only` these resource types (None: all) are repaired.
 
     `placed`: what dcsync put on the subcloud, all that may be deleted. `groups_to_refill`: what an earlier plan left to
     be remembered. `knows_admin_password`: where that of user admin differs, the subcloud's keyring is given it as well.
@@ -132,7 +132,7 @@ def plan_audit(
 def plan_initial_sync(
     *, central: Records, subcloud: Records, region_name: str, groups_to_refill: ToRefill | None = None
 ) -> IdentityPlan:
-    """The plan restricted to updates of same-named records; records on one side only stay as they are.
+    """Returns the plan restricted to updates of same-named records; records on one side only stay as they are.
 
     Users admin, sysinv and dcmanager are updated even when nothing differs. Central members and parents that the
     subcloud does not have are left out. Applying a plan retires the old ids, so plan anew for every try.

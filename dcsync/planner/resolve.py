@@ -73,7 +73,7 @@ class Part:
 
 
 def resolve(match: Match, *, always: Collection[str] = ()) -> Part:
-    """Sort out who may take which name and id; what is stuck stays as it is, and may be in the way of others.
+    """Sorts out who may take which name and id; what is stuck stays as it is, and may be in the way of others.
 
     `always`: names of records that are updated also where no field differs.
     """

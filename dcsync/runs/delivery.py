@@ -73,7 +73,7 @@ async def carry_out(
     users_at_once: int,
     admin_password: str | None = None,
 ) -> None:
-    """Make these writes in their order; it can be planned and begun again at any point.
+    """Makes these writes in their order; it can be planned and begun again at any point.
 
     Users that do not need one another go side by side, `users_at_once` at a time. `admin_password`: the central one,
     for the subcloud's keyring. Raises CloudError at the first write that is refused, as identity-not-verified for a
@@ -92,7 +92,7 @@ async def carry_out(
 
 
 async def _side_by_side(writes: Sequence[Write], send: Callable[[Write], Awaitable[None]], *, at_once: int) -> None:
-    """Send them all, `at_once` at a time; at the first error the others are cancelled."""
+    """Sends them all, `at_once` at a time; at the first error the others are cancelled."""
     waiting = iter(writes)
 
     async def sender() -> None:
@@ -158,9 +158,9 @@ async def all_or_first_error(jobs: list[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def replace_fernet_keys(*, session: SubcloudSession, keys: FernetKeys, may_write: MayWrite) -> None:
-    """Send the whole central key set, then read it back under a login made with it.
+    """Sends the whole central key set, then reads it back under a login made with it.
 
-    Sent even when the subcloud has these keys already: it is also what makes the site drop its cached tokens, which
+    Sent even when the subcloud has these keys already: it is also what makes the subcloud drop its cached tokens, which
     name the ids the identity step retired. Raises CloudError keys-not-verified when the set read back differs.
     Source: docs/upstream/initial-sync.md sections 1 and 6 (step 5); unlike upstream, no error is swallowed.
     """
