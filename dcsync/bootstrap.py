@@ -38,6 +38,7 @@ from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.postgres.probes import SqlProbeStore
 from dcsync.adapters.postgres.runs import SqlRunStore
 from dcsync.adapters.postgres.states import SqlStateStore
+from dcsync.audit.endpoints import audited_types
 from dcsync.audit.engine import Audit, AuditLimits
 from dcsync.audit.ports import AuditReports
 from dcsync.audit.sweep import AuditSweep
@@ -356,7 +357,13 @@ def state_services(settings: Settings, app: Celery, *, worker: str) -> StateServ
     alarm_store = SqlAlarmStore(rows)
     return StateServices(
         settings=settings,
-        service=StateService(store=SqlStateStore(rows), messenger=messenger(settings, app), now=utc_now),
+        service=StateService(
+            store=SqlStateStore(rows),
+            messenger=messenger(settings, app),
+            now=utc_now,
+            endpoint_types=settings.endpoint_types,
+            follow_ups=frozenset(audited_types()),
+        ),
         alarm_store=alarm_store,
         alarm_feed=AlarmFeed(store=alarm_store, sinks=alarm_sinks(settings), now=utc_now, jitter=random.random),
     )

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from dcsync.model.addresses import Network
 from dcsync.model.errors import MisconfiguredError
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType
 
 PREFIX = "DCSYNC_"
 SECRETS = ("database_url", "redis_url", "password", "admin_password", "alarm_webhook_url")
@@ -80,6 +81,11 @@ class Settings(BaseSettings):
     ca_file: Path | None = _knob(None, "CA certificates to trust, PEM; re-read when it changes; default: the system's")
     allowed_networks: Annotated[tuple[Network, ...], NoDecode] = _knob(
         (), "comma separated networks management IPs must lie in; default: any but loopback, link-local and the like"
+    )
+    endpoint_types: Annotated[tuple[EndpointType, ...], NoDecode] = _knob(
+        DEFAULT_ENDPOINT_TYPES,
+        "comma separated endpoint types that every subcloud has a status for, platform and identity among them; "
+        "a subcloud gets any other with the first report about it",
     )
 
     # Rhythm.
@@ -150,6 +156,19 @@ class Settings(BaseSettings):
             return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
         except ValueError as exc:
             raise ValueError(f"{exc}; give networks such as 10.10.0.0/16, comma separated") from exc
+
+    @field_validator("endpoint_types", mode="before")
+    @classmethod
+    def _split_endpoint_types(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        given = {part.strip() for part in value.split(",") if part.strip()}
+        known = [str(type_) for type_ in EndpointType]
+        if unknown := sorted(given.difference(known)):
+            raise ValueError(f"unknown endpoint type {', '.join(unknown)}, allowed are {', '.join(known)}")
+        if missing := [str(type_) for type_ in DEFAULT_ENDPOINT_TYPES if type_ not in given]:
+            raise ValueError(f"{' and '.join(missing)} must be among them, allowed are {', '.join(known)}")
+        return tuple(type_ for type_ in EndpointType if type_ in given)
 
     @field_validator("subcloud_auth_url", "subcloud_dbsync_url", "subcloud_sysinv_url")
     @classmethod
@@ -224,7 +243,12 @@ class Settings(BaseSettings):
 
     def shown(self) -> dict[str, str]:
         """Every setting as text for people, secrets masked."""
-        return {PREFIX + name.upper(): str(getattr(self, name)) for name in sorted(type(self).model_fields)}
+        return {PREFIX + name.upper(): shown(getattr(self, name)) for name in sorted(type(self).model_fields)}
+
+
+def shown(value: object) -> str:
+    """A setting's value as its variable would be written."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:

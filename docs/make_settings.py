@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from dcsync.audit.endpoints import REGISTRY, REPORTED_ONLY
 from dcsync.model.reasons import Reason
-from dcsync.settings import PREFIX, SECRETS, Settings
+from dcsync.settings import PREFIX, SECRETS, Settings, shown
 
 DOCS = Path(__file__).parent
 SIGNS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
@@ -91,7 +91,7 @@ def _default(name: str, field: FieldInfo) -> str:
     default: Any = field.default
     if default is None or default == ():
         return "secret, not set" if name in SECRETS else "not set"
-    return f"`{default}`"
+    return f"`{shown(default)}`"
 
 
 def _limits(field: FieldInfo) -> str:

@@ -54,7 +54,6 @@ class FakeStateStore:
                 offline_mark=columns.offline_mark,
                 fail_count=columns.fail_count,
                 fail_mark=columns.fail_mark,
-                first_identity_sync_complete=columns.first_identity_sync_complete,
             )
         for event, ids in changes.events.items():
             for id_ in ids:

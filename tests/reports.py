@@ -7,7 +7,7 @@ from typing import Any
 
 from dcsync.model.reports import AvailabilityReport, EndpointReport, EndpointTypesReport, Mark, Report, bulk_report
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, ManagementState, SyncStatus
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import EndpointRow, StateRow
 from tests.builders import NOON
 
@@ -16,6 +16,8 @@ MANAGED, UNMANAGED = ManagementState.MANAGED, ManagementState.UNMANAGED
 UNKNOWN, IN_SYNC, OUT_OF_SYNC = SyncStatus.UNKNOWN, SyncStatus.IN_SYNC, SyncStatus.OUT_OF_SYNC
 PLATFORM, IDENTITY, DC_CERT = EndpointType.PLATFORM, EndpointType.IDENTITY, EndpointType.DC_CERT
 FIRMWARE, SOFTWARE = EndpointType.FIRMWARE, EndpointType.SOFTWARE
+SEVEN_TYPES = tuple(type_ for type_ in EndpointType if type_ is not EndpointType.IDENTITY_OPENSTACK)
+"""What an installation with every StarlingX auditor has configured."""
 
 
 def at(seconds: float) -> datetime:
@@ -63,7 +65,7 @@ def types(seconds: float, *endpoint_types: EndpointType, present: bool, region_n
 
 
 def a_state_row(region_name: str = "subcloud1", **changes: Any) -> StateRow:
-    """A managed subcloud as it was added: never seen, every default endpoint unknown."""
+    """A managed subcloud as it was added: never seen, each of seven endpoints unknown."""
     values: dict[str, Any] = {
         "subcloud_id": 1,
         "name": f"name-of-{region_name}",
@@ -75,8 +77,8 @@ def a_state_row(region_name: str = "subcloud1", **changes: Any) -> StateRow:
         "offline_mark": None,
         "fail_count": 0,
         "fail_mark": None,
-        "first_identity_sync_complete": False,
-        "endpoints": {type_: EndpointRow(UNKNOWN, True, None) for type_ in DEFAULT_ENDPOINT_TYPES},
+        "unmanaged_at": None,
+        "endpoints": {type_: EndpointRow(UNKNOWN, True, None) for type_ in SEVEN_TYPES},
         "memory": {},
     }
     return StateRow(**(values | changes))

@@ -79,7 +79,7 @@ class Operator:
         """The rows of subclouds."""
         from dcsync.adapters.postgres.inventory import SqlInventory
 
-        return SqlInventory(self.engine)
+        return SqlInventory(self.engine, endpoint_types=self.settings.endpoint_types)
 
     @cached_property
     def alarm_store(self) -> AlarmStore:

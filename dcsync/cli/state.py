@@ -10,7 +10,6 @@ from dcsync.cli import waiting
 from dcsync.cli.operator import Operator, pass_operator
 from dcsync.cli.output import many, note, say
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
-from dcsync.model.errors import BadReport
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Mark
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 
@@ -87,8 +86,6 @@ def endpoint(operator: Operator, name: str, endpoint_type: str, status: str, *, 
     operator.requires("database_url", "redis_url")
     (known,) = operator.inventory.find([name])
     type_, observed = EndpointType(endpoint_type), SyncStatus(status)
-    if type_ not in known.sync_status:
-        raise BadReport(f"{name} has no endpoint {type_}")
     operator.report(
         [
             EndpointReport(

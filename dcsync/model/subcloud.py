@@ -46,8 +46,9 @@ class EndpointType(StrEnum):
     IDENTITY_OPENSTACK = "identity_openstack"
 
 
-DEFAULT_ENDPOINT_TYPES = tuple(t for t in EndpointType if t is not EndpointType.IDENTITY_OPENSTACK)
-"""Every subcloud has a status row for each of these from the moment it is added."""
+DEFAULT_ENDPOINT_TYPES = (EndpointType.PLATFORM, EndpointType.IDENTITY)
+"""The endpoint types an installation has unless DCSYNC_ENDPOINT_TYPES adds others: a subcloud gets a status row for
+each when it is added. A row for any other type appears with the first report about it."""
 
 
 class Step(StrEnum):

@@ -32,7 +32,7 @@ def _facts_of_rows(row: StateRow) -> Facts:
         has_been_online=row.online_mark is not None,
         fail_count=row.fail_count,
         fail_mark=row.fail_mark,
-        first_identity_sync_complete=row.first_identity_sync_complete,
+        unmanaged_at=row.unmanaged_at,
         endpoints={
             type_: EndpointFact(endpoint.sync_status, endpoint.alarmable, endpoint.mark)
             for type_, endpoint in row.endpoints.items()
@@ -72,7 +72,6 @@ def _columns(row: StateRow, facts: Facts) -> ObservedColumns | None:
     same = (
         facts.availability_status is row.availability_status
         and facts.fail_count == row.fail_count
-        and facts.first_identity_sync_complete is row.first_identity_sync_complete
         and (row.online_mark is not None) is facts.has_been_online
     )
     outage = bool(
@@ -87,7 +86,6 @@ def _columns(row: StateRow, facts: Facts) -> ObservedColumns | None:
         offline_mark=facts.offline_mark,
         fail_count=facts.fail_count,
         fail_mark=facts.fail_mark,
-        first_identity_sync_complete=facts.first_identity_sync_complete,
     )
 
 
@@ -104,7 +102,6 @@ def _row_after(
         offline_mark=columns.offline_mark,
         fail_count=columns.fail_count,
         fail_mark=columns.fail_mark,
-        first_identity_sync_complete=columns.first_identity_sync_complete,
     )
 
 

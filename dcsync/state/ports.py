@@ -39,7 +39,7 @@ class StateRow:
     offline_mark: Mark | None
     fail_count: int
     fail_mark: Mark | None
-    first_identity_sync_complete: bool
+    unmanaged_at: datetime | None
     endpoints: Mapping[EndpointType, EndpointRow]
     memory: Mapping[str, Any]
 
@@ -54,7 +54,6 @@ class ObservedColumns:
     offline_mark: Mark | None
     fail_count: int
     fail_mark: Mark | None
-    first_identity_sync_complete: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +120,10 @@ class StateStore(Protocol):
 
     def region_names(self, *, after: str, limit: int) -> list[str]:
         """Up to `limit` region names that follow `after`, in order: for what is said of all subclouds."""
+
+    def add_missing_endpoints(self, endpoint_types: Collection[EndpointType]) -> int:
+        """Give each subcloud an `unknown` row for those of these types that it has none for, unless the type was
+        reported as removed there; how many rows. A second call adds none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,8 @@ class Facts:
     has_been_online: bool = False
     fail_count: int = 0
     fail_mark: Mark | None = None
-    first_identity_sync_complete: bool = False
+    unmanaged_at: datetime | None = None
+    """When it was last unmanaged: what was observed of its endpoints before, dc-cert apart, counts for nothing."""
     endpoints: Mapping[EndpointType, EndpointFact] = field(default_factory=dict)
     type_marks: Mapping[EndpointType, tuple[Mark, bool]] = field(default_factory=dict)
     """When each endpoint type was last said to be there (True) or not, where that was reported."""
@@ -281,7 +282,7 @@ def _outcome_of_availability(old: Facts, new: Facts, mark: Mark) -> Outcome:
         audits |= ONLINE_AUDITS
     applied = changes or came or new.pair != old.pair or new.fail_count != old.fail_count
     return Outcome(
-        facts=_noted(new, audits),
+        facts=new,
         verdict=Verdict.APPLIED if applied else _quiet(old, new),
         alarms=changes,
         event=event,
@@ -303,8 +304,7 @@ def _event(old: Facts, new: Facts) -> InitialSyncEvent | None:
 
 def _apply_endpoint(facts: Facts, report: EndpointReport) -> Outcome:
     if report.endpoint_type is not None:
-        if report.endpoint_type not in facts.endpoints:
-            raise BadReport(f"the subcloud has no endpoint {report.endpoint_type}")
+        _refuse_removed(facts, report.endpoint_type)
         types: Iterable[EndpointType] = (report.endpoint_type,)
     elif _may_show(facts, None, report.sync_status):
         types = [type_ for type_ in facts.endpoints if type_ not in report.ignored]
@@ -320,18 +320,39 @@ def _apply_statuses(
     allowed = {type_: status for type_, status in statuses.items() if _may_show(facts, type_, status)}
     if not allowed:
         return Outcome(facts=facts, verdict=Verdict.NOT_MANAGED)
+    old = _with_endpoints(facts, allowed)
     newer: dict[EndpointType, EndpointFact] = {}
     for type_, status in allowed.items():
         fact = EndpointFact(status, alarmable or status is not SyncStatus.OUT_OF_SYNC, mark)
-        if fact.is_newer_than(facts.endpoints[type_]) and not _is_before(mark, facts.offline_mark):
+        if fact.is_newer_than(old.endpoints[type_]) and not _is_before(mark, facts.offline_mark):
             newer[type_] = fact
     if not newer:
-        return Outcome(facts=facts, verdict=Verdict.LATE)
-    new = replace(facts, endpoints={**facts.endpoints, **newer})
-    changes, audits = _endpoint_changes(facts, new, newer, at=mark.observed_at)
-    return Outcome(
-        facts=_noted(new, audits), verdict=_endpoints_verdict(facts, new, newer), alarms=changes, audits=audits
-    )
+        return Outcome(facts=old, verdict=Verdict.LATE)
+    new = replace(old, endpoints={**old.endpoints, **newer})
+    changes, audits = _endpoint_changes(old, new, newer, at=mark.observed_at)
+    verdict = _endpoints_verdict(old, new, newer) if old is facts else Verdict.APPLIED
+    return Outcome(facts=new, verdict=verdict, alarms=changes, audits=audits)
+
+
+def _refuse_removed(facts: Facts, endpoint_type: EndpointType) -> None:
+    """A type that was reported as removed comes back only when it is reported as present."""
+    _, is_present = facts.type_marks.get(endpoint_type, (None, True))
+    if endpoint_type not in facts.endpoints and not is_present:
+        raise BadReport(f"the subcloud has no endpoint {endpoint_type}")
+
+
+def _with_endpoints(facts: Facts, types: Iterable[EndpointType]) -> Facts:
+    """The facts with each of these endpoints; one that is first reported now starts as `unknown`."""
+    missing = {type_: _before_reports(facts, type_) for type_ in types if type_ not in facts.endpoints}
+    return replace(facts, endpoints={**facts.endpoints, **missing}) if missing else facts
+
+
+def _before_reports(facts: Facts, endpoint_type: EndpointType, *, removed: Mark | None = None) -> EndpointFact:
+    """An endpoint without any report: only what is observed after it was last removed, or unmanaged, counts."""
+    marks = [removed] if removed else []
+    if facts.unmanaged_at is not None and endpoint_type is not EndpointType.DC_CERT:
+        marks.append(Mark(facts.unmanaged_at, 0))
+    return EndpointFact(mark=max(marks, default=None))
 
 
 def _may_show(facts: Facts, endpoint_type: EndpointType | None, status: SyncStatus) -> bool:
@@ -361,8 +382,8 @@ def _apply_bulk(facts: Facts, report: BulkReport) -> Outcome:
     parts: list[AvailabilityReport | EndpointReport] = [*([report.availability] if report.availability else [])]
     parts += report.endpoints
     for part in parts:
-        if isinstance(part, EndpointReport) and part.endpoint_type not in facts.endpoints:
-            raise BadReport(f"the subcloud has no endpoint {part.endpoint_type}")
+        if isinstance(part, EndpointReport) and part.endpoint_type is not None:
+            _refuse_removed(facts, part.endpoint_type)
     for part in parts:
         following = (
             _apply_availability(total.facts, part)
@@ -394,8 +415,7 @@ def _apply_types(facts: Facts, report: EndpointTypesReport) -> Outcome:
             continue
         marks[endpoint_type] = (report.mark, report.present)
         if report.present:
-            # What was observed before it went is worth nothing once it is back.
-            endpoints.setdefault(endpoint_type, EndpointFact(mark=said))
+            endpoints.setdefault(endpoint_type, _before_reports(facts, endpoint_type, removed=said))
         else:
             endpoints.pop(endpoint_type, None)
     new = replace(facts, endpoints=endpoints, type_marks=marks)
@@ -470,15 +490,6 @@ def _endpoint_changes(
 
 def _looks_different(before: EndpointFact, after: EndpointFact) -> bool:
     return before.sync_status is not after.sync_status or before.alarmable is not after.alarmable
-
-
-def _noted(facts: Facts, audits: frozenset[EndpointType]) -> Facts:
-    """Identity that left `unknown` once is remembered for ever: auditors need synced credentials."""
-    if facts.first_identity_sync_complete or not audits or EndpointType.IDENTITY not in facts.endpoints:
-        return facts
-    if facts.shown(EndpointType.IDENTITY).sync_status is SyncStatus.UNKNOWN:
-        return facts
-    return replace(facts, first_identity_sync_complete=True)
 
 
 def _alarm_order(alarm: Alarm) -> tuple[str, str]:

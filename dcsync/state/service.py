@@ -7,7 +7,7 @@ its reason and stops nothing else. Nothing is remembered between two calls: any 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +15,7 @@ from datetime import datetime
 from dcsync.model.errors import BadReport, BrokerUnreachable
 from dcsync.model.reports import EndpointReport, Report, report_from_payload, report_payload
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
-from dcsync.model.subcloud import EndpointType
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType
 from dcsync.state import memory, rules
 from dcsync.state.ports import AlarmRow, RejectedReport, StateChanges, StateRow, StateStore, SweepTrigger
 from dcsync.state.rules import Outcome, Verdict
@@ -55,6 +55,10 @@ class StateService:
     store: StateStore
     messenger: SweepTrigger
     now: Callable[[], datetime]
+    endpoint_types: Collection[EndpointType] = DEFAULT_ENDPOINT_TYPES
+    """Those every subcloud has a status for."""
+    follow_ups: frozenset[EndpointType] = frozenset()
+    """The endpoint types whose follow-up audits somebody carries out; a follow-up of any other is not stored."""
     batch_subclouds: int = BATCH_SUBCLOUDS
 
     def apply_payloads(self, payloads: Iterable[object]) -> Tally:
@@ -91,6 +95,10 @@ class StateService:
             self._hint_sweep()
         return tally
 
+    def add_missing_endpoints(self) -> int:
+        """Give subclouds that were added before an endpoint type was configured their rows; how many."""
+        return self.store.add_missing_endpoints(self.endpoint_types)
+
     def _apply_to_all(self, reports: Sequence[EndpointReport]) -> Tally:
         """To every subcloud, some at a time; then the audits that such a report asks for."""
         tally = Tally()
@@ -99,8 +107,7 @@ class StateService:
         while reports and (region_names := self.store.region_names(after=after, limit=self.batch_subclouds)):
             tally.add(self._apply_batch(dict.fromkeys(region_names, reports)))
             after = region_names[-1]
-        audits = {audit for report in reports if (audit := rules.fleet_audit(report))}
-        if audits:
+        if audits := self.follow_ups & {rules.fleet_audit(report) for report in reports}:
             cause = "all subclouds set unknown"
             self._write(StateChanges(audits=[(None, type_, cause) for type_ in sorted(audits)]))
         return tally
@@ -166,7 +173,7 @@ class StateService:
         if total.event is not None and _matters(row, total.event):
             changes.events.setdefault(total.event, []).append(row.subcloud_id)
             tally.requested += INITIAL_SYNC.state_after(total.event) is InitialSyncState.REQUESTED
-        changes.audits += [(row.subcloud_id, type_, _cause(total)) for type_ in total.audits]
+        changes.audits += [(row.subcloud_id, type_, _cause(total)) for type_ in total.audits & self.follow_ups]
         if total.realign_alarms:
             changes.realigned.append(row.subcloud_id)
 

@@ -1,4 +1,4 @@
-"""Tasks of the `control` queue about alarms: tell sinks, and keep alarms and rows in agreement."""
+"""Tasks of the `control` queue about alarms: tell sinks, and keep alarms, rows and settings in agreement."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ def deliver_alarms(self: DcsyncTask, **_: object) -> dict[str, int]:
 
 @shared_task(name=TaskName.RECONCILE_ALARMS.value, bind=True)
 def reconcile_alarms(self: DcsyncTask, **_: object) -> dict[str, int]:
-    """Raise what rows ask for, clear what they do not, and forget what was cleared long ago."""
+    """Raise what rows ask for, clear what they do not, and forget what was cleared long ago.
+
+    Subclouds get their rows of endpoint types that were configured since they were added.
+    """
     services = self.state
     now = utc_now()
+    added = services.service.add_missing_endpoints()
     raised, cleared = services.alarm_store.reconcile(now=now)
     if raised or cleared:
         log.warning("alarms did not agree with rows", raised=raised, cleared=cleared)
     history = timedelta(days=services.settings.history_days)
     removed = services.alarm_store.prune(cleared_before=now - history, rejected_kept=REJECTED_KEPT)
-    return {"raised": raised, "cleared": cleared, "removed": removed}
+    return {"raised": raised, "cleared": cleared, "removed": removed, "added": added}

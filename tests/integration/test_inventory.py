@@ -14,7 +14,15 @@ from dcsync.adapters.postgres.tables import alarm, endpoint_status, metadata, su
 from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable, DuplicateSubcloud, SchemaOutOfDate
 from dcsync.model.states.initial_sync import InitialSyncEvent
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, NewSubcloud, Step, SyncStatus
+from dcsync.model.subcloud import (
+    DEFAULT_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    EndpointType,
+    ManagementState,
+    NewSubcloud,
+    Step,
+    SyncStatus,
+)
 from tests.builders import NOON
 from tests.processes import wait_until
 
@@ -75,6 +83,14 @@ def active_alarms(engine: Engine) -> set[EndpointType | None]:
         return set(connection.scalars(select(alarm.c.endpoint_type).where(alarm.c.cleared_at.is_(None))))
 
 
+def test_a_subcloud_is_added_with_the_configured_endpoint_types(engine: Engine) -> None:
+    configured = SqlInventory(engine, endpoint_types=(*DEFAULT_ENDPOINT_TYPES, EndpointType.FIRMWARE))
+    add(configured, "a")
+    (added,) = configured.all()
+    assert added.sync_status == dict.fromkeys((*DEFAULT_ENDPOINT_TYPES, EndpointType.FIRMWARE), SyncStatus.UNKNOWN)
+    assert counted(engine)["subcloud_sync"] == 2
+
+
 def test_history_tells_attempts_and_their_steps_in_order(engine: Engine, inventory: SqlInventory) -> None:
     add(inventory, "a")
     put(engine, availability_status=AvailabilityStatus.ONLINE)
@@ -96,7 +112,7 @@ def test_history_tells_attempts_and_their_steps_in_order(engine: Engine, invento
 def test_deleting_leaves_nothing_behind_but_cleared_alarms(engine: Engine, inventory: SqlInventory) -> None:
     add(inventory, "a")
     before = counted(engine)
-    assert before["endpoint_status"] == 7
+    assert before["endpoint_status"] == 2
     assert before["subcloud_sync"] == 2
     put(engine, availability_status=AvailabilityStatus.ONLINE)
     inventory.set_management(["a"], ManagementState.MANAGED, now=NOON, by="eve")

@@ -174,6 +174,46 @@ def test_two_upgrades_at_once_are_harmless(empty_database_url: str) -> None:
     assert current_revision(empty_database_url) == head_revision()
 
 
+def test_rows_nobody_needs_are_removed_and_those_with_something_to_show_are_kept(
+    alembic_runner: MigrationContextRunner, alembic_engine: Engine
+) -> None:
+    """As the release before left them. The second subcloud was unmanaged once, which marks every row but dc-cert's."""
+    alembic_runner.migrate_up_to("0005")
+    with alembic_engine.begin() as rows:
+        rows.execute(text(BEFORE_ENDPOINT_TYPES))
+    alembic_runner.migrate_up_to("0007")
+    with alembic_engine.connect() as rows:
+        kept = rows.execute(text("SELECT subcloud_id, endpoint_type FROM endpoint_status"))
+        assert sorted(tuple(row) for row in kept) == [
+            (1, "dc-cert"), (1, "firmware"), (1, "identity"), (1, "kubernetes"), (1, "platform"),
+            (2, "identity"), (2, "platform"),
+        ]  # fmt: skip
+        for table, types in (("audit_request", ["identity"]), ("subcloud_sync", ["identity", "platform"])):
+            found = rows.scalars(text(f"SELECT DISTINCT endpoint_type FROM {table} ORDER BY 1"))
+            assert (table, list(found)) == (table, types)
+    alembic_runner.migrate_down_to("0006")
+    with alembic_engine.connect() as rows:
+        assert rows.scalar(text("SELECT count(*) FROM endpoint_status")) == 2 * 7
+
+
+BEFORE_ENDPOINT_TYPES = """
+INSERT INTO subcloud (name, region_name, management_ip) VALUES ('a', 'a', '10.0.0.1'), ('b', 'b', '10.0.0.2');
+INSERT INTO endpoint_status (subcloud_id, endpoint_type) SELECT id, type FROM subcloud, unnest(ARRAY[
+    'platform', 'identity', 'dc-cert', 'firmware', 'kubernetes', 'kube-rootca', 'software']) AS type;
+UPDATE endpoint_status SET sync_status = 'in-sync', observed_at = now(), changed_at = now()
+    WHERE subcloud_id = 1 AND endpoint_type = 'dc-cert';
+UPDATE endpoint_status SET observed_at = now(), changed_at = now()
+    WHERE subcloud_id = 1 AND endpoint_type = 'firmware';
+UPDATE endpoint_status SET observed_at = now() WHERE subcloud_id = 2 AND endpoint_type <> 'dc-cert';
+INSERT INTO report_memory VALUES (1, '{"endpoints": {"kubernetes": ["in-sync", true, "2026-01-31T12:00:00Z", 0]}}');
+INSERT INTO subcloud_sync (subcloud_id, endpoint_type) SELECT id, type FROM subcloud, unnest(ARRAY[
+    'platform', 'identity', 'identity_openstack']) AS type;
+INSERT INTO audit_request (subcloud_id, endpoint_type, requested_at, cause) SELECT 1, type, now(), '' FROM unnest(ARRAY[
+    'identity', 'dc-cert', 'firmware']) AS type;
+INSERT INTO audit_request (endpoint_type, requested_at, cause) VALUES ('software', now(), '');
+"""
+
+
 def test_no_server_is_database_unreachable() -> None:
     url = "postgresql://someone:verysecret@127.0.0.1:1/dcsync"
     with pytest.raises(DatabaseUnreachable) as caught:

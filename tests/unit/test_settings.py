@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from dcsync.model.errors import MisconfiguredError
+from dcsync.model.subcloud import EndpointType
 from dcsync.settings import SECRETS, load
+
+PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 
 
 def problems(**environ: str) -> list[str]:
@@ -73,6 +76,27 @@ def test_a_secret_whose_file_is_empty_is_a_problem_and_not_an_empty_secret(tmp_p
     empty = tmp_path / "redis_url"
     empty.write_text("\n")
     assert problems(redis_url_file=str(empty)) == [f"DCSYNC_REDIS_URL_FILE: {empty} is empty"]
+
+
+def test_endpoint_types_are_platform_and_identity_and_what_is_added() -> None:
+    assert load({}).endpoint_types == (PLATFORM, IDENTITY)
+    loaded = load({"DCSYNC_ENDPOINT_TYPES": " firmware,identity, platform,firmware"})
+    assert loaded.endpoint_types == (PLATFORM, IDENTITY, EndpointType.FIRMWARE)
+    assert loaded.shown()["DCSYNC_ENDPOINT_TYPES"] == "platform,identity,firmware"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("platform,identity,cert,Firmware", "unknown endpoint type Firmware, cert, allowed are platform, identity, "),
+        ("firmware", "platform and identity must be among them, allowed are platform, identity, dc-cert, "),
+        ("identity", "platform must be among them, "),
+        (",", "platform and identity must be among them, "),
+    ],
+)
+def test_endpoint_types_that_cannot_be_meant_are_refused(given: str, told: str) -> None:
+    (problem,) = problems(endpoint_types=given)
+    assert problem.replace("DCSYNC_ENDPOINT_TYPES: ", "").startswith(told)
 
 
 def test_an_empty_value_counts_as_not_set() -> None:

@@ -53,17 +53,28 @@ from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubclo
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.pair import Pair, PairChange, pair_change
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
-from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, ManagementState, NewSubcloud, Subcloud
+from dcsync.model.subcloud import (
+    DEFAULT_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    EndpointType,
+    ManagementState,
+    NewSubcloud,
+    Subcloud,
+)
 
 NAMED_AT_MOST = 50
 """How many subclouds an error names; it counts the others."""
 
 
 class SqlInventory:
-    """`ports.Inventory` on PostgreSQL; each call is one transaction of the engine it is given."""
+    """`ports.Inventory` on PostgreSQL; each call is one transaction of the engine it is given.
 
-    def __init__(self, engine: Engine) -> None:
+    A subcloud that is added gets a status row for each of `endpoint_types`.
+    """
+
+    def __init__(self, engine: Engine, *, endpoint_types: Collection[EndpointType] = DEFAULT_ENDPOINT_TYPES) -> None:
         self._engine = engine
+        self._endpoint_types = endpoint_types
 
     @database_errors()
     def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
@@ -72,7 +83,7 @@ class SqlInventory:
             ids = _insert_subclouds(connection, subclouds, now=now)
             if len(ids) < len(subclouds):
                 raise DuplicateSubcloud(_taken(connection, subclouds, added=ids))
-            _insert_endpoints(connection, ids)
+            _insert_endpoints(connection, ids, self._endpoint_types)
 
     @database_errors()
     def find(self, names: Sequence[str]) -> list[Subcloud]:
@@ -121,7 +132,10 @@ class SqlInventory:
                 _refuse_offline([row for row in rows if row.pair.management_state is not state])
             changes = {row.id: pair_change(old=row.pair, new=Pair(state, row.pair.availability_status)) for row in rows}
             changed = [id_ for id_, change in changes.items() if change is not None]
-            connection.execute(update(subcloud).where(_with_id(changed)).values(management_state=state, updated_at=now))
+            columns = {"management_state": state, "updated_at": now}
+            if state is ManagementState.UNMANAGED:
+                columns["unmanaged_at"] = now
+            connection.execute(update(subcloud).where(_with_id(changed)).values(columns))
             for change, ids in _by_change(changes).items():
                 apply_event(
                     connection,
@@ -258,12 +272,12 @@ def _taken(connection: Connection, subclouds: Sequence[NewSubcloud], *, added: C
     return f"already there: {_few(found)}; nothing was stored"
 
 
-def _insert_endpoints(connection: Connection, ids: Collection[int]) -> None:
-    """A status row for each default endpoint type, and an audit row for each that dcsync audits itself."""
+def _insert_endpoints(connection: Connection, ids: Collection[int], endpoint_types: Collection[EndpointType]) -> None:
+    """A status row for each endpoint type, and an audit row for each that dcsync audits itself."""
     if not ids:
         return
     new = func.unnest(_ids(ids)).table_valued("id").render_derived(name="new")
-    for table, types in ((endpoint_status, DEFAULT_ENDPOINT_TYPES), (subcloud_sync, audited_types())):
+    for table, types in ((endpoint_status, endpoint_types), (subcloud_sync, audited_types())):
         listed = values(column("endpoint_type", Text), name="types").data([(str(type_),) for type_ in types])
         connection.execute(
             insert(table).from_select(

@@ -59,6 +59,39 @@ class SqlStateStore:
             )
             return [region_name for (region_name,) in cursor.fetchall()]
 
+    @database_errors()
+    def add_missing_endpoints(self, endpoint_types: Collection[EndpointType]) -> int:
+        types = {
+            "wanted": [type_.value for type_ in endpoint_types],
+            "audited": [type_.value for type_ in audited_types()],
+            "kept": EndpointType.DC_CERT.value,
+        }
+        with self._engine.begin() as connection, _cursor(connection) as cursor:
+            cursor.execute(_ADD_MISSING, types)
+            ((added,),) = cursor.fetchall()
+            return int(added)
+
+
+# As a row has it that was there when the subcloud was unmanaged: see `transitions.forget_endpoints`.
+_ADD_MISSING = """
+WITH added AS (
+    INSERT INTO endpoint_status (subcloud_id, endpoint_type, observed_at)
+    SELECT s.id, wanted.type, CASE WHEN wanted.type <> %(kept)s THEN s.unmanaged_at END
+    FROM subcloud AS s CROSS JOIN unnest(%(wanted)s::text[]) AS wanted (type)
+    WHERE NOT EXISTS (SELECT FROM endpoint_status WHERE subcloud_id = s.id AND endpoint_type = wanted.type)
+      AND NOT EXISTS (SELECT FROM report_memory WHERE subcloud_id = s.id
+                      AND memory #>> ARRAY['types', wanted.type, '0'] = 'false')
+    ORDER BY s.id, wanted.type
+    ON CONFLICT DO NOTHING
+    RETURNING subcloud_id, endpoint_type
+), audited AS (
+    INSERT INTO subcloud_sync (subcloud_id, endpoint_type)
+    SELECT subcloud_id, endpoint_type FROM added WHERE endpoint_type = ANY(%(audited)s)
+    ON CONFLICT DO NOTHING
+)
+SELECT count(*) FROM added
+"""
+
 
 @contextmanager
 def _refusals() -> Iterator[None]:
@@ -124,7 +157,7 @@ class SqlStateTransaction:
 _LOCK = """
 SELECT id, name, region_name, management_state, initial_sync_state, availability_status,
        online_observed_at, online_sequence, offline_observed_at, offline_sequence,
-       audit_fail_count, fail_count_observed_at, fail_count_sequence, first_identity_sync_complete
+       audit_fail_count, fail_count_observed_at, fail_count_sequence, unmanaged_at
 FROM subcloud WHERE region_name = ANY(%s) ORDER BY id FOR NO KEY UPDATE
 """
 _MEMORIES = "SELECT subcloud_id, memory FROM report_memory WHERE subcloud_id = ANY(%s)"
@@ -148,7 +181,7 @@ def _state_row(
         offline_mark=_mark(row[8], row[9]),
         fail_count=row[10],
         fail_mark=_mark(row[11], row[12]),
-        first_identity_sync_complete=row[13],
+        unmanaged_at=row[13],
         endpoints=endpoints,
         memory=memory,
     )
@@ -170,7 +203,6 @@ def _write_columns(cursor: Any, columns: Sequence[ObservedColumns], *, now: date
             *_stored(each.offline_mark),
             each.fail_count,
             *_stored(each.fail_mark),
-            each.first_identity_sync_complete,
             now,
         )
         for each in sorted(columns, key=lambda each: each.subcloud_id)
@@ -183,15 +215,13 @@ def _write_columns(cursor: Any, columns: Sequence[ObservedColumns], *, now: date
             online_observed_at = v.online_at, online_sequence = v.online_sequence,
             offline_observed_at = v.offline_at, offline_sequence = v.offline_sequence,
             audit_fail_count = v.fails,
-            fail_count_observed_at = v.fails_at, fail_count_sequence = v.fails_sequence,
-            first_identity_sync_complete = v.identity_complete, updated_at = v.now
+            fail_count_observed_at = v.fails_at, fail_count_sequence = v.fails_sequence, updated_at = v.now
         FROM (VALUES %s) AS v (id, status, online_at, online_sequence, offline_at, offline_sequence,
-                               fails, fails_at, fails_sequence, identity_complete, now)
+                               fails, fails_at, fails_sequence, now)
         WHERE s.id = v.id
         """,
         rows,
-        template="(%s::bigint, %s, %s::timestamptz, %s, %s::timestamptz, %s, %s, %s::timestamptz, %s, %s, "
-        "%s::timestamptz)",
+        template="(%s::bigint, %s, %s::timestamptz, %s, %s::timestamptz, %s, %s, %s::timestamptz, %s, %s::timestamptz)",
     )
 
 
@@ -217,8 +247,12 @@ def _write_endpoints(cursor: Any, changes: StateChanges, *, now: datetime) -> No
         "INSERT INTO endpoint_status (subcloud_id, endpoint_type, sync_status, alarmable, observed_at, sequence, "
         "changed_at)",
         _endpoint_rows(changes.added_endpoints, now=now),
+        # A row that was added since it was looked for, by `add_missing_endpoints`, holds no report.
+        conflict="ON CONFLICT (subcloud_id, endpoint_type) DO UPDATE SET sync_status = excluded.sync_status,"
+        " alarmable = excluded.alarmable, observed_at = excluded.observed_at, sequence = excluded.sequence,"
+        " changed_at = excluded.changed_at",
     )
-    audited = [(id_, type_.value) for id_, type_, _ in changes.added_endpoints if type_ in _AUDITED]
+    audited = [(id_, type_.value) for id_, type_, _ in changes.added_endpoints if type_ in audited_types()]
     _insert(cursor, "INSERT INTO subcloud_sync (subcloud_id, endpoint_type)", audited)
     removed = sorted((id_, type_.value) for id_, type_ in changes.removed_endpoints)
     for table in ("endpoint_status", "subcloud_sync"):
@@ -229,10 +263,6 @@ def _write_endpoints(cursor: Any, changes: StateChanges, *, now: datetime) -> No
             removed,
             template="(%s::bigint, %s)",
         )
-
-
-_AUDITED = {*audited_types(), EndpointType.IDENTITY_OPENSTACK}
-"""Endpoint types with a row of their own for dcsync's audits."""
 
 
 def _endpoint_rows(

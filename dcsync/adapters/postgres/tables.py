@@ -132,7 +132,8 @@ subcloud = Table(
     Column("audit_fail_count", Integer, nullable=False, server_default="0"),
     _moment("fail_count_observed_at"),
     Column("fail_count_sequence", BigInteger, nullable=False, server_default="0"),
-    Column("first_identity_sync_complete", Boolean, nullable=False, server_default=false()),
+    # What was observed of its endpoints before counts for nothing; those of dc-cert are kept all the same.
+    _moment("unmanaged_at"),
     # The run that owns the row while it is in progress.
     Column("run_id", Text),
     _moment("claimed_at"),

@@ -9,23 +9,29 @@ from sqlalchemy import Engine, select, text, update
 
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.states import SqlStateStore
-from dcsync.adapters.postgres.tables import alarm, audit_request, rejected_report, subcloud, sync_request
+from dcsync.adapters.postgres.tables import alarm, audit_request, rejected_report, subcloud, subcloud_sync, sync_request
 from dcsync.model.reports import Report, report_payload
 from dcsync.model.subcloud import EndpointType, ManagementState, Subcloud, SyncStatus, new_subcloud
 from dcsync.state.service import StateService, Tally
 from tests.builders import NOON
 from tests.fake_states import FakeSweeps
-from tests.reports import at
+from tests.reports import SEVEN_TYPES, at
 
 
 class Rows:
-    """Subclouds in PostgreSQL, reports about them, and what became of both."""
+    """Subclouds with seven endpoint types in PostgreSQL, reports about them, and what became of both."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.inventory = SqlInventory(engine)
+        self.inventory = SqlInventory(engine, endpoint_types=SEVEN_TYPES)
         self.sweeps = FakeSweeps()
-        self.service = StateService(store=SqlStateStore(engine), messenger=self.sweeps, now=lambda: at(0))
+        self.service = StateService(
+            store=SqlStateStore(engine),
+            messenger=self.sweeps,
+            now=lambda: at(0),
+            endpoint_types=SEVEN_TYPES,
+            follow_ups=frozenset(EndpointType),
+        )
 
     def add(self, count: int = 1, *, managed: bool = True) -> list[str]:
         """Region names: subcloud1, subcloud2, ... (the names are `name-of-` them)."""
@@ -72,6 +78,11 @@ class Rows:
         with self.engine.connect() as connection:
             wanted = select(audit_request.c.subcloud_id, audit_request.c.endpoint_type)
             return {(row.subcloud_id, str(row.endpoint_type)) for row in connection.execute(wanted)}
+
+    def audited(self) -> set[str]:
+        """The endpoint types with an audit row, of one subcloud."""
+        with self.engine.connect() as connection:
+            return {str(type_) for type_ in connection.scalars(select(subcloud_sync.c.endpoint_type))}
 
     def rejected(self) -> list[tuple[str | None, str]]:
         with self.engine.connect() as connection:

@@ -16,11 +16,11 @@ from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.adapters.postgres.tables import subcloud
 from dcsync.model.reports import Report, report_payload
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus
+from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.state.service import StateService
 from tests.fake_states import FakeSweeps
 from tests.integration.state.conftest import Rows
-from tests.reports import OUT_OF_SYNC, PLATFORM, at, endpoint, offline, online
+from tests.reports import OUT_OF_SYNC, PLATFORM, SEVEN_TYPES, at, endpoint, offline, online
 
 SUBCLOUDS = 5_000
 OBSERVERS = 8
@@ -64,7 +64,7 @@ def add_subclouds(rows: Rows) -> list[str]:
             text(
                 "INSERT INTO endpoint_status (subcloud_id, endpoint_type) SELECT id, t FROM subcloud, unnest(:types) t"
             ),
-            {"types": [str(type_) for type_ in DEFAULT_ENDPOINT_TYPES]},
+            {"types": [str(type_) for type_ in SEVEN_TYPES]},
         )
     rows.service.apply([report for region in regions for report in _before(region)])
     with rows.engine.begin() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import make_url, select, text
 
 from dcsync.adapters.postgres.database import make_engine
+from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.adapters.postgres.tables import endpoint_status, subcloud
 from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError
@@ -18,6 +20,7 @@ from dcsync.model.reports import AvailabilityReport, Report, report_from_payload
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, ManagementState
 from dcsync.state import memory, rules
+from dcsync.state.ports import EndpointRow, StateChanges
 from dcsync.state.service import StateService
 from tests.builders import NOON
 from tests.integration.state.conftest import Rows
@@ -31,6 +34,7 @@ from tests.reports import (
     ONLINE,
     OUT_OF_SYNC,
     PLATFORM,
+    SEVEN_TYPES,
     UNKNOWN,
     at,
     bulk,
@@ -196,8 +200,70 @@ def test_endpoint_types_come_and_go_with_their_rows(rows: Rows) -> None:
     rows.tell(online(1), types(2, openstack, present=True), endpoint(3, openstack, OUT_OF_SYNC))
     assert rows.status(openstack) is OUT_OF_SYNC
     rows.tell(types(4, openstack, present=False))
-    assert set(rows.subcloud().sync_status) == set(DEFAULT_ENDPOINT_TYPES)
+    assert set(rows.subcloud().sync_status) == set(SEVEN_TYPES)
     assert rows.active_alarms() == set()
+
+
+def test_an_audit_row_comes_and_goes_with_an_endpoint_type_that_dcsync_audits_only(rows: Rows) -> None:
+    rows.add()
+    removed = types(2, PLATFORM, EndpointType.IDENTITY_OPENSTACK, present=False)
+    rows.tell(online(1), endpoint(1, EndpointType.IDENTITY_OPENSTACK, IN_SYNC), removed)
+    assert rows.audited() == {"identity"}
+    rows.tell(types(3, PLATFORM, EndpointType.IDENTITY_OPENSTACK, present=True))
+    assert rows.audited() == {"identity", "platform"}
+
+
+def test_an_endpoint_appears_with_the_first_report_about_it(rows: Rows) -> None:
+    rows.inventory = SqlInventory(rows.engine)
+    rows.add()
+    assert set(rows.subcloud().sync_status) == set(DEFAULT_ENDPOINT_TYPES)
+    rows.tell(online(1), endpoint(2, FIRMWARE, OUT_OF_SYNC))
+    assert rows.subcloud().sync_status == {PLATFORM: UNKNOWN, IDENTITY: UNKNOWN, FIRMWARE: OUT_OF_SYNC}
+    assert rows.active_alarms() == {("280.002", "subcloud=name-of-subcloud1.resource=firmware")}
+
+
+def test_an_endpoint_that_appears_shows_nothing_from_before_unmanage(rows: Rows) -> None:
+    rows.inventory = SqlInventory(rows.engine)
+    rows.add()
+    rows.tell(online(-9))
+    rows.inventory.set_management(None, ManagementState.UNMANAGED, now=at(-5), by="test")
+    rows.inventory.set_management(None, ManagementState.MANAGED, now=at(-4), by="test")
+    rows.tell(endpoint(-6, FIRMWARE, OUT_OF_SYNC), endpoint(-6, DC_CERT, IN_SYNC))
+    assert (rows.status(FIRMWARE), rows.status(DC_CERT), rows.active_alarms()) == (UNKNOWN, IN_SYNC, set())
+    rows.tell(endpoint(-3, FIRMWARE, IN_SYNC))
+    assert rows.status(FIRMWARE) is IN_SYNC
+
+
+def test_subclouds_get_the_endpoint_types_that_are_configured_later(rows: Rows) -> None:
+    """Not where a report says that there is none, and nothing from before the subcloud was unmanaged."""
+    rows.inventory = SqlInventory(rows.engine)
+    rows.add(3)
+    rows.tell(*(online(-9, region) for region in ("subcloud1", "subcloud2", "subcloud3")))
+    rows.tell(endpoint(-8, FIRMWARE, IN_SYNC, "subcloud1"), types(-8, FIRMWARE, present=False, region_name="subcloud2"))
+    rows.inventory.set_management(["name-of-subcloud3"], ManagementState.UNMANAGED, now=at(-5), by="test")
+    rows.inventory.set_management(["name-of-subcloud3"], ManagementState.MANAGED, now=at(-4), by="test")
+    configured = dataclasses.replace(rows.service, endpoint_types=(*DEFAULT_ENDPOINT_TYPES, FIRMWARE))
+    assert (configured.add_missing_endpoints(), configured.add_missing_endpoints()) == (1, 0)
+    assert rows.status(FIRMWARE, "subcloud1") is IN_SYNC
+    assert FIRMWARE not in rows.subcloud("subcloud2").sync_status
+    rows.tell(endpoint(-6, FIRMWARE, OUT_OF_SYNC, "subcloud3"))
+    assert rows.status(FIRMWARE, "subcloud3") is UNKNOWN
+    rows.tell(endpoint(-3, FIRMWARE, OUT_OF_SYNC, "subcloud3"))
+    assert rows.status(FIRMWARE, "subcloud3") is OUT_OF_SYNC
+
+
+def test_a_first_report_is_not_lost_to_an_endpoint_type_that_is_configured_meanwhile(rows: Rows) -> None:
+    """The row is added after the state worker has found that there is none."""
+    rows.inventory = SqlInventory(rows.engine)
+    rows.add()
+    rows.tell(online(1))
+    store = SqlStateStore(rows.engine)
+    with store.transaction() as transaction:
+        (row,) = transaction.lock(["subcloud1"], endpoint_types=[FIRMWARE])
+        assert store.add_missing_endpoints([FIRMWARE]) == 1
+        reported = EndpointRow(OUT_OF_SYNC, True, mark(2))
+        transaction.write(StateChanges(added_endpoints=[(row.subcloud_id, FIRMWARE, reported)]), now=at(2))
+    assert rows.status(FIRMWARE) is OUT_OF_SYNC
 
 
 def test_a_report_the_database_refuses_is_put_aside_and_the_others_are_kept(rows: Rows) -> None:
@@ -356,7 +422,7 @@ def test_the_alarms_that_sql_expects_are_those_the_rules_expect(rows: Rows) -> N
             for alarm in rules.expected_alarms(memory.facts_of(row))
         }
     assert rows.active_alarms() == expected
-    assert len(expected) == len(DEFAULT_ENDPOINT_TYPES) + 1
+    assert len(expected) == len(SEVEN_TYPES) + 1
 
 
 def test_a_database_that_is_away_is_said_to_be() -> None:

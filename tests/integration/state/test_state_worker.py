@@ -11,13 +11,15 @@ from sqlalchemy import text
 
 from dcsync.adapters.broker import reporter
 from dcsync.adapters.broker.reporter import CeleryReports, Observer
+from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.messages import Queue, TaskName
 from dcsync.model.reports import Report
 from dcsync.settings import load
 from dcsync.tasks.app import make_app
 from tests.integration.state.conftest import Rows
 from tests.processes import Processes, Running, wait_until
-from tests.reports import IN_SYNC, ONLINE, PLATFORM
+from tests.reports import FIRMWARE, IN_SYNC, ONLINE, PLATFORM, UNKNOWN
 
 StartWorker = Callable[[], Running]
 
@@ -44,6 +46,25 @@ def test_reports_become_rows(rows: Rows, app: Celery, start_worker: StartWorker)
     wait_until(lambda: rows.status(PLATFORM, "subcloud2") is IN_SYNC, seconds=180, what="the report is written down")
     assert rows.subcloud("subcloud1").availability_status is ONLINE
     assert [region for region, _ in rows.rejected()] == ["nowhere", "nowhere"]
+
+
+def test_workers_give_subclouds_of_before_the_endpoint_types_that_are_configured(
+    rows: Rows, app: Celery, processes: Processes, server_urls: dict[str, str]
+) -> None:
+    rows.inventory = SqlInventory(rows.engine)
+    rows.add(2)
+    configured = {
+        "DCSYNC_ENDPOINT_TYPES": "platform,identity,firmware",
+        "DCSYNC_CENTRAL_AUTH_URL": "http://127.0.0.1:1/v3",
+        "DCSYNC_PASSWORD": "secret",
+    }
+    processes.celery("worker", "-Q", "control", "-P", "threads", environ=server_urls | configured, ready="ready.")
+    app.send_task(TaskName.RECONCILE_ALARMS.value, queue=Queue.CONTROL.value)
+    wait_until(
+        lambda: rows.subcloud("subcloud2").sync_status.get(FIRMWARE) is UNKNOWN,
+        seconds=180,
+        what="a subcloud of before has a status for firmware",
+    )
 
 
 def test_where_no_state_worker_runs_the_queue_ends_somewhere(

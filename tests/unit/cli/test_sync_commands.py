@@ -294,11 +294,11 @@ def test_an_in_sync_that_is_not_believed_is_explained(dcsync: Shell) -> None:
     assert "is a state worker running" not in told.err
 
 
-def test_an_endpoint_the_subcloud_does_not_have_is_not_reported(dcsync: Shell) -> None:
-    with_subclouds(dcsync, a_subcloud("a", sync_status=FIRMWARE_UNKNOWN))
-    told = dcsync("state", "endpoint", "a", "identity_openstack", "in-sync")
-    assert (told.code, told.err) == (1, "dcsync: a has no endpoint identity_openstack\n")
-    assert (dcsync.operator.reports, dcsync.operator.slept) == ([], 0)
+def test_an_endpoint_the_subcloud_has_no_status_for_yet_is_reported_too(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a", sync_status={}))
+    apply(dcsync)
+    assert dcsync("state", "endpoint", "a", "firmware", "out-of-sync").code == 0
+    assert dcsync.inventory.all()[0].sync_status == {EndpointType.FIRMWARE: SyncStatus.OUT_OF_SYNC}
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Report
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
+from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state import memory, rules
+from dcsync.state.ports import EndpointRow
 from dcsync.state.service import StateService
 from tests.fake_states import FakeStateStore, FakeSweeps
 from tests.reports import (
     DC_CERT,
+    FIRMWARE,
     IDENTITY,
     IN_SYNC,
     MANAGED,
@@ -29,6 +31,7 @@ from tests.reports import (
     ONLINE,
     OUT_OF_SYNC,
     PLATFORM,
+    SEVEN_TYPES,
     UNKNOWN,
     UNMANAGED,
     a_state_row,
@@ -44,14 +47,18 @@ from tests.reports import (
 class Model:
     """The reports in the order of their observation, played through the acceptance table."""
 
-    def __init__(self, management_state: ManagementState, reports: Iterable[Report]) -> None:
+    def __init__(
+        self,
+        management_state: ManagementState,
+        reports: Iterable[Report],
+        *,
+        types: Iterable[EndpointType] = SEVEN_TYPES,
+    ) -> None:
         self.management_state = management_state
         self.availability: AvailabilityStatus = OFFLINE
         self.has_been_online = False
         self.fail_count = 0
-        self.statuses: dict[EndpointType, tuple[SyncStatus, bool]] = dict.fromkeys(
-            a_state_row().endpoints, (UNKNOWN, True)
-        )
+        self.statuses: dict[EndpointType, tuple[SyncStatus, bool]] = dict.fromkeys(types, (UNKNOWN, True))
         for report in sorted(reports, key=lambda report: report.mark):
             self._play(report)
 
@@ -67,6 +74,8 @@ class Model:
             if report.availability_status is OFFLINE:
                 self.statuses = dict.fromkeys(self.statuses, (UNKNOWN, True))
         elif isinstance(report, EndpointReport):
+            if report.endpoint_type and self._may_have(report):
+                self.statuses.setdefault(report.endpoint_type, (UNKNOWN, True))
             if not self._accepts(report):
                 return
             chosen = [report.endpoint_type] if report.endpoint_type else set(self.statuses) - report.ignored
@@ -78,6 +87,11 @@ class Model:
                 self._play(part)
             for part in report.endpoints:
                 self._play(part)
+
+    def _may_have(self, report: EndpointReport) -> bool:
+        """Whether the first report of an endpoint makes it appear."""
+        is_managed = self.management_state is MANAGED or report.endpoint_type is DC_CERT
+        return is_managed or report.sync_status is UNKNOWN
 
     def _accepts(self, report: EndpointReport) -> bool:
         match (report.sync_status, self.availability, self.management_state, report.endpoint_type):
@@ -126,20 +140,27 @@ STATUSES = st.sampled_from([UNKNOWN, IN_SYNC, OUT_OF_SYNC])
 
 def reports_at(second: float) -> st.SearchStrategy[Report]:
     """Some report about the subcloud, observed then."""
-    more = st.fixed_dictionaries({"alarmable": st.booleans()})
     return st.one_of(
-        st.builds(online, st.just(second), fail_count=st.none() | st.integers(0, 3)),
-        st.builds(offline, st.just(second), fail_count=st.none() | st.integers(0, 3)),
-        st.builds(fails, st.just(second), st.integers(0, 3)),
-        st.builds(lambda type_, status, more: endpoint(second, type_, status, **more), ENDPOINTS, STATUSES, more),
+        reports_by_name_at(second, ENDPOINTS),
         st.builds(
             lambda status, ignored: endpoint(second, None, status, ignored=ignored),
             STATUSES,
             st.frozensets(ENDPOINTS),
         ),
+    )
+
+
+def reports_by_name_at(second: float, endpoints: st.SearchStrategy[EndpointType]) -> st.SearchStrategy[Report]:
+    """One that names each endpoint it is about."""
+    more = st.fixed_dictionaries({"alarmable": st.booleans()})
+    return st.one_of(
+        st.builds(online, st.just(second), fail_count=st.none() | st.integers(0, 3)),
+        st.builds(offline, st.just(second), fail_count=st.none() | st.integers(0, 3)),
+        st.builds(fails, st.just(second), st.integers(0, 3)),
+        st.builds(lambda type_, status, more: endpoint(second, type_, status, **more), endpoints, STATUSES, more),
         st.builds(
             lambda statuses, availability: bulk(second, statuses, availability_status=availability),
-            st.dictionaries(ENDPOINTS, STATUSES, min_size=1),
+            st.dictionaries(endpoints, STATUSES, min_size=1),
             st.sampled_from([None, ONLINE, OFFLINE]),
         ),
     )
@@ -156,6 +177,27 @@ def test_every_permutation_of_five_reports_ends_in_the_same_row(
     model = Model(management_state, reports)
     for order in itertools.permutations(reports):
         assert_as_modelled(deliver(([each] for each in order), management_state=management_state), model)
+
+
+NOT_CONFIGURED = st.sampled_from([IDENTITY, DC_CERT, FIRMWARE])
+
+
+@given(
+    reports=st.tuples(*(reports_by_name_at(second, NOT_CONFIGURED) for second in range(1, 5))),
+    management_state=st.sampled_from([MANAGED, UNMANAGED]),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_endpoints_that_appear_with_their_first_report_are_the_same_in_every_order(
+    reports: tuple[Report, ...], management_state: ManagementState
+) -> None:
+    """Those that name their endpoints: one on all endpoints concerns those that are there when it arrives."""
+    row = {
+        "management_state": management_state,
+        "endpoints": {type_: EndpointRow(UNKNOWN, True, None) for type_ in DEFAULT_ENDPOINT_TYPES},
+    }
+    model = Model(management_state, reports, types=DEFAULT_ENDPOINT_TYPES)
+    for order in itertools.permutations(reports):
+        assert_as_modelled(deliver(([each] for each in order), **row), model)
 
 
 @given(

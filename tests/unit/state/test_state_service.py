@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from dcsync.audit.endpoints import audited_types
 from dcsync.model.reports import AvailabilityReport, report_payload
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, SyncStatus
-from dcsync.state.ports import StateChanges
+from dcsync.state.ports import EndpointRow, StateChanges
 from dcsync.state.service import StateService
 from tests.fake_states import FakeStateStore, FakeSweeps
 from tests.reports import (
@@ -22,6 +23,7 @@ from tests.reports import (
     ONLINE,
     OUT_OF_SYNC,
     PLATFORM,
+    SEVEN_TYPES,
     SOFTWARE,
     UNKNOWN,
     UNMANAGED,
@@ -37,16 +39,21 @@ from tests.reports import (
 )
 
 REMAINING = {EndpointType.FIRMWARE, EndpointType.KUBERNETES, EndpointType.KUBE_ROOTCA, EndpointType.SOFTWARE}
+DCSYNC_AUDITS = frozenset(audited_types())
 OFFLINE_ALARM, PLATFORM_ALARM = ("280.001", ""), ("280.002", "platform")
 
 
 class World:
     """One subcloud (or more), and the service that takes reports about it."""
 
-    def __init__(self, *rows: Any, broker_is_away: bool = False) -> None:
+    def __init__(self, *rows: Any, broker_is_away: bool = False, **service: Any) -> None:
+        """Somebody carries out every follow-up audit, unless `service` says otherwise."""
         self.store = FakeStateStore(*(rows or (a_state_row(),)))
         self.sweeps = FakeSweeps(broker_is_away=broker_is_away)
-        self.service = StateService(store=self.store, messenger=self.sweeps, now=lambda: at(0), batch_subclouds=3)
+        more: dict[str, Any] = {"follow_ups": frozenset(EndpointType)} | service
+        self.service = StateService(
+            store=self.store, messenger=self.sweeps, now=lambda: at(0), batch_subclouds=3, **more
+        )
 
     def tell(self, *reports: Any) -> dict[str, int]:
         """Each in a message of its own."""
@@ -97,7 +104,6 @@ def test_s1_identity_leaving_unknown_asks_for_the_remaining_audits_once(world: W
     assert world.store.status(IDENTITY) is IN_SYNC
     assert {type_ for _, type_ in world.store.audits} == REMAINING
     assert world.store.alarms() == set()
-    assert world.store.rows["subcloud1"].first_identity_sync_complete
 
 
 def test_s2_the_same_report_again_writes_nothing_and_asks_for_nothing(world: World) -> None:
@@ -127,8 +133,9 @@ def test_s4_a_report_that_is_not_alarmable_raises_no_alarm(world: World) -> None
     assert world.store.alarms() == {PLATFORM_ALARM}
 
 
-def test_s8_an_endpoint_the_subcloud_does_not_have_is_put_aside(world: World) -> None:
-    assert world.tell(endpoint(2, EndpointType.IDENTITY_OPENSTACK, IN_SYNC))["rejected"] == 1
+def test_s8_an_endpoint_that_was_removed_from_the_subcloud_is_put_aside(world: World) -> None:
+    world.tell(types(2, EndpointType.IDENTITY_OPENSTACK, present=False))
+    assert world.tell(endpoint(3, EndpointType.IDENTITY_OPENSTACK, IN_SYNC))["rejected"] == 1
     assert world.store.writes == 0
     assert "identity_openstack" in world.store.rejected[0].reason
 
@@ -177,7 +184,7 @@ def test_s13_a_fail_count_alone_changes_only_the_count(world: World) -> None:
 def test_s14_the_ignored_endpoint_is_untouched(world: World) -> None:
     world.tell(endpoint(2, None, IN_SYNC), endpoint(3, None, UNKNOWN, ignored=frozenset({DC_CERT})))
     assert world.store.status(DC_CERT) is IN_SYNC
-    assert {world.store.status(type_) for type_ in DEFAULT_ENDPOINT_TYPES if type_ is not DC_CERT} == {UNKNOWN}
+    assert {world.store.status(type_) for type_ in SEVEN_TYPES if type_ is not DC_CERT} == {UNKNOWN}
 
 
 def test_s15_a_status_of_all_subclouds_reaches_everyone_and_asks_for_one_audit() -> None:
@@ -197,6 +204,79 @@ def test_other_statuses_of_all_subclouds_ask_for_no_audit(endpoint_type: Any, st
     assert world.store.audits == []
 
 
+def test_follow_ups_that_nobody_carries_out_are_not_stored() -> None:
+    """dcsync alone audits platform and identity, and neither is a follow-up."""
+    world = World(follow_ups=DCSYNC_AUDITS)
+    world.tell(online(1), endpoint(2, IDENTITY, IN_SYNC), endpoint(3, FIRMWARE, UNKNOWN, region_name=None))
+    assert world.store.audits == []
+
+
+def test_follow_ups_of_a_consumer_are_stored_and_no_others() -> None:
+    world = World(follow_ups=DCSYNC_AUDITS | {FIRMWARE})
+    world.tell(online(1), endpoint(2, IDENTITY, IN_SYNC), endpoint(3, SOFTWARE, UNKNOWN, region_name=None))
+    assert world.store.audits == [(1, FIRMWARE)]
+    world.tell(endpoint(4, FIRMWARE, UNKNOWN, region_name=None))
+    assert world.store.audits == [(1, FIRMWARE), (None, FIRMWARE)]
+
+
+# --- endpoint types that are not configured ------------------------------------------------------------------------
+
+
+def two_types(**changes: Any) -> World:
+    """Its one subcloud has platform and identity only, as where nothing else is configured."""
+    shown = {type_: EndpointRow(UNKNOWN, True, None) for type_ in DEFAULT_ENDPOINT_TYPES}
+    return World(a_state_row(endpoints=shown, **changes))
+
+
+def endpoints_of(world: World) -> set[EndpointType]:
+    return set(world.store.rows["subcloud1"].endpoints)
+
+
+def test_an_endpoint_appears_with_the_first_report_about_it() -> None:
+    world = two_types()
+    assert world.tell(online(1), endpoint(2, FIRMWARE, OUT_OF_SYNC)) == {"applied": 1, "rejected": 0, "requested": 0}
+    assert (world.store.status(FIRMWARE), world.store.alarms()) == (OUT_OF_SYNC, {("280.002", "firmware")})
+    world.tell(bulk(3, {FIRMWARE: IN_SYNC, SOFTWARE: IN_SYNC}))
+    assert (world.store.status(FIRMWARE), world.store.status(SOFTWARE), world.store.alarms()) == (
+        IN_SYNC,
+        IN_SYNC,
+        set(),
+    )
+
+
+def test_an_endpoint_that_may_not_be_shown_yet_appears_as_unknown() -> None:
+    world = two_types()
+    world.tell(endpoint(2, FIRMWARE, IN_SYNC))
+    assert world.store.status(FIRMWARE) is UNKNOWN
+    world.tell(online(1))
+    assert world.store.status(FIRMWARE) is IN_SYNC
+
+
+def test_a_report_an_unmanaged_subcloud_may_not_show_adds_no_endpoint() -> None:
+    world = two_types(management_state=UNMANAGED)
+    world.tell(online(1), endpoint(2, FIRMWARE, IN_SYNC), endpoint(2, DC_CERT, IN_SYNC))
+    assert endpoints_of(world) == {*DEFAULT_ENDPOINT_TYPES, DC_CERT}
+
+
+def test_an_endpoint_that_appears_shows_nothing_from_before_the_subcloud_was_unmanaged() -> None:
+    world = two_types(unmanaged_at=at(3))
+    world.tell(online(1), endpoint(2, FIRMWARE, OUT_OF_SYNC), endpoint(2, DC_CERT, IN_SYNC))
+    assert (world.store.status(FIRMWARE), world.store.status(DC_CERT), world.store.alarms()) == (
+        UNKNOWN,
+        IN_SYNC,
+        set(),
+    )
+    world.tell(endpoint(4, FIRMWARE, IN_SYNC))
+    assert world.store.status(FIRMWARE) is IN_SYNC
+
+
+def test_a_report_on_all_endpoints_concerns_those_the_subcloud_has() -> None:
+    world = two_types()
+    world.tell(online(1), endpoint(2, None, IN_SYNC, ignored=frozenset({IDENTITY})))
+    assert endpoints_of(world) == set(DEFAULT_ENDPOINT_TYPES)
+    assert (world.store.status(PLATFORM), world.store.status(IDENTITY)) == (IN_SYNC, UNKNOWN)
+
+
 # --- alarms --------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +289,7 @@ def test_a_subcloud_that_was_never_online_is_not_missed() -> None:
 def test_an_alarm_for_all_endpoints_names_each_endpoint(world: World) -> None:
     """Upstream names the argument, `resource=None` (R19)."""
     world.tell(endpoint(2, None, OUT_OF_SYNC))
-    assert world.store.alarms() == {("280.002", str(type_)) for type_ in DEFAULT_ENDPOINT_TYPES}
+    assert world.store.alarms() == {("280.002", str(type_)) for type_ in SEVEN_TYPES}
 
 
 def test_unknown_clears_the_alarm_in_the_bulk_form_too(world: World) -> None:
@@ -246,8 +326,9 @@ def test_bulk_judges_endpoints_by_the_availability_it_brings() -> None:
     assert (world.store.status(PLATFORM), world.store.status(FIRMWARE)) == (IN_SYNC, OUT_OF_SYNC)
 
 
-def test_bulk_with_an_endpoint_that_is_not_there_changes_nothing_at_all() -> None:
+def test_bulk_with_an_endpoint_that_was_removed_changes_nothing_at_all() -> None:
     world = World()
+    world.tell(types(0, EndpointType.IDENTITY_OPENSTACK, present=False))
     told = world.tell(bulk(1, {EndpointType.IDENTITY_OPENSTACK: IN_SYNC}, availability_status=ONLINE))
     assert (told["rejected"], world.store.writes) == (1, 0)
 
