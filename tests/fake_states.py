@@ -11,7 +11,7 @@ from datetime import datetime
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus
-from dcsync.state.ports import AlarmRow, RejectedReport, StateChanges, StateRow
+from dcsync.state.ports import AlarmRow, RejectedNotice, RejectedReport, StateChanges, StateRow
 
 
 class FakeStateStore:
@@ -104,6 +104,21 @@ class FakeStateStore:
 
     def state(self, region_name: str = "subcloud1") -> InitialSyncState:
         return self.rows[region_name].initial_sync_state
+
+
+class FakeRejectedReports:
+    """`ports.RejectedReports` in memory. Trusted because `contract/test_rejected_reports_contract.py` runs on it."""
+
+    def __init__(self) -> None:
+        self._rejected: list[RejectedNotice] = []
+
+    def reject(self, report: RejectedReport, *, now: datetime) -> None:
+        self._rejected.append(
+            RejectedNotice(received_at=now, region_name=report.region_name, reason=report.reason, report=report.report)
+        )
+
+    def newest(self, *, limit: int) -> list[RejectedNotice]:
+        return self._rejected[::-1][:limit]
 
 
 class FakeSweeps:

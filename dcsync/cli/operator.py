@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dcsync.model.reports import Report
     from dcsync.rotation.ports import KeyRotationStore
     from dcsync.settings import Settings
-    from dcsync.state.ports import AlarmStore
+    from dcsync.state.ports import AlarmStore, RejectedReports
 
 
 ANSWER_SECONDS = 5
@@ -87,6 +87,13 @@ class Operator:
         from dcsync.adapters.postgres.alarms import SqlAlarmStore
 
         return SqlAlarmStore(self.engine)
+
+    @cached_property
+    def rejected_reports(self) -> RejectedReports:
+        """The rows of rejected reports."""
+        from dcsync.adapters.postgres.rejected import SqlRejectedReports
+
+        return SqlRejectedReports(self.engine)
 
     @cached_property
     def audit_store(self) -> AuditStore:

@@ -1,14 +1,18 @@
-"""`dcsync state`: report an observation, as an auditor would. It travels through the `state` queue like any other."""
+"""`dcsync state`: report an observation, as an auditor would, and list the reports that were rejected.
+
+What is reported travels through the `state` queue like any other report.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import click
 
 from dcsync.cli import waiting
-from dcsync.cli.operator import Operator, pass_operator
-from dcsync.cli.output import many, note, say
+from dcsync.cli.operator import Operator, output_option, pass_operator
+from dcsync.cli.output import ago, json_text, many, note, say, say_table
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Mark
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
@@ -17,6 +21,11 @@ TAKEN_WITHIN_SECONDS = 10.0
 """How long a command waits for a state worker to write down what was reported; of a fleet longer."""
 SUBCLOUDS_A_SECOND = 500
 """One state worker on a busy machine writes down four times as many."""
+
+REJECTED_AT_MOST = 10_000
+"""So many are kept."""
+CUT_AFTER = 100
+"""Characters of a rejected report in the table."""
 
 _wait_option = click.option(
     "--wait/--no-wait",
@@ -27,9 +36,9 @@ _wait_option = click.option(
 )
 
 
-@click.group(short_help="Report an observation.")
+@click.group(short_help="Report an observation; list rejected reports.")
 def state() -> None:
-    """Report what was observed of a subcloud, as an auditor would."""
+    """Report what was observed of a subcloud, as an auditor would, and list the reports that were rejected."""
 
 
 @state.command("availability")
@@ -104,13 +113,50 @@ def endpoint(operator: Operator, name: str, endpoint_type: str, status: str, *, 
     )
 
 
+@state.command("rejected")
+@click.option(
+    "--limit", type=click.IntRange(1, REJECTED_AT_MOST), default=50, show_default=True, help="Show so many at most."
+)
+@output_option
+@pass_operator
+def rejected(operator: Operator, *, limit: int, as_json: bool) -> None:
+    """The reports that could not be used, newest first, and why.
+
+    \b
+    Example:
+      dcsync state rejected --limit 10 -o json
+    """
+    reports = operator.rejected_reports.newest(limit=limit)
+    if as_json:
+        click.echo(json_text([asdict(each) for each in reports]))
+    elif not reports:
+        note("no report was rejected")
+    else:
+        now = operator.now()
+        say_table(
+            ["RECEIVED", "REGION", "REASON", "REPORT"],
+            [
+                [ago(each.received_at, now=now), each.region_name or "-", each.reason, _cut(each.report)]
+                for each in reports
+            ],
+        )
+
+
+def _cut(report: str) -> str:
+    """Its beginning; -o json prints all of it."""
+    return report if len(report) <= CUT_AFTER else f"{report[:CUT_AFTER]}..."
+
+
 def _until_written(
     operator: Operator, look: Callable[[], Sequence[Subcloud]], goal: waiting.Goal, *, subclouds: int = 1
 ) -> int:
     patience = TAKEN_WITHIN_SECONDS + subclouds // SUBCLOUDS_A_SECOND
     code = waiting.wait(operator, look, goal, timeout=patience, quietly=True)
     if code and not all(goal.why(known, operator.now()) for known in look()):
-        note("reported, but not written down in time; is a state worker running (celery -A worker worker -Q state)?")
+        note(
+            "reported, but not written down in time; is a state worker running (celery -A worker worker -Q state), "
+            "and was the report rejected (dcsync state rejected)?"
+        )
     return code
 
 

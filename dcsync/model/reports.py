@@ -176,6 +176,33 @@ def report_from_payload(payload: object) -> Report:
     return report
 
 
+HIDDEN = "***"
+"""Stands for what nobody may read: it might be a secret that was sent by mistake."""
+
+
+def readable(payload: object) -> object:
+    """What may be stored and shown of a payload that is no report: the plain values of the fields a report has."""
+    if not isinstance(payload, dict):
+        return HIDDEN
+    return {str(name): _readable(value) if name in _FIELDS else HIDDEN for name, value in payload.items()}
+
+
+def _readable(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _plain(status) for name, status in value.items() if name in _ENDPOINT}
+    return [_plain(each) for each in value] if isinstance(value, list) else _plain(value)
+
+
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, str | int | float) else HIDDEN
+
+
+_FIELDS = frozenset({
+    "kind", "region_name", "observed_at", "sequence", "availability_status", "fail_count", "state_only",
+    "endpoint_type", "sync_status", "ignored", "alarmable", "endpoints", "endpoint_types", "present", "updates",
+})  # fmt: skip
+
+
 def _read_availability(fields: dict[str, object], region_name: str | None, mark: Mark) -> AvailabilityReport:
     status, count = fields.pop("availability_status", None), fields.pop("fail_count", None)
     state_only = _truth(fields.pop("state_only", False), "state_only")

@@ -72,7 +72,7 @@ class AlarmRow:
 
 @dataclass(frozen=True, slots=True)
 class RejectedReport:
-    """A report that was put aside: which region it named, why, and its text."""
+    """A report that was rejected: which region it named, why, and its text."""
 
     region_name: str | None
     reason: str
@@ -175,6 +175,23 @@ class AlarmStore(Protocol):
 
     def prune(self, *, cleared_before: datetime, rejected_kept: int) -> int:
         """Remove old history, and all but the newest rejected reports; how many rows went."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedNotice:
+    """A rejected report as an operator reads it. `report` is cut, plain ASCII, and shows a report's own fields only."""
+
+    received_at: datetime
+    region_name: str | None
+    reason: str
+    report: str
+
+
+class RejectedReports(Protocol):
+    """The newest of the reports that could not be used; that they are kept is `StateTransaction`'s."""
+
+    def newest(self, *, limit: int) -> list[RejectedNotice]:
+        """Newest first."""
 
 
 class AlarmSink(Protocol):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from dcsync.model.errors import BadReport, BrokerUnreachable
-from dcsync.model.reports import EndpointReport, Report, report_from_payload, report_payload
+from dcsync.model.reports import EndpointReport, Report, readable, report_from_payload, report_payload
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType
 from dcsync.state import memory, rules
@@ -257,11 +257,11 @@ def _refuse_unknown(reports: Sequence[Report], changes: StateChanges) -> None:
 
 
 def _rejected(payload: object, error: Exception) -> RejectedReport:
-    """Escaped to plain ASCII, so that it can be stored and shown whatever it holds."""
+    """Escaped to plain ASCII, and without what is no report's, so that it can be stored and shown whatever it holds."""
     reason = str(error) if isinstance(error, BadReport) else f"a fault in dcsync: {type(error).__name__}"
     region_name = payload.get("region_name") if isinstance(payload, dict) else None
     usable = isinstance(region_name, str) and region_name.isprintable()
-    text = json.dumps(payload, default=repr)[:KEPT_TEXT]
+    text = json.dumps(readable(payload))[:KEPT_TEXT]
     return RejectedReport(region_name[:255] if usable and region_name else None, reason, text)
 
 

@@ -13,8 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
+from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.local.servers import EmbeddedRedis
+from dcsync.state.service import StateService
+from tests.fake_states import FakeSweeps
 from tests.processes import Processes, clean_environment, wait_until
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -172,6 +177,25 @@ def test_a_report_is_written_down_by_a_state_worker(
     until_written(cli, "state", "availability", "offline", "--all")
     (known,) = json.loads(cli("subcloud", "list", "-o", "json").stdout)
     assert (known["initial_sync_state"], known["sync_status"]["firmware"]) == ("none", "unknown")
+
+
+def test_rejected_reports_are_listed(cli: Cli, engine: Engine) -> None:
+    cli("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5", "--region-name", "r1")
+    service = StateService(store=SqlStateStore(engine), messenger=FakeSweeps(), now=utc_now)
+    observed = {"kind": "endpoint", "observed_at": utc_now().isoformat(), "endpoint_type": "platform"}
+    service.apply_payloads(
+        [
+            {**observed, "region_name": "r1", "sync_status": "green", "password": "s3cret"},
+            {**observed, "region_name": "nowhere", "sync_status": "in-sync"},
+        ]
+    )
+    newest, first = json.loads(cli("state", "rejected", "-o", "json").stdout)
+    assert (newest["region_name"], newest["reason"]) == ("nowhere", "there is no subcloud with this region name")
+    assert (first["region_name"], first["reason"]) == ("r1", "unknown sync status: 'green'")
+    assert json.loads(first["report"])["sync_status"] == "green"
+    printed = cli("state", "rejected").stdout
+    assert ("nowhere" in printed, "s3cret" in printed + first["report"]) == (True, False)
+    assert "nowhere" in cli("state", "rejected", "--limit", "1").stdout
 
 
 def until_written(cli: Cli, *report: str) -> str:

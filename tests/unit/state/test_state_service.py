@@ -411,6 +411,26 @@ def test_poisoned_reports_are_put_aside_and_stop_nothing(world: World) -> None:
     assert world.store.status(PLATFORM) is IN_SYNC
 
 
+def test_what_is_kept_of_a_rejected_report_shows_no_secret_and_no_control_character(world: World) -> None:
+    good = report_payload(endpoint(2, PLATFORM, IN_SYNC))
+    world.service.apply_payloads(
+        [
+            {**good, "password": "s3cret"},
+            {**good, "sync_status": {"token": "s3cret"}},
+            {**good, "ignored": [{"key": "s3cret"}, ["s3cret"]]},
+            {**good, "kind": "bulk", "endpoints": {"platform": ["s3cret"], "s3cret": "in-sync"}},
+            "s3cret",
+            ["s3cret"],
+            {**good, "sync_status": "\x1b[2J\x00"},
+        ]
+    )
+    texts = [each.report for each in world.store.rejected]
+    assert len(texts) == 7
+    assert not any("s3cret" in text for text in texts)
+    assert all(text.isascii() and text.isprintable() for text in texts)
+    assert (texts[0].count("***"), '"region_name": "subcloud1"' in texts[0]) == (1, True)
+
+
 def test_one_subcloud_the_rules_fall_over_does_not_take_the_batch_with_it() -> None:
     broken = a_state_row("broken", subcloud_id=2, memory={"on": [["never", 1]]})
     world = World(a_state_row(), broken)
