@@ -41,6 +41,8 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/python -m deptry .
+	$(BIN)/python -m deptry bench docs tests tools --exclude tests/real_cloud/ --ignore DEP002,DEP004
 
 test: lint
 	$(BIN)/python -m tests.real_cloud.environment
