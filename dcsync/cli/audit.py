@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from dcsync.audit.endpoints import audited_types, resource_types
-from dcsync.cli import previews
+from dcsync.cli import previews, waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from dcsync.bootstrap import PreviewServices
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-SHORTEST_PAUSE = 0.3
-PAUSE_PER_LOOK = 4
 
 
 class OneOf(click.ParamType[str]):
@@ -98,20 +95,6 @@ def _scope(endpoint_types: Sequence[str], restricted_to: Sequence[str]) -> Scope
     )
 
 
-_wait_options = (
-    click.option("--wait", "wait_for_it", is_flag=True, help="Wait until all have been audited."),
-    click.option(
-        "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after this long, exit 1."
-    ),
-)
-
-
-def _waits(command: Command) -> Command:
-    for option in reversed(_wait_options):
-        command = option(command)
-    return command
-
-
 # --- audit and sync-request ---------------------------------------------------------------------------------------
 
 
@@ -120,7 +103,7 @@ def _waits(command: Command) -> Command:
 @_scope_options
 @click.option("--allow-deletes", is_flag=True, help="This once, delete and shrink as much as the centre says.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if there is something.")
-@_waits
+@waiting.wait_options("all have been audited")
 @output_option
 @yes_option
 @pass_operator
@@ -164,7 +147,7 @@ def audit(
 @click.argument("endpoint_type", type=OneOf(audited_types))
 @click.argument("names", nargs=-1, type=SubcloudName())
 @click.option("--all", "everything", is_flag=True, help="Every subcloud; so does giving no name.")
-@_waits
+@waiting.wait_options("all have been audited")
 @output_option
 @yes_option
 @pass_operator
@@ -238,11 +221,14 @@ def _wait(operator: Operator, asked: list[AuditRow], *, timeout: float | None, a
         if as_json:
             click.echo(json_text([]))
         return 0
-    rows = asked
-    for elapsed, rows in _looks(operator, wanted, timeout=timeout):
-        if all(_is_done(row, wanted) for row in rows):
-            note(f"{many(len({row.name for row in rows}))} audited after {span(elapsed)}")
-            break
+    rows, elapsed = waiting.until(
+        operator,
+        lambda: _look(operator, wanted),
+        lambda rows: all(_is_done(row, wanted) for row in rows),
+        timeout=timeout,
+    )
+    if all(_is_done(row, wanted) for row in rows):
+        note(f"{many(len({row.name for row in rows}))} audited after {span(elapsed)}")
     _tell(operator, rows, as_json=as_json)
     if any(_is_done(row, wanted) and row.reason is Reason.GUARD_REFUSED for row in rows):
         return 5
@@ -253,21 +239,11 @@ def _is_done(row: AuditRow, wanted: dict[tuple[str, EndpointType], int]) -> bool
     return row.observed_generation >= wanted[row.name, row.endpoint_type]
 
 
-def _looks(
-    operator: Operator, wanted: Collection[tuple[str, EndpointType]], *, timeout: float | None
-) -> Iterator[tuple[float, list[AuditRow]]]:
-    """The rows, at once, now and then, and a last time when the time is up; without subclouds deleted meanwhile."""
+def _look(operator: Operator, wanted: Collection[tuple[str, EndpointType]]) -> list[AuditRow]:
+    """Without subclouds that were deleted meanwhile, unless there was but one."""
     names = sorted({name for name, _ in wanted})
-    began = operator.monotonic()
-    while True:
-        looked_at = operator.monotonic()
-        every = operator.audit_store.audits(None if len(names) > 1 else names)
-        yield looked_at - began, [row for row in every if (row.name, row.endpoint_type) in wanted]
-        if timeout is not None and looked_at - began >= timeout:
-            return
-        pause = max(SHORTEST_PAUSE, (operator.monotonic() - looked_at) * PAUSE_PER_LOOK)
-        left = pause if timeout is None else max(0.0, began + timeout - operator.monotonic())
-        operator.sleep(min(pause, left))
+    every = operator.audit_store.audits(None if len(names) > 1 else names)
+    return [row for row in every if (row.name, row.endpoint_type) in wanted]
 
 
 def _tell(operator: Operator, rows: Sequence[AuditRow], *, as_json: bool) -> None:

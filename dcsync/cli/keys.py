@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
 
 from dcsync.audit.endpoints import carrier_of_keys
+from dcsync.cli import waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
 from dcsync.cli.selection import ask, yes_option
@@ -17,8 +19,21 @@ from dcsync.model.states.rotation import RotationState
 if TYPE_CHECKING:
     from dcsync.rotation.ports import KeyRotationRow, Spread
 
-PAUSE = 0.3
 SHOWN_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One look at the rows of the rotation."""
+
+    row: KeyRotationRow
+    fingerprint: str | None
+    """Of the centre's keys as the watch or a rotation last saw them; None before that."""
+    spread: Spread
+
+    @property
+    def shown_fingerprint(self) -> str | None:
+        return self.fingerprint[:SHOWN_DIGITS] if self.fingerprint else None
 
 
 @click.group()
@@ -29,10 +44,7 @@ def keys() -> None:
 @keys.command(short_help="Rotate them now, then hand them out.")
 @click.option("--force", is_flag=True, help="Also when sites lack the current keys, or right after another rotation.")
 @click.option("--max-in-flight", type=click.IntRange(1), metavar="N", help="Sites that get them at the same time.")
-@click.option("--wait", "wait_for_it", is_flag=True, help="Wait until every site has them.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after this long, exit 1."
-)
+@waiting.wait_options("every site has them")
 @output_option
 @yes_option
 @pass_operator
@@ -56,32 +68,34 @@ def rotate(
       dcsync keys rotate --max-in-flight 50 --wait --timeout 900
     """
     operator.requires("database_url", "redis_url")
-    sites = operator.key_rotation_store.spread(_fingerprint(operator) or "").sites
+    before = _look(operator)
+    sites = many(before.spread.sites, "site")
     if not force:
-        _refuse_if_unsafe(operator)
-    ask(operator, f"Rotate the keys of the centre and {many(sites, 'site')}?", yes=yes)
-    before = operator.key_rotation_store.row()
+        _refuse_if_unsafe(operator, before)
+    ask(operator, f"Rotate the keys of the centre and {sites}?", yes=yes)
     operator.key_rotation_store.ask(now=operator.now(), by=operator.name, forced=force, max_in_flight=max_in_flight)
     operator.hint_key_rotation()
-    note(f"asked for a rotation; {many(sites, 'site')} will get the new keys")
-    code = _wait(operator, before, timeout=timeout) if wait_for_it or timeout is not None else 0
+    note(f"asked for a rotation; {sites} will get the new keys")
+    if wait_for_it or timeout is not None:
+        code, seen = _wait(operator, before, timeout=timeout)
+    else:
+        code, seen = 0, _look(operator)
     if as_json:
-        click.echo(json_text(_object(operator)))
+        click.echo(json_text(_object(seen)))
     return code
 
 
-def _refuse_if_unsafe(operator: Operator) -> None:
+def _refuse_if_unsafe(operator: Operator, seen: Sight) -> None:
     """Raises RefusedByGuard; asked again by whoever rotates, who sees the centre's keys themselves."""
     from dcsync.rotation.key_rotation import refusal
 
-    fingerprint = _fingerprint(operator)
-    if fingerprint is None:
+    if seen.fingerprint is None:
         return
     settings = operator.settings
     why_not = refusal(
-        operator.key_rotation_store.spread(fingerprint),
+        seen.spread,
         max_share_behind=settings.key_max_behind,
-        last_rotated_at=operator.key_rotation_store.row().last_rotated_at,
+        last_rotated_at=seen.row.last_rotated_at,
         token_lifetime=timedelta(seconds=settings.token_lifetime),
         now=operator.now(),
     )
@@ -89,21 +103,23 @@ def _refuse_if_unsafe(operator: Operator) -> None:
         raise RefusedByGuard(f"{why_not}; --force does it all the same")
 
 
-def _wait(operator: Operator, before: KeyRotationRow, *, timeout: float | None) -> int:
-    """0 when every site has the keys, 1 when the rotation failed, some do not have them, or the time is up."""
-    began = operator.monotonic()
-    while True:
-        row = operator.key_rotation_store.row()
-        elapsed = operator.monotonic() - began
-        is_rotated = row.last_rotated_at != before.last_rotated_at
-        if row.requested_at is None and row.state is RotationState.IDLE:
-            note(f"{'rotated' if is_rotated else 'not rotated'} after {span(elapsed)}: {row.detail}")
-            return 0 if is_rotated and not _spread(operator).behind else 1
-        if timeout is not None and elapsed >= timeout:
-            spread = _spread(operator)
-            note(f"still {row.state} after {span(elapsed)}: {spread.behind} of {spread.sites} sites lack the keys")
-            return 1
-        operator.sleep(PAUSE if timeout is None else max(0.0, min(PAUSE, timeout - elapsed)))
+def _wait(operator: Operator, before: Sight, *, timeout: float | None) -> tuple[int, Sight]:
+    """0 when every site has the keys, 1 when the rotation failed, some do not have them, or the time is up; and what
+    was seen last."""
+    seen, elapsed = waiting.until(operator, lambda: _look(operator), _is_over, timeout=timeout)
+    if not _is_over(seen):
+        note(
+            f"still {seen.row.state} after {span(elapsed)}: "
+            f"{seen.spread.behind} of {seen.spread.sites} sites lack the keys"
+        )
+        return 1, seen
+    is_rotated = seen.row.last_rotated_at != before.row.last_rotated_at
+    note(f"{'rotated' if is_rotated else 'not rotated'} after {span(elapsed)}: {seen.row.detail}")
+    return 0 if is_rotated and not seen.spread.behind else 1, seen
+
+
+def _is_over(seen: Sight) -> bool:
+    return seen.row.requested_at is None and seen.row.state is RotationState.IDLE
 
 
 @keys.command(short_help="The schedule, and who has which keys.")
@@ -114,14 +130,14 @@ def show(operator: Operator, *, as_json: bool) -> None:
 
     Sets are told by short fingerprints, from which no key can be got back.
     """
+    seen, now = _look(operator), operator.now()
     if as_json:
-        click.echo(json_text(_object(operator)))
+        click.echo(json_text(_object(seen)))
         return
-    row, spread, now = operator.key_rotation_store.row(), _spread(operator), operator.now()
-    fingerprint = _fingerprint(operator)
+    row, spread = seen.row, seen.spread
     lines = {
-        "keys": fingerprint[:SHOWN_DIGITS] if fingerprint else "not looked at yet",
-        "sites": f"{spread.sites - spread.behind} of {spread.sites} have them" if fingerprint else "-",
+        "keys": seen.shown_fingerprint or "not looked at yet",
+        "sites": f"{spread.sites - spread.behind} of {spread.sites} have them" if seen.fingerprint else "-",
         "rotation": row.state + (f": {row.detail}" if row.detail else ""),
         "last": ago(row.last_rotated_at, now=now),
         "next": _next(row, now=now),
@@ -138,22 +154,18 @@ def _next(row: KeyRotationRow, *, now: datetime) -> str:
     return until(row.next_due_at, now=now) if row.next_due_at else "only when asked for"
 
 
-def _fingerprint(operator: Operator) -> str | None:
-    """Of the centre's keys as the watch or a rotation last saw them; None before that."""
-    known = operator.audit_store.central_state(carrier_of_keys())
-    return known.fingerprint if known else None
+def _look(operator: Operator) -> Sight:
+    row, known = operator.key_rotation_store.row(), operator.audit_store.central_state(carrier_of_keys())
+    fingerprint = known.fingerprint if known else None
+    return Sight(row, fingerprint, operator.key_rotation_store.spread(fingerprint or ""))
 
 
-def _spread(operator: Operator) -> Spread:
-    return operator.key_rotation_store.spread(_fingerprint(operator) or "")
-
-
-def _object(operator: Operator) -> dict[str, object]:
-    row, fingerprint, spread = operator.key_rotation_store.row(), _fingerprint(operator), _spread(operator)
+def _object(seen: Sight) -> dict[str, object]:
+    row, spread = seen.row, seen.spread
     return {
         "state": row.state,
         "detail": row.detail,
-        "fingerprint": fingerprint[:SHOWN_DIGITS] if fingerprint else None,
+        "fingerprint": seen.shown_fingerprint,
         "sites": spread.sites,
         "behind": spread.behind,
         "last_rotated_at": row.last_rotated_at,

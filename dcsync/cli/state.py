@@ -150,14 +150,17 @@ def _cut(report: str) -> str:
 def _until_written(
     operator: Operator, look: Callable[[], Sequence[Subcloud]], goal: waiting.Goal, *, subclouds: int = 1
 ) -> int:
-    patience = TAKEN_WITHIN_SECONDS + subclouds // SUBCLOUDS_A_SECOND
-    code = waiting.wait(operator, look, goal, timeout=patience, quietly=True)
-    if code and not all(goal.why(known, operator.now()) for known in look()):
-        note(
+    return waiting.wait(
+        operator,
+        look,
+        goal,
+        timeout=TAKEN_WITHIN_SECONDS + subclouds // SUBCLOUDS_A_SECOND,
+        quick=True,
+        unexplained=(
             "reported, but not written down in time; is a state worker running (celery -A worker worker -Q state), "
             "and was the report rejected (dcsync state rejected)?"
-        )
-    return code
+        ),
+    )
 
 
 def _why_ignored(known: Subcloud) -> str:

@@ -15,15 +15,10 @@ from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, sele
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
 
-_timeout_option = click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after this long, exit 1."
-)
-
 
 @click.command(short_help="Run the initial sync anew, now.")
 @names_or_all
-@click.option("--wait", "wait_for_it", is_flag=True, help="Wait until all are completed.")
-@_timeout_option
+@waiting.wait_options("all are completed")
 @click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if something differs.")
 @output_option
 @yes_option
@@ -91,7 +86,7 @@ def _may_sync(known: Subcloud) -> bool:
 @click.option("--for", "goal", type=click.Choice(list(waiting.GOALS)), required=True, help="What to wait for.")
 @click.argument("names", nargs=-1, type=SubcloudName())
 @click.option("--all", "everything", is_flag=True, help="Every managed one (for online: every one); so does no name.")
-@_timeout_option
+@waiting.timeout_option
 @pass_operator
 def wait(operator: Operator, goal: str, names: Sequence[str], *, everything: bool, timeout: float | None) -> int:
     """Wait until subclouds are completed, in-sync (platform and identity) or online; exit 1 when the time is up.

@@ -1,11 +1,12 @@
-"""Waits for subclouds to get somewhere, and says how it goes: one line on a terminal, plain lines in a pipe."""
+"""The one polling loop of every command that waits, and its progress: one line on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, TypeVar
 
 import click
 
@@ -27,12 +28,15 @@ from dcsync.model.errors import DatabaseUnreachable
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, Subcloud, SyncStatus
 
-SHORTEST_PAUSE = 0.5
+Command = TypeVar("Command", bound=Callable[..., Any])
+Seen = TypeVar("Seen")
+
+SHORTEST_PAUSE = 0.3
 """Seconds between two looks at the rows. A look at a large fleet takes longer, and earns a longer pause."""
 QUICK_PAUSE = 0.1
 PAUSE_PER_LOOK = 4
 LONGEST_SILENCE_OF_THE_DATABASE = 60.0
-"""Seconds for which a database that answered before may be away."""
+"""Seconds for which the database may be away: every command has had an answer of it before it waits."""
 NAMED_AT_MOST = 20
 
 
@@ -71,83 +75,113 @@ def endpoint(type_: EndpointType, status: SyncStatus, *, why: Callable[[Subcloud
     )
 
 
+def wait_options(what: str) -> Callable[[Command], Command]:
+    """Adds --wait (until `what`) and --timeout; the command gets `wait_for_it` and `timeout`, which implies it."""
+    option = click.option("--wait", "wait_for_it", is_flag=True, help=f"Wait until {what}.")
+    return lambda command: option(timeout_option(command))
+
+
+timeout_option = click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after this long, exit 1."
+)
+
+
 def wait(
     operator: Operator,
     look: Callable[[], Sequence[Subcloud]],
     goal: Goal,
     *,
     timeout: float | None,
-    quietly: bool = False,
+    quick: bool = False,
+    unexplained: str = "",
     tell: Callable[[str], None] = say,
 ) -> int:
-    """0 when all that `look` finds are there, 1 after `timeout` seconds (None: never), having said who is not and why.
+    """Returns 0 when all that `look` finds are there, and 1 after `timeout` seconds (None: never), having printed who
+    is not and why.
 
-    A database that goes away for a while meanwhile is waited for. `quietly`: a short wait, without progress. `tell`:
-    where it is said that all are there.
+    `quick`: a short wait, without progress. `unexplained` is printed where `goal` knows no reason for one that is
+    missing. `tell` prints that all are there.
     """
-    with Progress(is_terminal=sys.stderr.isatty(), quiet=quietly) as progress:
-        pause = QUICK_PAUSE if quietly else SHORTEST_PAUSE
-        for elapsed, subclouds in _looks(operator, look, progress, timeout=timeout, shortest_pause=pause):
-            progress.show(span(elapsed), counts(map(goal.word, subclouds), order=goal.order))
-            if all(goal.word(known) == goal.reached for known in subclouds):
-                progress.end()
-                tell(f"{many(len(subclouds))} {goal.reached} after {span(elapsed)}")
-                return 0
-    _tell_missing(operator, subclouds, goal, after=elapsed)
+
+    def missing(subclouds: Sequence[Subcloud]) -> list[Subcloud]:
+        return [known for known in subclouds if goal.word(known) != goal.reached]
+
+    subclouds, elapsed = until(
+        operator,
+        look,
+        lambda subclouds: not missing(subclouds),
+        timeout=timeout,
+        shortest_pause=QUICK_PAUSE if quick else SHORTEST_PAUSE,
+        describe=None if quick else lambda subclouds: counts(map(goal.word, subclouds), order=goal.order),
+    )
+    left = missing(subclouds)
+    if not left:
+        tell(f"{many(len(subclouds))} {goal.reached} after {span(elapsed)}")
+        return 0
+    note(f"{len(left)} of {many(len(subclouds))} not {goal.reached} after {span(elapsed)}:")
+    _tell_missing(operator, left, goal, unexplained=unexplained)
     return 1
 
 
-def _looks(
+def until(
     operator: Operator,
-    look: Callable[[], Sequence[Subcloud]],
-    progress: Progress,
+    look: Callable[[], Seen],
+    is_over: Callable[[Seen], bool],
     *,
     timeout: float | None,
-    shortest_pause: float,
-) -> Iterator[tuple[float, Sequence[Subcloud]]]:
-    """What is seen, and after how many seconds: at once, now and then, and a last time when the time is up."""
+    shortest_pause: float = SHORTEST_PAUSE,
+    describe: Callable[[Seen], str] | None = None,
+) -> tuple[Seen, float]:
+    """Looks at once, now and then, and a last time when the time is up; what was seen last, and after how many seconds.
+
+    A database that goes away meanwhile is waited for, and stderr says so; it is raised when it stays away, or is away
+    when the time is up. `describe`: the progress that is shown.
+    """
     began = last_answer = operator.monotonic()
-    answered = False
-    while True:
-        looked_at = operator.monotonic()
-        last = timeout is not None and looked_at - began >= timeout
-        try:
-            seen = look()
-        except DatabaseUnreachable as exc:
-            silence = operator.monotonic() - last_answer
-            if not answered or last or silence > LONGEST_SILENCE_OF_THE_DATABASE:
-                raise
-            progress.show(span(looked_at - began), f"the database does not answer ({exc}); still trying")
-        else:
-            answered, last_answer = True, operator.monotonic()
-            yield last_answer - began, seen
-        if last:
-            return
-        now = operator.monotonic()
-        pause = max(shortest_pause, (now - looked_at) * PAUSE_PER_LOOK)
-        operator.sleep(pause if timeout is None else max(0.0, min(pause, began + timeout - now)))
+    complaint = ""
+    with Progress(is_terminal=sys.stderr.isatty()) as progress:
+        while True:
+            looked_at = operator.monotonic()
+            is_last = timeout is not None and looked_at - began >= timeout
+            try:
+                seen = look()
+            except DatabaseUnreachable as exc:
+                if is_last or operator.monotonic() - last_answer > LONGEST_SILENCE_OF_THE_DATABASE:
+                    raise
+                # The first of an outage: the next ones differ in words only.
+                complaint = complaint or f"the database does not answer ({exc}); still trying"
+                progress.show(span(looked_at - began), complaint)
+                pause = shortest_pause
+            else:
+                last_answer = operator.monotonic()
+                if describe:
+                    progress.show(span(last_answer - began), describe(seen))
+                elif complaint:
+                    progress.show(span(last_answer - began), "the database answers again")
+                if is_last or is_over(seen):
+                    return seen, last_answer - began
+                complaint, pause = "", max(shortest_pause, (last_answer - looked_at) * PAUSE_PER_LOOK)
+            left = pause if timeout is None else max(0.0, began + timeout - operator.monotonic())
+            operator.sleep(min(pause, left))
 
 
-def _tell_missing(operator: Operator, subclouds: Sequence[Subcloud], goal: Goal, *, after: float) -> None:
-    missing = sorted(
-        (known for known in subclouds if goal.word(known) != goal.reached),
-        key=lambda known: (goal.order.index(goal.word(known)), in_natural_order(known.name)),
-    )
-    note(f"{len(missing)} of {many(len(subclouds))} not {goal.reached} after {span(after)}:")
+def _tell_missing(operator: Operator, missing: list[Subcloud], goal: Goal, *, unexplained: str) -> None:
+    missing.sort(key=lambda known: (goal.order.index(goal.word(known)), in_natural_order(known.name)))
     now = operator.now()
     for known in missing[:NAMED_AT_MOST]:
         why = goal.why(known, now)
         note(f"  {known.name}: {goal.word(known)}" + (f", {why}" if why else ""))
     if len(missing) > NAMED_AT_MOST:
         note(f"  and {len(missing) - NAMED_AT_MOST} more; see dcsync subcloud list --sort-by state")
+    if unexplained and not all(goal.why(known, now) for known in missing):
+        note(unexplained)
 
 
 class Progress:
     """Says how it goes on stderr, whenever there is something new to say; leaves the last line standing."""
 
-    def __init__(self, *, is_terminal: bool, quiet: bool) -> None:
+    def __init__(self, *, is_terminal: bool) -> None:
         self._is_terminal = is_terminal
-        self._quiet = quiet
         self._told = ""
         self._width = 0
 
@@ -155,11 +189,10 @@ class Progress:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.end()
+        if self._is_terminal and self._told:
+            click.echo(err=True)
 
     def show(self, when: str, text: str) -> None:
-        if self._quiet:
-            return
         if self._is_terminal:
             line = clean(f"{when}: {text}")
             # Blanks wipe out what was longer before: a terminal need not understand anything.
@@ -168,8 +201,3 @@ class Progress:
         elif text != self._told:
             note(f"{when}: {text}")
         self._told = text
-
-    def end(self) -> None:
-        if self._is_terminal and self._told:
-            click.echo(err=True)
-        self._told = ""

@@ -41,6 +41,9 @@ class FakeMessenger:
     def send_audit_sweep(self) -> None:
         self.send_sweep()
 
+    def send_key_rotation(self) -> None:
+        self.send_sweep()
+
     def waiting_sync_ids(self) -> set[str]:
         return set()
 

@@ -329,7 +329,7 @@ def test_a_broker_that_is_away_cannot_be_reported_to(dcsync: Shell) -> None:
 
 
 def test_on_a_terminal_progress_is_one_line_that_is_left_standing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(is_terminal=True, quiet=False) as progress:
+    with Progress(is_terminal=True) as progress:
         progress.show("0.1 s", "1 failed, 1 requested")
         progress.show("0.6 s", "2 completed")
     assert capsys.readouterr().err == "\r0.1 s: 1 failed, 1 requested\r0.6 s: 2 completed          \n"

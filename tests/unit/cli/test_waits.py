@@ -1,0 +1,224 @@
+"""Every command that waits rides over a database that is away for a while, and keeps its exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import pytest
+
+from dcsync.model.errors import DatabaseUnreachable
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.states.rotation import RotationState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
+from dcsync.rotation.ports import KeyRotationRow, Spread
+from tests.builders import NOON, a_subcloud
+from tests.fakes_audit import MemoryAuditStore
+from tests.unit.cli.conftest import Answer, Shell
+
+WAITS = {
+    "wait": ("wait", "--for", "completed", "a"),
+    "sync": ("sync", "a", "--wait"),
+    "audit": ("audit", "a", "--wait"),
+    "sync-request": ("sync-request", "identity", "a", "--wait"),
+    "keys rotate": ("keys", "rotate", "--wait"),
+    "state availability": ("state", "availability", "offline", "a"),
+    "state endpoint": ("state", "endpoint", "a", "firmware", "out-of-sync"),
+}
+STILL_TRYING = "the database does not answer (connection refused); still trying"
+
+
+class Database:
+    """What stands between a command and its stores, and raises DatabaseUnreachable while it is away."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.refused = 0
+
+    def __call__(self, store: object) -> Any:
+        return _Connected(self, store)
+
+
+class _Connected:
+    def __init__(self, database: Database, store: object) -> None:
+        self._database, self._store = database, store
+
+    def __getattr__(self, name: str) -> object:
+        if self._database.is_away:
+            self._database.refused += 1
+            raise DatabaseUnreachable("connection refused")
+        return getattr(self._store, name)
+
+
+class OneRotation:
+    """The row of a rotation that others carry out when the test says so; one subcloud gets the keys."""
+
+    def __init__(self) -> None:
+        self.kept = KeyRotationRow(
+            state=RotationState.IDLE, detail="", next_due_at=None, last_rotated_at=None, window_until=None,
+            requested_at=None, requested_by="", forced=False, max_in_flight=None, before=None,
+        )  # fmt: skip
+        self.behind = 1
+
+    def row(self) -> KeyRotationRow:
+        return self.kept
+
+    def ask(self, **_: object) -> None:
+        self.kept = replace(self.kept, requested_at=NOON)
+
+    def spread(self, _: str) -> Spread:
+        return Spread(sites=1, behind=self.behind)
+
+    def end(self) -> None:
+        self.behind = 0
+        self.kept = replace(self.kept, requested_at=None, last_rotated_at=NOON, detail="all have them")
+
+
+class Fleet:
+    """One subcloud on which anything can be waited for, and a database that may go away."""
+
+    def __init__(self, dcsync: Shell) -> None:
+        self.dcsync, self.operator = dcsync, dcsync.operator
+        known = a_subcloud("a", sync_status={EndpointType.FIRMWARE: SyncStatus.UNKNOWN})
+        dcsync.inventory.subclouds["a"], dcsync.inventory.requests["a"] = known, []
+        self.database, self.rotation = Database(), OneRotation()
+        self.audits = MemoryAuditStore().add(replace(known, initial_sync_state=InitialSyncState.COMPLETED))
+        self.operator.inventory = self.database(dcsync.inventory)
+        self.operator.audit_store = self.database(self.audits)
+        self.operator.key_rotation_store = self.database(self.rotation)
+
+    def work_is_done(self) -> None:
+        self.dcsync.inventory.put(
+            "a",
+            initial_sync_state=InitialSyncState.COMPLETED,
+            availability_status=AvailabilityStatus.OFFLINE,
+            sync_status={EndpointType.FIRMWARE: SyncStatus.OUT_OF_SYNC},
+        )
+        for row in self.audits.rows.values():
+            row.observed_generation, row.result, row.last_audit_time = row.generation, SyncStatus.IN_SYNC, NOON
+        self.rotation.end()
+
+    def away(self, *, looks: float) -> None:
+        """From the first pause on for so many looks; meanwhile the work is done."""
+
+        def meanwhile() -> None:
+            self.work_is_done()
+            self.database.is_away = self.database.refused < looks
+
+        self.operator.meanwhile = meanwhile
+
+
+@pytest.fixture
+def fleet(dcsync: Shell) -> Fleet:
+    return Fleet(dcsync)
+
+
+@pytest.fixture(params=WAITS)
+def waits(request: pytest.FixtureRequest, dcsync: Shell) -> Callable[..., Answer]:
+    """Each command that waits."""
+    return lambda *more: dcsync(*WAITS[request.param], *more)
+
+
+def test_a_database_that_is_away_for_one_look_is_told_of_once(fleet: Fleet, waits: Callable[..., Answer]) -> None:
+    fleet.away(looks=1)
+    told = waits()
+    assert told.code == 0
+    assert told.err.count(STILL_TRYING) == 1
+
+
+def test_a_database_that_is_away_for_many_looks_is_told_of_once(fleet: Fleet, waits: Callable[..., Answer]) -> None:
+    fleet.away(looks=7)
+    told = waits()
+    assert (told.code, fleet.database.refused) == (0, 7)
+    assert told.err.count(STILL_TRYING) == 1
+
+
+@pytest.mark.parametrize("command", [name for name in WAITS if not name.startswith("state")])
+def test_a_database_that_stays_away_is_exit_code_4_after_a_minute(fleet: Fleet, dcsync: Shell, command: str) -> None:
+    fleet.away(looks=inf)
+    told = dcsync(*WAITS[command])
+    assert told.code == 4
+    assert 60 < fleet.operator.slept < 62
+    assert told.err.splitlines()[-1] == "dcsync: connection refused"
+
+
+@pytest.mark.parametrize("command", [name for name in WAITS if not name.startswith("state")])
+def test_a_database_that_is_away_when_the_time_is_up_is_exit_code_4(fleet: Fleet, dcsync: Shell, command: str) -> None:
+    fleet.away(looks=inf)
+    assert dcsync(*WAITS[command], "--timeout", "20").code == 4
+    assert fleet.operator.slept == pytest.approx(20)
+
+
+def test_interrupted_is_130(fleet: Fleet, waits: Callable[..., Answer]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    fleet.operator.meanwhile = interrupt
+    told = waits()
+    assert told.code == 130
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("command", "last_line"),
+    [
+        ("audit", "a         platform  unknown  asked for 20 s ago"),
+        ("sync-request", "a         identity  unknown  asked for 20 s ago"),
+        ("keys rotate", "still idle after 20 s: 1 of 1 sites lack the keys"),
+        ("sync", "  a: requested, waits for a worker, asked for 20 s ago"),
+    ],
+)
+def test_what_is_not_done_when_the_time_is_up_is_exit_code_1(
+    fleet: Fleet, dcsync: Shell, command: str, last_line: str
+) -> None:
+    told = dcsync(*WAITS[command], "--timeout", "20")
+    assert told.code == 1
+    assert fleet.operator.slept == pytest.approx(20)
+    assert (told.out + told.err).splitlines().count(last_line) == 1
+
+
+def test_programs_get_json_alone_on_stdout_also_after_the_database_was_away(fleet: Fleet, dcsync: Shell) -> None:
+    for command in ("audit", "keys rotate"):
+        fleet.database.refused = 0
+        fleet.away(looks=3)
+        assert dcsync(*WAITS[command], "-o", "json").json
+
+
+def test_a_rotation_that_was_given_up_is_exit_code_1(fleet: Fleet, dcsync: Shell) -> None:
+    def give_up() -> None:
+        fleet.rotation.kept = replace(fleet.rotation.kept, requested_at=None, detail="central-unreachable")
+
+    fleet.operator.meanwhile = give_up
+    told = dcsync("keys", "rotate", "--wait")
+    assert told.code == 1
+    assert "not rotated after" in told.err
+    assert "central-unreachable" in told.err
+
+
+def test_the_complaint_does_not_stay_when_the_database_is_back(fleet: Fleet, dcsync: Shell) -> None:
+    fleet.away(looks=2)
+    for command in ("audit", "keys rotate"):
+        fleet.database.refused = 0
+        lines = [line.partition(": ")[2] for line in dcsync(*WAITS[command]).err.splitlines()]
+        assert lines[lines.index(STILL_TRYING) + 1] == "the database answers again"
+
+
+def test_a_subcloud_deleted_meanwhile_is_not_waited_for_among_others(fleet: Fleet, dcsync: Shell) -> None:
+    fleet.audits.add(a_subcloud("b", initial_sync_state=InitialSyncState.COMPLETED))
+
+    def meanwhile() -> None:
+        if "b" in fleet.audits.subclouds:
+            fleet.audits.delete("b")
+        fleet.work_is_done()
+
+    fleet.operator.meanwhile = meanwhile
+    told = dcsync("audit", "a", "b", "--wait")
+    assert (told.code, told.out) == (0, "1 subcloud in-sync, nothing was changed\n")
+
+
+def test_every_wait_sees_within_half_a_second_that_the_work_is_done(fleet: Fleet, waits: Callable[..., Answer]) -> None:
+    fleet.operator.meanwhile = fleet.work_is_done
+    assert waits().code == 0
+    assert 0 < fleet.operator.slept <= 0.5
