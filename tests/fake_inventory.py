@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
+from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, listed, refuse_unknown
 from dcsync.model.history import RequestHistory
 from dcsync.model.pair import Pair, pair_change
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState, Transition
@@ -34,10 +34,13 @@ class FakeInventory:
         self.subclouds[name] = replace(self.subclouds[name], **changes)
 
     def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
-        names = [known.name for known in self.subclouds.values()] + [new.name for new in subclouds]
-        regions = [known.region_name for known in self.subclouds.values()] + [new.region_name for new in subclouds]
-        if taken := {value for given in (names, regions) for value in given if given.count(value) > 1}:
-            raise DuplicateSubcloud(f"already there: {', '.join(sorted(taken))}")
+        names, regions = [new.name for new in subclouds], [new.region_name for new in subclouds]
+        twice = [{each for each in given if given.count(each) > 1} for given in (names, regions)]
+        if any(twice):
+            raise DuplicateSubcloud.given_twice(*twice)
+        there = self.subclouds.keys() & set(names), {known.region_name for known in self.all()} & set(regions)
+        if any(there):
+            raise DuplicateSubcloud.already_there(*there)
         for id_, new in enumerate(subclouds, start=len(self.requests) + 1):
             self.subclouds[new.name] = Subcloud(
                 id=id_,
@@ -57,8 +60,7 @@ class FakeInventory:
             self.requests[new.name] = []
 
     def find(self, names: Sequence[str]) -> list[Subcloud]:
-        if missing := [name for name in names if name not in self.subclouds]:
-            raise UnknownSubcloud(f"there is no subcloud named {', '.join(missing)}")
+        refuse_unknown(names, self.subclouds)
         return [self.subclouds[name] for name in names]
 
     def all(self) -> list[Subcloud]:
@@ -84,7 +86,7 @@ class FakeInventory:
         changing = [known for known in self._chosen(names) if known.management_state is not state]
         offline = [known.name for known in changing if known.availability_status is AvailabilityStatus.OFFLINE]
         if online_only and offline:
-            raise RefusedByGuard(f"offline: {', '.join(offline)}; nothing was changed")
+            raise RefusedByGuard(f"offline: {listed(offline)}; nothing was changed")
         transitions = []
         for known in self._chosen(names):
             old = Pair(known.management_state, known.availability_status)
@@ -113,7 +115,9 @@ class FakeInventory:
         return self.requests[name][::-1]
 
     def _chosen(self, names: Sequence[str] | None) -> list[Subcloud]:
-        return self.all() if names is None else sorted(self.find(list(set(names))), key=lambda known: known.name)
+        return (
+            self.all() if names is None else sorted(self.find(list(dict.fromkeys(names))), key=lambda known: known.name)
+        )
 
     def _apply(self, name: str, event: InitialSyncEvent, *, now: datetime, by: str, cause: str) -> None:
         requested = INITIAL_SYNC.state_after(event) is InitialSyncState.REQUESTED

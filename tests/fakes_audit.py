@@ -14,7 +14,7 @@ from typing import Any
 from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import SETTLED, AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
 from dcsync.model.ending import Ending, Failure
-from dcsync.model.errors import CloudError, UnknownSubcloud
+from dcsync.model.errors import CloudError, refuse_unknown
 from dcsync.model.identity import (
     ActorType,
     Assignment,
@@ -564,9 +564,7 @@ class MemoryAuditStore:
 
     def _regions(self, names: Sequence[str] | None) -> set[str]:
         known = {subcloud.name: region for region, subcloud in self.subclouds.items()}
-        missing = set(names or ()) - set(known)
-        if missing:
-            raise UnknownSubcloud(f"no such subcloud: {', '.join(sorted(missing))}")
+        refuse_unknown(names or (), known)
         return {region for name, region in known.items() if names is None or name in names}
 
     def _eligible(self, region_name: str) -> bool:

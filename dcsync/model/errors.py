@@ -18,7 +18,13 @@ No error carries a secret: messages are made from names, addresses, status codes
 
 from __future__ import annotations
 
+from collections.abc import Collection, Container, Iterable, Sequence
+from typing import Self
+
 from dcsync.model.reasons import Reason
+
+NAMED_AT_MOST = 50
+"""Subclouds named by an error about a whole command; the others are counted."""
 
 
 class DcsyncError(Exception):
@@ -71,11 +77,25 @@ class LocalProcessFailed(TemporaryError):
 
 
 class UnknownSubcloud(PermanentError):
-    """No subcloud has this name (or region name)."""
+    """No subcloud has these names, which are its arguments."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(*names)
+
+    def __str__(self) -> str:
+        return f"there is no subcloud named {listed(self.args, at_most=10)}"
 
 
 class DuplicateSubcloud(PermanentError):
-    """A subcloud with this name or region name exists already; nothing was stored."""
+    """A subcloud with this name or region name exists already, or is to be added twice; nothing was stored."""
+
+    @classmethod
+    def already_there(cls, names: Collection[str], region_names: Collection[str]) -> Self:
+        return cls(f"already there: {_names_and_regions(names, region_names)}; nothing was stored")
+
+    @classmethod
+    def given_twice(cls, names: Collection[str], region_names: Collection[str]) -> Self:
+        return cls(f"given more than once: {_names_and_regions(names, region_names)}; nothing was stored")
 
 
 class BadAddress(PermanentError):
@@ -100,3 +120,21 @@ class MisconfiguredError(PermanentError):
 
 class SchemaOutOfDate(MisconfiguredError):
     """The database lacks a table or column of this release: `dcsync db upgrade` was not run."""
+
+
+def refuse_unknown(names: Iterable[str], known: Container[str]) -> None:
+    """Raises UnknownSubcloud with all of the names that are not known, each once and in the order given."""
+    if missing := [name for name in dict.fromkeys(names) if name not in known]:
+        raise UnknownSubcloud(*missing)
+
+
+def listed(words: Sequence[str], *, at_most: int = NAMED_AT_MOST) -> str:
+    """`a, b and 3 more`."""
+    more = len(words) - at_most
+    return ", ".join(words[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _names_and_regions(names: Collection[str], region_names: Collection[str]) -> str:
+    """A region name that is a name as well is named once."""
+    found = [f"name {name}" for name in sorted(names)]
+    return listed(found + [f"region name {region}" for region in sorted(set(region_names) - set(names))])

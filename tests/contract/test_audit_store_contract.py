@@ -169,8 +169,8 @@ def test_a_request_for_all_reaches_those_that_are_away_too(rows: Rows) -> None:
 
 
 def test_an_unknown_name_is_refused_and_nothing_is_asked(rows: Rows) -> None:
-    with pytest.raises(UnknownSubcloud, match="s9"):
-        rows.store.request(["s1", "s9"], [IDENTITY], now=LATER, by="eve")
+    with pytest.raises(UnknownSubcloud, match=r"^there is no subcloud named s9, s8$"):
+        rows.store.request(["s9", "s1", "s8"], [IDENTITY], now=LATER, by="eve")
     assert rows.row().generation == 0
     with pytest.raises(UnknownSubcloud):
         rows.store.audits(["s9"])
@@ -365,7 +365,7 @@ def test_looking_takes_nothing(rows: Rows) -> None:
     run = rows.store.look("s1")
     assert {part.endpoint_type for part in run.parts} == set(audited_types())
     assert rows.row().audit_status is AuditStatus.NONE
-    with pytest.raises(UnknownSubcloud):
+    with pytest.raises(UnknownSubcloud, match=r"^there is no subcloud named s9$"):
         rows.store.look("s9")
 
 

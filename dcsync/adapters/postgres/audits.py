@@ -21,7 +21,7 @@ from dcsync.adapters.postgres.tables import central_state, key_rotation, subclou
 from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
 from dcsync.model.ending import Ending, Failure
-from dcsync.model.errors import UnknownSubcloud
+from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
@@ -392,9 +392,7 @@ def _regions(connection: Connection, names: Sequence[str] | None) -> dict[int, s
     if names is not None:
         query = query.where(subcloud.c.name == sa.any_(sa.literal(list(names), _TEXTS)))
     rows = connection.execute(query).all()
-    missing = sorted(set(names or ()) - {row.name for row in rows})
-    if missing:
-        raise UnknownSubcloud(f"no such subcloud: {', '.join(missing[:10])}")
+    refuse_unknown(names or (), {row.name for row in rows})
     return {row.id: row.region_name for row in rows}
 
 

@@ -49,7 +49,7 @@ from dcsync.adapters.postgres.tables import (
 )
 from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, forget_endpoints
 from dcsync.audit.endpoints import audited_types
-from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud
+from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud, listed, refuse_unknown
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.pair import Pair, PairChange, pair_change
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
@@ -61,9 +61,6 @@ from dcsync.model.subcloud import (
     NewSubcloud,
     Subcloud,
 )
-
-NAMED_AT_MOST = 50
-"""How many subclouds an error names; it counts the others."""
 
 
 class SqlInventory:
@@ -82,14 +79,14 @@ class SqlInventory:
         with self._engine.begin() as connection:
             ids = _insert_subclouds(connection, subclouds, now=now)
             if len(ids) < len(subclouds):
-                raise DuplicateSubcloud(_taken(connection, subclouds, added=ids))
+                raise _already_there(connection, subclouds, added=ids)
             _insert_endpoints(connection, ids, self._endpoint_types)
 
     @database_errors()
     def find(self, names: Sequence[str]) -> list[Subcloud]:
         with self._engine.connect() as connection:
             found = {row["name"]: row for row in connection.execute(_subclouds().where(_named(names))).mappings()}
-        _refuse_unknown(names, found)
+        refuse_unknown(names, found)
         return [_subcloud_of(found[name]) for name in names]
 
     @database_errors()
@@ -111,7 +108,7 @@ class SqlInventory:
         with self._engine.begin() as connection:
             row = connection.execute(_subclouds().where(subcloud.c.name == name).with_for_update()).mappings().first()
             if row is None:
-                raise UnknownSubcloud(f"there is no subcloud named {name}")
+                raise UnknownSubcloud(name)
             clear_alarms(connection, true(), [row["id"]], now=utc_now())
             connection.execute(delete(subcloud).where(subcloud.c.id == row["id"]))
             return _subcloud_of(row)
@@ -173,7 +170,7 @@ class SqlInventory:
         with self._engine.connect() as connection:
             id_ = connection.scalar(select(subcloud.c.id).where(subcloud.c.name == name))
             if id_ is None:
-                raise UnknownSubcloud(f"there is no subcloud named {name}")
+                raise UnknownSubcloud(name)
             attempts = _attempts(connection, id_)
             requests = connection.execute(
                 select(sync_request).where(sync_request.c.subcloud_id == id_).order_by(sync_request.c.generation.desc())
@@ -226,16 +223,13 @@ def _attempts(connection: Connection, subcloud_id: int) -> dict[int, list[Attemp
 
 def _refuse_repetition(subclouds: Sequence[NewSubcloud]) -> None:
     """Raises DuplicateSubcloud for a name or region name that comes twice in what is to be added."""
-    names = _twice(new.name for new in subclouds)
-    regions = _twice(new.region_name for new in subclouds)
-    repeated = [f"name {name}" for name in names]
-    repeated += [f"region name {region}" for region in regions if region not in names]
-    if repeated:
-        raise DuplicateSubcloud(f"given more than once: {_few(repeated)}; nothing was stored")
+    names, regions = _twice(new.name for new in subclouds), _twice(new.region_name for new in subclouds)
+    if names or regions:
+        raise DuplicateSubcloud.given_twice(names, regions)
 
 
 def _twice(given: Iterable[str]) -> list[str]:
-    return sorted(value for value, count in Counter(given).items() if count > 1)
+    return [value for value, count in Counter(given).items() if count > 1]
 
 
 def _insert_subclouds(connection: Connection, subclouds: Sequence[NewSubcloud], *, now: datetime) -> list[int]:
@@ -258,7 +252,9 @@ def _insert_subclouds(connection: Connection, subclouds: Sequence[NewSubcloud], 
     return list(connection.scalars(insertion, rows))
 
 
-def _taken(connection: Connection, subclouds: Sequence[NewSubcloud], *, added: Collection[int]) -> str:
+def _already_there(
+    connection: Connection, subclouds: Sequence[NewSubcloud], *, added: Collection[int]
+) -> DuplicateSubcloud:
     """Says which names and region names were there before."""
     names = {new.name for new in subclouds}
     regions = {new.region_name for new in subclouds}
@@ -267,9 +263,9 @@ def _taken(connection: Connection, subclouds: Sequence[NewSubcloud], *, added: C
         .where(or_(subcloud.c.name == any_(_texts(names)), subcloud.c.region_name == any_(_texts(regions))))
         .where(~_with_id(added))
     ).all()
-    found = sorted(f"name {row.name}" for row in there if row.name in names)
-    found += sorted(f"region name {row.region_name}" for row in there if row.region_name in regions - names)
-    return f"already there: {_few(found)}; nothing was stored"
+    return DuplicateSubcloud.already_there(
+        names & {row.name for row in there}, regions & {row.region_name for row in there}
+    )
 
 
 def _insert_endpoints(connection: Connection, ids: Collection[int], endpoint_types: Collection[EndpointType]) -> None:
@@ -314,7 +310,7 @@ def _lock(connection: Connection, names: Sequence[str] | None) -> list[_Locked]:
         for row in connection.execute(wanted.with_for_update(key_share=True))
     ]
     if names is not None:
-        _refuse_unknown(names, {row.name for row in rows})
+        refuse_unknown(names, {row.name for row in rows})
     return rows
 
 
@@ -348,7 +344,7 @@ def _refuse_ineligible(rows: Sequence[_Locked]) -> None:
     refused = [f"{row.name} is {_hindrance(row.pair)}" for row in rows if not row.pair.is_eligible]
     if refused:
         raise RefusedByGuard(
-            f"only managed and online subclouds can be synced: {_few(sorted(refused))}; nothing was requested"
+            f"only managed and online subclouds can be synced: {listed(sorted(refused))}; nothing was requested"
         )
 
 
@@ -357,7 +353,7 @@ def _refuse_offline(rows: Sequence[_Locked]) -> None:
     1."""
     offline = sorted(row.name for row in rows if row.pair.availability_status is AvailabilityStatus.OFFLINE)
     if offline:
-        raise RefusedByGuard(f"offline: {_few(offline)}; nothing was changed")
+        raise RefusedByGuard(f"offline: {listed(offline)}; nothing was changed")
 
 
 def _hindrance(pair: Pair) -> str:
@@ -369,18 +365,7 @@ def _hindrance(pair: Pair) -> str:
     return " and ".join(wrong)
 
 
-def _refuse_unknown(names: Sequence[str], found: Collection[str]) -> None:
-    missing = [name for name in dict.fromkeys(names) if name not in found]
-    if missing:
-        raise UnknownSubcloud(f"there is no subcloud named {_few(missing)}")
-
-
 # --- words and arrays --------------------------------------------------------------------------------------------
-
-
-def _few(found: Sequence[str]) -> str:
-    more = len(found) - NAMED_AT_MOST
-    return ", ".join(found[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def _ids(ids: Collection[int]) -> ColumnElement[list[int]]:
