@@ -555,10 +555,13 @@ class MemoryAuditStore:
         self.centre[state.kind] = replace(state, generation=kept.generation + 1, changed_at=now)
         return self.raise_generation(state.kind, now=now, by="the centre changed")
 
-    def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
+    def refuse_central(self, kind: EndpointType, *, why: str, now: datetime) -> None:
         if kind in self.centre:
-            is_allowed = self.centre[kind].shrink_allowed and why is not None
-            self.centre[kind] = replace(self.centre[kind], refused=why, shrink_allowed=is_allowed)
+            self.centre[kind] = replace(self.centre[kind], refused=why)
+
+    def confirm_central(self, kind: EndpointType, *, now: datetime) -> None:
+        if kind in self.centre:
+            self.centre[kind] = replace(self.centre[kind], refused=None, shrink_allowed=False)
 
     # --- inside ---
 

@@ -259,9 +259,12 @@ class AuditStore(Protocol):
         and (unless `old` is None) raise the generation of every row of its type in the same transaction; how many rows,
         None when somebody else was faster."""
 
-    def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
-        """Note that the watch looked: what it found was refused, or (None) is what is kept. Then what an operator
-        allowed is over, too: it was meant for what there was to see at that time."""
+    def refuse_central(self, kind: EndpointType, *, why: str, now: datetime) -> None:
+        """Records that the watch looked and refused what it saw; what is kept stays."""
+
+    def confirm_central(self, kind: EndpointType, *, now: datetime) -> None:
+        """Records that the watch looked and saw what is kept. A shrinking that an operator allowed is no longer
+        allowed: it was meant for what there was to see at that time."""
 
 
 class AuditReports(Protocol):

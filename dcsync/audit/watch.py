@@ -70,7 +70,7 @@ class CentralWatch:
             self.store.refuse_central(seen.kind, why=shrunk.detail, now=now)
             return Sight(seen.kind, refused=shrunk.detail)
         if not _is_news(seen, old, now=now):
-            self.store.refuse_central(seen.kind, why=None, now=now)
+            self.store.confirm_central(seen.kind, now=now)
             return Sight(seen.kind)
         accepted = self.store.accept_central(seen, old=old, now=now, unless_rotating=room.carries_keys)
         return Sight(seen.kind, raised=accepted or 0)

@@ -514,7 +514,7 @@ def test_a_change_is_accepted_by_one_of_two_watchers_and_makes_rows_due(rows: Ro
     assert [rows.row(name).generation for name in ("s1", "s2", "s3")] == [1, 1, 1]
 
 
-def test_a_refusal_is_noted_until_all_is_well_and_allowed_only_for_all(rows: Rows) -> None:
+def test_a_refusal_is_noted_until_the_centre_is_confirmed_and_allowed_only_for_all(rows: Rows) -> None:
     rows.store.accept_central(SEEN, old=None, now=NOON)
     rows.store.refuse_central(IDENTITY, why="shrunk", now=NOON)
     rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", allow_deletes=True)
@@ -526,7 +526,7 @@ def test_a_refusal_is_noted_until_all_is_well_and_allowed_only_for_all(rows: Row
     kept = rows.store.central_state(IDENTITY)
     assert kept is not None
     assert (kept.refused, kept.shrink_allowed) == ("gone", True)
-    rows.store.refuse_central(IDENTITY, why=None, now=NOON)
+    rows.store.confirm_central(IDENTITY, now=NOON)
     kept = rows.store.central_state(IDENTITY)
     assert kept is not None
     assert (kept.refused, kept.shrink_allowed) == (None, False)

@@ -376,11 +376,16 @@ class SqlAuditStore:
             return _centre_changed(connection, state.kind, now=now, by="the centre changed")
 
     @database_errors()
-    def refuse_central(self, kind: EndpointType, *, why: str | None, now: datetime) -> None:
-        update = sa.update(central_state).where(central_state.c.kind == kind.value)
-        is_over = {} if why is not None else {"shrink_allowed": False}
+    def refuse_central(self, kind: EndpointType, *, why: str, now: datetime) -> None:
+        self._looked_at_central(kind, refused=why, checked_at=now)
+
+    @database_errors()
+    def confirm_central(self, kind: EndpointType, *, now: datetime) -> None:
+        self._looked_at_central(kind, refused=None, shrink_allowed=False, checked_at=now)
+
+    def _looked_at_central(self, kind: EndpointType, **columns: object) -> None:
         with self._engine.begin() as connection:
-            connection.execute(update.values(refused=why, checked_at=now, **is_over))
+            connection.execute(sa.update(central_state).where(central_state.c.kind == kind.value).values(**columns))
 
 
 # --- parts of the statements -------------------------------------------------------------------------------------
