@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from dcsync.model.errors import BadReport, BrokerUnreachable
-from dcsync.model.reports import EndpointReport, Report, readable, report_from_payload, report_payload
+from dcsync.model.report_payloads import readable, report_from_payload, report_payload
+from dcsync.model.reports import EndpointReport, Report
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType
 from dcsync.state import memory, rules

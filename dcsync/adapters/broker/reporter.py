@@ -23,15 +23,8 @@ from dcsync.adapters.broker.redis_client import make_client, translated_errors
 from dcsync.adapters.host.clock import utc_now
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.messages import PAYLOAD_VERSION, QUEUE_OF, Queue, TaskName
-from dcsync.model.reports import (
-    AvailabilityReport,
-    EndpointReport,
-    EndpointTypesReport,
-    Mark,
-    Report,
-    bulk_report,
-    report_payload,
-)
+from dcsync.model.report_payloads import report_payload
+from dcsync.model.reports import AvailabilityReport, EndpointReport, EndpointTypesReport, Mark, Report, bulk_report
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)

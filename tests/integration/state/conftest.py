@@ -10,7 +10,8 @@ from sqlalchemy import Engine, select, text, update
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.adapters.postgres.tables import alarm, audit_request, rejected_report, subcloud, subcloud_sync, sync_request
-from dcsync.model.reports import Report, report_payload
+from dcsync.model.report_payloads import report_payload
+from dcsync.model.reports import Report
 from dcsync.model.subcloud import EndpointType, ManagementState, Subcloud, SyncStatus, new_subcloud
 from dcsync.state.service import StateService, Tally
 from tests.builders import NOON

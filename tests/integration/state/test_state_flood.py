@@ -14,7 +14,8 @@ from sqlalchemy import insert, select, text
 from dcsync.adapters.broker.reporter import StateReporter
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.adapters.postgres.tables import subcloud
-from dcsync.model.reports import Report, report_payload
+from dcsync.model.report_payloads import report_payload
+from dcsync.model.reports import Report
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.state.service import StateService

@@ -16,7 +16,8 @@ from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.adapters.postgres.tables import endpoint_status, subcloud
 from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError
-from dcsync.model.reports import AvailabilityReport, Report, report_from_payload, report_payload
+from dcsync.model.report_payloads import report_from_payload, report_payload
+from dcsync.model.reports import AvailabilityReport, Report
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, ManagementState
 from dcsync.state import memory, rules

@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 
 from dcsync.adapters.broker.reporter import Observer, StateReporter
 from dcsync.model.errors import BadReport, BrokerUnreachable
-from dcsync.model.reports import BulkReport, Report, report_from_payload, report_payload
+from dcsync.model.report_payloads import report_from_payload, report_payload
+from dcsync.model.reports import BulkReport, Report
 from dcsync.model.subcloud import EndpointType
 from tests.processes import wait_until
 from tests.reports import FIRMWARE, IN_SYNC, ONLINE, PLATFORM, UNKNOWN, bulk, endpoint, online

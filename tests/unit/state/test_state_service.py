@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from dcsync.audit.endpoints import audited_types
-from dcsync.model.reports import AvailabilityReport, report_payload
+from dcsync.model.report_payloads import report_payload
+from dcsync.model.reports import AvailabilityReport
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, SyncStatus
 from dcsync.state.ports import EndpointRow, StateChanges
