@@ -30,34 +30,34 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for the coroutine's result. Raises what it raised, or WorkerStopping if `cancel_all` ended it."""
-        result: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._running_loop().call_soon_threadsafe(self._start, coroutine, result)
-        return result.result()
+        try:
+            return asyncio.run_coroutine_threadsafe(self._tracked(coroutine), self._running_loop()).result()
+        except concurrent.futures.CancelledError:
+            raise WorkerStopping("the worker stops") from None
 
     def cancel_all(self) -> None:
-        """Cancel what runs and accept nothing more; the callers hear WorkerStopping once their coroutine has ended."""
+        """Cancel what runs and accept nothing more; the callers hear WorkerStopping once their coroutine has ended.
+
+        Cancels their tasks, not the futures callers wait for: those would release the callers before the clean-up.
+        """
         self._running_loop().call_soon_threadsafe(self._stop)
 
-    def _start(self, coroutine: Coroutine[Any, Any, T], result: concurrent.futures.Future[T]) -> None:
-        task = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(lambda ended: self._hand_over(ended, result))
+    async def _tracked(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._stopping:
-            task.cancel()
+            coroutine.close()
+            raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await coroutine
+        finally:
+            self._tasks.discard(task)
 
     def _stop(self) -> None:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-
-    def _hand_over(self, ended: asyncio.Task[T], result: concurrent.futures.Future[T]) -> None:
-        self._tasks.discard(ended)
-        if ended.cancelled():
-            result.set_exception(WorkerStopping("the worker stops"))
-        elif (error := ended.exception()) is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(ended.result())
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._guard:

@@ -79,3 +79,55 @@ def test_cancel_all_ends_what_runs_after_its_clean_up_and_refuses_what_comes_lat
     with pytest.raises(WorkerStopping):
         loop.run(come_late())
     assert "ran" not in told
+
+
+def test_what_ends_by_itself_though_it_was_cancelled_keeps_its_result() -> None:
+    loop = LoopThread()
+    started, told = threading.Event(), []
+
+    async def insist() -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "done all the same"
+        return "never"
+
+    waiting = threading.Thread(target=lambda: told.append(loop.run(insist())))
+    waiting.start()
+    assert started.wait(60)
+    loop.cancel_all()
+    waiting.join(60)
+    assert told == ["done all the same"]
+
+
+def test_only_what_was_handed_over_is_cancelled_and_ends_its_own_children() -> None:
+    """A child that has something to finish is asked by its parent, not by the worker's stop."""
+    loop = LoopThread()
+    started, told = threading.Event(), []
+
+    async def child(may_end: asyncio.Event) -> None:
+        started.set()
+        await may_end.wait()
+        told.append("finished")
+
+    async def parent() -> None:
+        may_end = asyncio.Event()
+        task = asyncio.create_task(child(may_end))
+        try:
+            await asyncio.shield(task)
+        finally:
+            may_end.set()
+            await task
+
+    def run() -> None:
+        with pytest.raises(WorkerStopping):
+            loop.run(parent())
+        told.append("stopped")
+
+    waiting = threading.Thread(target=run)
+    waiting.start()
+    assert started.wait(60)
+    loop.cancel_all()
+    waiting.join(60)
+    assert told == ["finished", "stopped"]
