@@ -12,11 +12,10 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from dcsync.model.addresses import Network
 from dcsync.model.errors import MisconfiguredError
@@ -50,10 +49,10 @@ def _url_parts(text: str) -> SplitResult | None:
         return None
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Frozen; pass it on, never read the environment elsewhere. Times are seconds, sizes bytes."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     # Where our own things are.
     database_url: SecretStr | None = _knob(None, "PostgreSQL 15 or newer: postgresql://user:password@host/database")
@@ -79,7 +78,7 @@ class Settings(BaseSettings):
     subcloud_dbsync_url: str = _knob("https://{ip}:8220/v1.0", "template")
     subcloud_sysinv_url: str = _knob("https://{ip}:6386/v1", "template")
     ca_file: Path | None = _knob(None, "CA certificates to trust, PEM; re-read when it changes; default: the system's")
-    allowed_networks: Annotated[tuple[Network, ...], NoDecode] = _knob(
+    allowed_networks: tuple[Network, ...] = _knob(
         (), "comma separated networks management IPs must lie in; default: any but loopback, link-local and the like"
     )
     endpoint_types: Annotated[tuple[EndpointType, ...], NoDecode] = _knob(
@@ -134,18 +133,6 @@ class Settings(BaseSettings):
         None, "where each process keeps a record of itself, for `dcsync service`; default: dcsync-UID in /tmp"
     )
     alive_file: Path | None = _knob(None, "touched every few seconds by a worker or beat that gets on; health checks")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` hands in: the environment is read in one place, with its files and its unknown names."""
-        return (init_settings,)
 
     @field_validator("allowed_networks", mode="before")
     @classmethod

@@ -102,3 +102,20 @@ def test_endpoint_types_that_cannot_be_meant_are_refused(given: str, told: str) 
 def test_an_empty_value_counts_as_not_set() -> None:
     loaded = load({"DCSYNC_REDIS_URL": "", "DCSYNC_PASSWORD_FILE": "", "DCSYNC_SWEEP_INTERVAL": ""})
     assert (loaded.redis_url, loaded.password, loaded.sweep_interval) == (None, None, 10)
+
+
+def test_all_problems_are_told_at_once_unknown_names_and_files_included() -> None:
+    told = problems(colour="red", password_file="/nowhere", sweep_interval="soon", max_in_flight="0", log_level="loud")
+    assert sorted(problem.partition(":")[0] for problem in told) == [
+        "DCSYNC_COLOUR",
+        "DCSYNC_LOG_LEVEL",
+        "DCSYNC_MAX_IN_FLIGHT",
+        "DCSYNC_PASSWORD_FILE",
+        "DCSYNC_SWEEP_INTERVAL",
+    ]
+
+
+def test_only_the_environment_that_is_handed_in_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCSYNC_SWEEP_INTERVAL", "77")
+    assert load({}).sweep_interval == 10
+    assert load().sweep_interval == 77
