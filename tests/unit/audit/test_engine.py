@@ -626,6 +626,19 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(world: World) -> No
         world.engine().preview("nowhere", frozenset(audited_types()))
 
 
+@pytest.mark.parametrize("password", [None, "CANARY"], ids=["not known", "known"])
+def test_a_preview_shows_exactly_the_writes_that_an_audit_then_makes(world: World, password: str | None) -> None:
+    world.changes["admin_password"] = password
+    world.site.put(a_user("admin", password="drifted"), a_user("bob", "s-bob"), a_group("ops", members=("s-bob",)))
+    world.centre_has(users=(a_user("bob", "c-bob"),), groups=(a_group("ops", members=("c-bob",)),))
+    (identity,) = world.engine().preview(REGION, frozenset({IDENTITY}))
+    world.row(PLATFORM).due_at = NOON + INTERVAL
+    world.run()
+    shown = [write.replace("PATCH users admin", "PATCH users user-admin") for write in identity.writes]
+    assert [*shown, "POST fernet_repo"] == world.site.writes
+    assert ("PATCH users admin" in identity.writes) is (password is not None)
+
+
 def test_a_preview_tells_of_a_hash_that_is_no_text(world: World) -> None:
     world.site.put(a_user("sysinv", password="\ud800"))
     (identity,) = world.engine().preview(REGION, frozenset({IDENTITY}))
