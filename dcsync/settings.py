@@ -81,7 +81,7 @@ class Settings(BaseModel):
     allowed_networks: tuple[Network, ...] = _knob(
         (), "comma separated networks management IPs must lie in; default: any but loopback, link-local and the like"
     )
-    endpoint_types: Annotated[tuple[EndpointType, ...], NoDecode] = _knob(
+    endpoint_types: tuple[EndpointType, ...] = _knob(
         DEFAULT_ENDPOINT_TYPES,
         "comma separated endpoint types that every subcloud has a status for, platform and identity among them; "
         "a subcloud gets any other with the first report about it",
