@@ -68,7 +68,7 @@ def rejected(payload: object) -> str | None:
             changed("endpoint", sync_status="green"),
             "sync_status: Input should be 'unknown', 'in-sync' or 'out-of-sync', not 'green'",
         ),
-        (changed("endpoint", colour="red"), "colour: Extra inputs are not permitted, not 'red'"),
+        (changed("endpoint", colour="red"), "colour: Extra inputs are not permitted"),
         (changed("endpoint", ignored="platform"), "ignored: Input should be a valid frozenset, not 'platform'"),
         (changed("bulk", endpoints=["platform"]), "endpoints: Input should be a valid dictionary, not ['platform']"),
         (changed("bulk", endpoints={}), "the report says nothing"),
