@@ -1,4 +1,4 @@
-"""The documentation is what the code is: generated pages are current, and links lead somewhere."""
+"""The documentation is what the code is: generated pages are current, and what they name exists."""
 
 from __future__ import annotations
 
@@ -19,13 +19,6 @@ def test_generated_pages_are_current(name: str) -> None:
     pages = runpy.run_path(str(DOCS / "make_settings.py"))["PAGES"]
 
     assert (DOCS / name).read_text(encoding="utf-8") == pages[name](), "run: python docs/make_settings.py"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
-def test_links_lead_to_files_that_exist(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-
-    assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
