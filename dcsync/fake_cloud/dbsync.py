@@ -82,7 +82,7 @@ def _is_admin(cloud: Cloud, user_id: str, project_id: str | None) -> bool:
 
 
 def _error(request: Request, status: int, detail: str) -> Response:
-    """HTML, or JSON for who asks for it (recorded/04: 4, 8)."""
+    """HTML, or JSON for who asks for it (docs/upstream/recorded-traffic.md 04: 4, 8)."""
     title = _TITLES[status]
     if request.wants_json:
         return json_response(status, {"code": status, "title": title, "description": detail})
@@ -406,7 +406,8 @@ def _user_and_time(key: str) -> Row:
 
 
 def _post_event(cloud: Cloud, request: Request, is_admin: bool) -> Response:
-    """An event that names neither a token nor a user is stored, and answered with an empty object (recorded/10: 9)."""
+    """An event that names neither a token nor a user is stored, and answered with an empty object
+    (docs/upstream/recorded-traffic.md 10: 9)."""
     try:
         row = _checked("revocation_event", _body(request)["revocation_event"])
         if not is_admin or None in (row.get("issued_before", ""), row.get("revoked_at", "")):

@@ -6,7 +6,7 @@ module-scoped fixture that yields a `Backend` and put its name into `BACKENDS`.
 A backend must hold users barbican, operator1 (a member of group ops) and dcmanager, roles reader and member, with ids
 of their own on each subcloud but for what deployment aligns. Only facts that hold on all backends stand here, so no
 test asks a service's middleware about a dead token (it may serve it from its cache for minutes: R4), and an answer
-that one stale thread of Keystone may delay (recorded/13) is waited for with a deadline.
+that one stale thread of Keystone may delay (docs/upstream/recorded-traffic.md 13) is waited for with a deadline.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ async def test_a_wrong_password_is_auth_failed_on_either_side(backend: Backend, 
 
 
 async def test_an_update_gives_the_record_its_new_id_and_may_be_repeated(clouds: HttpClouds, site: Site) -> None:
-    """R3; recorded/05: 4, 10, 11."""
+    """R3; docs/upstream/recorded-traffic.md 05: 4, 10, 11."""
     wanted = await central(clouds, USERS, "barbican")
     async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         before = await held(session, USERS, "barbican")
@@ -329,7 +329,7 @@ async def test_central_tokens_count_on_the_site_once_ids_and_keys_are_the_centra
 
 
 async def test_writing_what_nobody_has_is_refused(clouds: HttpClouds, site: Site) -> None:
-    """recorded/07: 10."""
+    """docs/upstream/recorded-traffic.md 07: 10."""
     ghost = record_from_body(
         ROLES,
         {"role": {"id": "d" * 32, "name": "ghost", "extra": "{}", "domain_id": "<<null>>", "description": None}},
@@ -343,7 +343,7 @@ async def test_writing_what_nobody_has_is_refused(clouds: HttpClouds, site: Site
 
 
 async def test_a_name_that_is_taken_is_a_server_error_and_changes_nothing(clouds: HttpClouds, site: Site) -> None:
-    """recorded/07: 11."""
+    """docs/upstream/recorded-traffic.md 07: 11."""
     async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         before = await session.identity.list(ROLES)
         member = named(before, "member")
@@ -355,7 +355,7 @@ async def test_a_name_that_is_taken_is_a_server_error_and_changes_nothing(clouds
 
 
 async def test_a_member_of_a_group_gets_a_new_id_only_while_the_group_is_empty(clouds: HttpClouds, site: Site) -> None:
-    """R2; recorded/11."""
+    """R2; docs/upstream/recorded-traffic.md 11."""
     wanted = await central(clouds, USERS, "operator1")
     async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         old_id = (await held(session, USERS, "operator1")).id
@@ -426,7 +426,7 @@ async def test_audits_get_the_centres_grants_and_events_besides_what_initial_syn
 async def test_a_created_user_logs_in_with_the_central_password_once_it_has_a_role(
     clouds: HttpClouds, site: Site
 ) -> None:
-    """recorded/10: 1."""
+    """docs/upstream/recorded-traffic.md 10: 1."""
     wanted = await central(clouds, USERS, "central-only")
     async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         stored = await session.identity.create(wanted)
@@ -439,7 +439,7 @@ async def test_a_created_user_logs_in_with_the_central_password_once_it_has_a_ro
 
 
 async def test_records_of_every_other_type_are_created_under_their_own_id(clouds: HttpClouds, site: Site) -> None:
-    """recorded/10: 3-5."""
+    """docs/upstream/recorded-traffic.md 10: 3-5."""
     async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         member = await held(session, USERS, "vim")
         project = a_project("lab-1")
@@ -454,7 +454,7 @@ async def test_records_of_every_other_type_are_created_under_their_own_id(clouds
 
 
 async def test_creating_what_is_there_is_a_server_error_and_changes_nothing(clouds: HttpClouds, site: Site) -> None:
-    """recorded/10: 2."""
+    """docs/upstream/recorded-traffic.md 10: 2."""
     async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         for type_, name in ((USERS, "vim"), (PROJECTS, "services"), (ROLES, "reader"), (GROUPS, "ops")):
             before = await session.identity.list(type_)
@@ -576,7 +576,7 @@ async def test_a_password_that_was_set_opens_the_former_one_stays_as_history(clo
 async def test_a_token_ended_at_the_centre_ends_on_the_site_with_the_event_that_names_it(
     backend: Backend, site: Site
 ) -> None:
-    """K10; recorded/10: 6-12."""
+    """K10; docs/upstream/recorded-traffic.md 10: 6-12."""
     auth_url = backend.environment()["DCSYNC_CENTRAL_AUTH_URL"]
     _, token = login_at(auth_url, "dcmanager", site.central_password("dcmanager"))
     earlier = (await clouds_of(backend).central_audit_data()).revocation_events

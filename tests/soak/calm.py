@@ -1,4 +1,4 @@
-"""What must be true once all faults have ended, by itself and within a bound: EXPECTATIONS of a fault test, in full.
+"""What must be true once all faults have ended, by itself and within a bound: what a fault test expects, in full.
 
 `Calm.wait` gives the rows and the sites time to get there; what is then still wrong is told in words, for a person.
 """

@@ -46,7 +46,8 @@ class Dbsync:
     async def create(self, record: Record) -> Record:
         """POST a record under its own id; answers what is now stored. Raises CloudError.
 
-        Not to be repeated: one that is there already, or has the name of one, is a server-error (recorded/10: 2).
+        Not to be repeated: one that is there already, or has the name of one, is a server-error
+        (docs/upstream/recorded-traffic.md 10: 2).
         """
         url = f"{self._url}/identity/{record.type.value}/"
         reply = await self._session.request("POST", url, expected=(201, 200), body=record.body)
@@ -63,7 +64,8 @@ class Dbsync:
     async def create_revocation_event(self, event: RevocationEvent) -> None:
         """POST an event. Raises CloudError. Repeated, it is stored twice, which revokes the same.
 
-        The answer says nothing: for an event without `audit_id` it is an empty object (recorded/10: 9).
+        The answer says nothing: for an event without `audit_id` it is an empty object
+        (docs/upstream/recorded-traffic.md 10: 9).
         """
         url = f"{self._url}/identity/{EVENTS}/"
         await self._session.request("POST", url, expected=(201, 200), body={"revocation_event": event.body})

@@ -76,7 +76,8 @@ def world() -> World:
     return world
 
 
-# --- acceptance: spec section 3.3, without `secondary`; out-of-sync has the precondition of in-sync (R15) -----------
+# --- acceptance: docs/upstream/state-service.md section 3.3, without `secondary`; out-of-sync has the precondition of
+# in-sync (R15) ---
 
 
 @pytest.mark.parametrize("status", list(SyncStatus))
