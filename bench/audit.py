@@ -3,7 +3,8 @@
 A fake cloud of 1,000 subclouds, a real PostgreSQL and Valkey, two sync workers, a state worker and beat. First every
 unchanged subcloud is audited, round after round: requests and CPU per subcloud; beside it, on the same machine and at
 the same concurrency, a bare aiohttp client does exactly the requests an audit was seen to do. Then a password
-changes at the centre, a user is added, and the keys rotate: how long until every subcloud has it, verified there.
+changes at the central cloud, a user is added, and the keys rotate: how long until every subcloud has it, verified
+there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from dcsync.model.subcloud import EndpointType, ManagementState, SyncStatus
 
 NEW = {"password": "Bench-new-pw-1!"}
 SETTINGS = {"DCSYNC_AUDIT_INTERVAL": "604800"}
-"""Nothing is audited but when it is asked for or the centre changed."""
+"""Nothing is audited but when it is asked for or the central cloud changed."""
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ class Bench:
     # --- changed ---
 
     def change(self, told: str, action: str, **arguments: Any) -> None:
-        """Seconds from a change at the centre until every subcloud has it."""
+        """Seconds from a change at the central cloud until every subcloud has it."""
         before = self._fleet.spent()
         began = time.time()
         self._fleet.cloud.change_central(action, **arguments)

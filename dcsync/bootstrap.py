@@ -141,7 +141,7 @@ def messenger(settings: Settings, app: Celery) -> CeleryMessenger:
 
 
 def clouds(settings: Settings) -> HttpClouds:
-    """The way to the centre and the subclouds; raises MisconfiguredError where a setting for it is missing."""
+    """The way to the central cloud and the subclouds; raises MisconfiguredError where a setting for it is missing."""
     settings.required("central_auth_url", "password")
     if settings.central_auth_url is None or settings.password is None:
         raise MisconfiguredError("not set: DCSYNC_CENTRAL_AUTH_URL, DCSYNC_PASSWORD")
@@ -307,12 +307,12 @@ def _audit_reports(reporter: StateReporter) -> AuditReports:
 
 
 def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread) -> rotate_keys.KeyRotation:
-    """Rotates the centre's keys when it is due, and hands them out."""
+    """Rotates the central cloud's keys when it is due, and hands them out."""
     command = settings.key_rotate_command
     timeout = settings.key_rotate_timeout
     return rotate_keys.KeyRotation(
         store=SqlKeyRotationStore(rows),
-        centre=clouds(settings),
+        central=clouds(settings),
         command=central_rotation.rotate_command(command, deadline_seconds=timeout) if command else None,
         new_key=central_rotation.new_key,
         loop=loop,

@@ -100,26 +100,32 @@ class Settings(BaseModel):
     audit_interval: float = _knob(
         1200, "between two audits of one subcloud, give or take a tenth; 0: only when asked for", ge=0, le=604800
     )
-    central_watch_interval: float = _knob(10, "between two looks whether the centre changed", ge=0.5, le=3600)
+    central_watch_interval: float = _knob(10, "between two looks whether the central cloud changed", ge=0.5, le=3600)
     probe_interval: float = _knob(30, "between two probes of a subcloud, give or take a tenth; 0: none", ge=0, le=3600)
     probe_timeout: float = _knob(5, "all of one probe; at most the interval", gt=0, le=60)
     key_rotation_interval: float = _knob(
-        604800, "between two rotations of the centre's fernet keys (168 h); 0: only when asked for", ge=0, le=31536000
+        604800,
+        "between two rotations of the central cloud's fernet keys (168 h); 0: only when asked for",
+        ge=0,
+        le=31536000,
     )
     key_rotation_window: float = _knob(
         3600, "after a rotation differing keys are planned, and raise no alarm, for so long", gt=0, le=604800
     )
     key_rotate_command: str | None = _knob(
-        None, "makes the centre rotate, run without a shell; default: a rotated set is written to its fernet_repo"
+        None,
+        "makes the central cloud rotate, run without a shell; default: a rotated set is written to its fernet_repo",
     )
     key_rotate_timeout: float = _knob(60, "all of that command", gt=0, le=600)
-    token_lifetime: float = _knob(3600, "life of the centre's tokens: rotations keep so far apart", ge=0, le=604800)
+    token_lifetime: float = _knob(
+        3600, "life of the central cloud's tokens: rotations keep so far apart", ge=0, le=604800
+    )
     stop_grace: float = _knob(20, "a stopping worker lets its runs end this long, then gives them back", ge=0, le=600)
 
     # Amounts.
     max_in_flight: int = _knob(2000, "runs dispatched or in progress at once, over all workers", ge=1, le=100_000)
     max_deletes: int = _knob(5, "records and grants one audit may delete without --allow-deletes", ge=0, le=100_000)
-    max_active_keys: int = _knob(3, "keys the centre holds after a rotation that is written to it", ge=3, le=100)
+    max_active_keys: int = _knob(3, "keys the central cloud holds after a rotation that is written to it", ge=3, le=100)
     key_max_in_flight: int = _knob(100, "subclouds that get rotated keys at the same time", ge=1, le=100_000)
     key_max_behind: float = _knob(
         0.05, "share of the subclouds that may lack the current keys when they are rotated", ge=0, le=1

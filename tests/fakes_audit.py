@@ -1,4 +1,4 @@
-"""In-memory ports of the audit: a site with Keystone's foreign keys and cascades, its centre, and the rows.
+"""In-memory ports of the audit: a site with Keystone's foreign keys and cascades, its central cloud, and the rows.
 
 `MemoryAuditStore` is held to the same contract as the real one (tests/contract/test_audit_store_contract.py).
 """
@@ -259,7 +259,7 @@ class _FernetRepo:
 
 
 class AuditClouds:
-    """A centre and one site; `central_error` and `site_error` are raised instead of answering."""
+    """A central cloud and one site; `central_error` and `site_error` are raised instead of answering."""
 
     def __init__(self, *, central: CentralData | None = None, site: MemorySite | None = None) -> None:
         self.central = central or central_data()
@@ -531,7 +531,7 @@ class MemoryAuditStore:
             row.move(AuditEvent.RELEASED, attempt=row.attempt - 1, due_at=now)
         return bool(mine)
 
-    # --- the centre ---
+    # --- the central cloud ---
 
     def central_state(self, kind: EndpointType) -> CentralState | None:
         return self.centre.get(kind)
@@ -553,7 +553,7 @@ class MemoryAuditStore:
         if kept is None or (kept.fingerprint, kept.events_fingerprint) != (old.fingerprint, old.events_fingerprint):
             return None
         self.centre[state.kind] = replace(state, generation=kept.generation + 1, changed_at=now)
-        return self.raise_generation(state.kind, now=now, by="the centre changed")
+        return self.raise_generation(state.kind, now=now, by="the central cloud changed")
 
     def refuse_central(self, kind: EndpointType, *, why: str, now: datetime) -> None:
         if kind in self.centre:

@@ -390,7 +390,8 @@ class DirectOwnership:
 
 
 class MemoryClouds:
-    """A centre and one subcloud; every call is noted in `calls`, and `before_call` may do something just before one."""
+    """A central cloud and one subcloud; every call is noted in `calls`, and `before_call` may do something just before
+    one."""
 
     def __init__(self, *, central: CentralData | None = None, subcloud: Records | None = None) -> None:
         self.central = central or central_data()

@@ -246,7 +246,7 @@ class System:
     def until_at_rest(self, *names: str) -> None:
         """Until these are completed, and what follows by itself is done: audited, shown in sync, no run at work.
 
-        Then nothing more is written there until somebody asks, the centre changes, or an interval passes.
+        Then nothing more is written there until somebody asks, the central cloud changes, or an interval passes.
         """
 
         def are_at_rest() -> bool:
@@ -267,8 +267,8 @@ class System:
         with redis_client(self) as client:
             return not any(RedisLocks(client, ttl_seconds=1).owners(regions).values())
 
-    def until_centre_is_seen(self) -> None:
-        """Until the watch has looked at the centre as it is now, and told the rows what it found."""
+    def until_central_cloud_is_seen(self) -> None:
+        """Until the watch has looked at the central cloud as it is now, and told the rows what it found."""
         now = utc_now()
         query = select(func.count()).where(central_state.c.checked_at > now)
 
@@ -276,7 +276,7 @@ class System:
             with self.engine.connect() as connection:
                 return connection.execute(query).scalar_one() == len(audited_types())
 
-        self.until(is_seen, "the watch has looked at the centre")
+        self.until(is_seen, "the watch has looked at the central cloud")
 
     def carried_out(self, name: str) -> dict[str, int]:
         """Writes this subcloud has carried out: "VERB service subject" -> how many."""
@@ -293,8 +293,8 @@ class System:
     def problems(self, name: str) -> list[str]:
         """What is wrong with ids, hashes, keys, members and grants of this subcloud; empty when it is as it must be.
 
-        The audit that follows an initial sync adds what only the centre has, so a subcloud it is at work on is given
-        the time to get there.
+        The audit that follows an initial sync adds what only the central cloud has, so a subcloud it is at work on is
+        given the time to get there.
         """
         deadline = time.monotonic() + SECONDS
         while True:

@@ -37,7 +37,7 @@ PASSES = 3
 """How often one run plans, writes and looks again: some repairs show what else differs only once they are done."""
 
 AGE_FLOOR_SECONDS = 0.1
-"""Many audits asked for just now, or by a clock that is ahead, must not each read the whole centre."""
+"""Many audits asked for just now, or by a clock that is ahead, must not each read the whole central cloud."""
 
 FEW = 3
 MOST_NAMED = 20
@@ -61,7 +61,7 @@ class AuditLimits:
     hold_off: timedelta
     hold_off_max: timedelta
     token_lifetime: timedelta
-    """Of the centre's tokens: a revocation longer ago concerns nobody."""
+    """Of the central cloud's tokens: a revocation longer ago concerns nobody."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Audit:
 
     def _since_asked(self, run: AuditRun) -> float | None:
         """Seconds since the newest request among what is due. A central change is told to the rows at one moment; what
-        this process had read of the centre before it would pass for the change done."""
+        this process had read of the central cloud before it would pass for the change done."""
         asked = [part.requested_at for part in run.parts if part.requested_at is not None]
         return max(AGE_FLOOR_SECONDS, (self.now() - max(asked)).total_seconds()) if asked else None
 
@@ -183,7 +183,7 @@ class Audit:
         """One endpoint type; its failure leaves the others their chance, unless nobody answers there any more."""
         room = endpoint_of(progress.part.endpoint_type)
         try:
-            _believe_the_centre(run, progress.part, room, central)
+            _believe_central(run, progress.part, room, central)
             await self._bring_in_line(room, run, progress, session, central)
         except _Refused as refused:
             progress.failure = refused.failure
@@ -449,7 +449,7 @@ def _shrunk(run: AuditRun, part: AuditPart, room: AuditedEndpoint[Any], central:
     return guards.shrunk(before={what: run.central_counts.get(what, 0) for what in counts}, now=counts)
 
 
-def _believe_the_centre(run: AuditRun, part: AuditPart, room: AuditedEndpoint[Any], central: CentralData) -> None:
+def _believe_central(run: AuditRun, part: AuditPart, room: AuditedEndpoint[Any], central: CentralData) -> None:
     """Raises _Refused where the central cloud suddenly has much less than it had."""
     refused = _shrunk(run, part, room, central)
     if refused is not None:

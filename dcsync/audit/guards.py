@@ -1,4 +1,4 @@
-"""What stops a repair although a difference was found, and a change of the centre although it was seen; pure."""
+"""What stops a repair although a difference was found, and a change of the central cloud although it was seen; pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL_LIST = 4
 
 
 def shrunk(*, before: Mapping[str, int], now: Mapping[str, int]) -> Failure | None:
-    """Why a centre with lists of these lengths is not believed: more than half of one is gone, or all of it."""
+    """Why a central cloud with lists of these lengths is not believed: more than half of one is gone, or all of it."""
     gone = [
         f"{what} went from {count} to {now[what]}"
         for what, count in sorted(before.items())

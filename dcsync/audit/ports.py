@@ -32,7 +32,8 @@ class AuditPart:
     resource_types: frozenset[str] | None = None
     """Repair these only (None: all); compared is everything."""
     requested_at: datetime | None = None
-    """When it was asked for, by a central change or a person: what was read of the centre earlier will not do."""
+    """When it was asked for, by a central change or a person: what was read of the central cloud earlier will not
+    do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ class AuditRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CentralState:
-    """The centre as the watch last accepted it; `kind` is the endpoint type it concerns."""
+    """The central cloud as the watch last accepted it; `kind` is the endpoint type it concerns."""
 
     kind: EndpointType
     fingerprint: str
@@ -182,8 +183,8 @@ class AuditStore(Protocol):
         With `allow_deletes` for all, a central list that shrank is accepted as well."""
 
     def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
-        """The centre changed: every row of that type is due, but those held off after a failure (SETTLED ones are not),
-        and for everything, whatever it was restricted to; how many rows."""
+        """The central cloud changed: every row of that type is due, but those held off after a failure (SETTLED ones
+        are not), and for everything, whatever it was restricted to; how many rows."""
 
     def take_follow_ups(self, *, now: datetime) -> int:
         """Turn the state service's requests for audits of ours into due rows; how many requests."""
@@ -232,7 +233,7 @@ class AuditStore(Protocol):
         """As RunStore.standing."""
 
     def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
-        """Keep what is on the subcloud from the centre; False when the rows are no longer its own."""
+        """Keep what is on the subcloud from the central cloud; False when the rows are no longer its own."""
 
     def remember_groups(self, run: AuditRun, groups: Mapping[str, tuple[str, ...]]) -> bool:
         """As RunStore.remember_groups."""
@@ -244,7 +245,7 @@ class AuditStore(Protocol):
     def release(self, run: AuditRun, *, now: datetime) -> bool:
         """The run ends without a finding: its rows are due again as if it had not been."""
 
-    # The centre.
+    # The central cloud.
 
     def central_state(self, kind: EndpointType) -> CentralState | None:
         """None before the watch first looked."""

@@ -1,7 +1,7 @@
-"""Has the centre changed? Compares it with what was last accepted, and raises the generation of what changed.
+"""Has the central cloud changed? Compares it with what was last accepted, and raises the generation of what changed.
 
 So a changed password is on its way to every subcloud within one look, long before their audits would be due.
-A centre that cannot be read, is empty or has shrunk beyond belief changes nothing, and what is kept says why.
+A central cloud that cannot be read, is empty or has shrunk beyond belief changes nothing, and what is kept says why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dcsync.runs.clouds import Clouds
 from dcsync.runs.ports import Loop
 
 EVENTS_APART = timedelta(seconds=60)
-"""Revocation events alone raise the generation no more often: every logout at the centre makes one."""
+"""Revocation events alone raise the generation no more often: every logout at the central cloud makes one."""
 
 LOOK_SECONDS = 5.0
 """How old what the watch sees may be at most, however old runs may use it: a change must not wait for their cache, and
@@ -30,7 +30,7 @@ keys from before a rotation must not pass for a change after it."""
 
 @dataclass(frozen=True)
 class Sight:
-    """What one look at the centre came to, for one endpoint type: rows made due, or why it was refused."""
+    """What one look at the central cloud came to, for one endpoint type: rows made due, or why it was refused."""
 
     kind: EndpointType
     raised: int = 0
@@ -39,7 +39,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class CentralWatch:
-    """The periodic look at the centre. Two at once are harmless: one of them is told that it came second."""
+    """The periodic look at the central cloud. Two at once are harmless: one of them is told that it came second."""
 
     store: AuditStore
     clouds: Clouds
@@ -60,9 +60,10 @@ class CentralWatch:
     def _compare(self, room: AuditedEndpoint[Any], seen: CentralState, *, now: datetime) -> Sight:
         old = self.store.central_state(seen.kind)
         if old is None:
-            # Audits may have been done with what the centre held before this first look: nobody can tell any more.
+            # Audits may have been done with what the central cloud held before this first look: nobody can tell any
+            # more.
             self.store.add_rows(seen.kind, now=now)
-            raised = self.store.raise_generation(seen.kind, now=now, by="first look at the centre")
+            raised = self.store.raise_generation(seen.kind, now=now, by="first look at the central cloud")
             self.store.accept_central(seen, old=None, now=now)
             return Sight(seen.kind, raised=raised)
         shrunk = None if old.shrink_allowed else guards.shrunk(before=old.counts, now=seen.counts)

@@ -68,7 +68,7 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
       dcsync subcloud list --state failed                 who needs attention, and why
       dcsync history edge-1                               every request, attempt and step
       dcsync diff edge-1                                  what an audit would write there
-      dcsync keys rotate                                  new fernet keys, at the centre and everywhere
+      dcsync keys rotate                                  new fernet keys, at the central cloud and everywhere
 
     Exit codes: 0 yes, 1 no, 2 usage, 3 not found, 4 broker or database unreachable, 5 refused by a guard.
     """

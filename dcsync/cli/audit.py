@@ -101,7 +101,7 @@ def _scope(endpoint_types: Sequence[str], restricted_to: Sequence[str]) -> Scope
 @click.command(short_help="Compare and repair, now.")
 @names_or_all
 @_scope_options
-@click.option("--allow-deletes", is_flag=True, help="This once, delete and shrink as much as the centre says.")
+@click.option("--allow-deletes", is_flag=True, help="This once, delete and shrink as much as the central cloud says.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if there is something.")
 @waiting.wait_options("all have been audited")
 @output_option
@@ -121,7 +121,7 @@ def audit(
     as_json: bool,
     yes: bool,
 ) -> int:
-    """Compare subclouds with the centre and repair what differs, now; a hold-off ends.
+    """Compare subclouds with the central cloud and repair what differs, now; a hold-off ends.
 
     Those that are offline or not completed are audited when they are back. --timeout implies --wait.
 
@@ -143,7 +143,7 @@ def audit(
     )
 
 
-@click.command("sync-request", short_help="As after a change at the centre.")
+@click.command("sync-request", short_help="As after a change at the central cloud.")
 @click.argument("endpoint_type", type=OneOf(audited_types))
 @click.argument("names", nargs=-1, type=SubcloudName())
 @click.option("--all", "everything", is_flag=True, help="Every subcloud; so does giving no name.")
@@ -162,7 +162,7 @@ def sync_request(
     as_json: bool,
     yes: bool,
 ) -> int:
-    """Bring one endpoint type into line, as the watch does when it sees that the centre changed.
+    """Bring one endpoint type into line, as the watch does when it sees that the central cloud changed.
 
     \b
     Examples:
@@ -305,7 +305,7 @@ def _object(row: AuditRow) -> dict[str, object]:
 def diff(
     operator: Operator, name: str, *, endpoint_types: Sequence[str], restricted_to: Sequence[str], as_json: bool
 ) -> int:
-    """Compare one subcloud with the centre and write nothing: names and fields, secrets as short fingerprints.
+    """Compare one subcloud with the central cloud and write nothing: names and fields, secrets as short fingerprints.
 
     Exit 0 no difference, 1 a difference, 4 somebody does not answer, 5 it is being worked on or a guard would stop it.
 

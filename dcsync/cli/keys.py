@@ -1,4 +1,5 @@
-"""`dcsync keys`: rotate the centre's fernet keys, and see how far they have got. No key is ever read or shown here."""
+"""`dcsync keys`: rotate the central cloud's fernet keys, and see how far they have got. No key is ever read or shown
+here."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class Sight:
 
     row: KeyRotationRow
     fingerprint: str | None
-    """Of the centre's keys as the watch or a rotation last saw them; None before that."""
+    """Of the central cloud's keys as the watch or a rotation last saw them; None before that."""
     spread: Spread
 
     @property
@@ -38,7 +39,7 @@ class Sight:
 
 @click.group()
 def keys() -> None:
-    """The centre's fernet keys, which sign every token."""
+    """The central cloud's fernet keys, which sign every token."""
 
 
 @keys.command(short_help="Rotate them now, then hand them out.")
@@ -58,10 +59,10 @@ def rotate(
     as_json: bool,
     yes: bool,
 ) -> int:
-    """Make the staged key primary and stage a new one at the centre, then bring all sites the new set in waves.
+    """Make the staged key primary and stage a new one at the central cloud, then bring all sites the new set in waves.
 
     Refused (exit 5) while too many sites lack the current keys, the staged one among them: those would reject every
-    token the centre issues from then on. --timeout implies --wait.
+    token the central cloud issues from then on. --timeout implies --wait.
 
     \b
     Example:
@@ -72,7 +73,7 @@ def rotate(
     sites = many(before.spread.sites, "site")
     if not force:
         _refuse_if_unsafe(operator, before)
-    ask(operator, f"Rotate the keys of the centre and {sites}?", yes=yes)
+    ask(operator, f"Rotate the keys of the central cloud and {sites}?", yes=yes)
     operator.key_rotation_store.ask(now=operator.now(), by=operator.name, forced=force, max_in_flight=max_in_flight)
     operator.hint_key_rotation()
     note(f"asked for a rotation; {sites} will get the new keys")
@@ -86,7 +87,7 @@ def rotate(
 
 
 def _refuse_if_unsafe(operator: Operator, seen: Sight) -> None:
-    """Raises RefusedByGuard; asked again by whoever rotates, who sees the centre's keys themselves."""
+    """Raises RefusedByGuard; asked again by whoever rotates, who sees the central cloud's keys themselves."""
     from dcsync.rotation.key_rotation import refusal
 
     if seen.fingerprint is None:
@@ -126,7 +127,7 @@ def _is_over(seen: Sight) -> bool:
 @output_option
 @pass_operator
 def show(operator: Operator, *, as_json: bool) -> None:
-    """When they are rotated next and were last, and how many sites have the centre's current set.
+    """When they are rotated next and were last, and how many sites have the central cloud's current set.
 
     Sets are told by short fingerprints, from which no key can be got back.
     """

@@ -37,7 +37,7 @@ def up(*, flower: bool, flower_port: int | None, verbose: bool) -> int:
 @click.command(short_help="See it work with a fake cloud.")
 @click.option("--subclouds", type=click.IntRange(1, 5000), default=20, show_default=True, metavar="N", help="How many.")
 @click.option("--latency", type=click.FloatRange(0, 10), default=0.0, metavar="SECONDS", help="Added to every request.")
-@click.option("--drift", is_flag=True, help="Damage subclouds and change the centre, in place of an outage.")
+@click.option("--drift", is_flag=True, help="Damage subclouds and change the central cloud, in place of an outage.")
 @_process_options
 def demo(*, subclouds: int, latency: float, drift: bool, flower: bool, flower_port: int | None, verbose: bool) -> int:
     """The whole system with a fake central cloud and N fake subclouds; ends with a verdict, exit 0 or 1."""

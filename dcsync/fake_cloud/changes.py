@@ -1,4 +1,4 @@
-"""What can be done to a cloud's data while it runs, at the centre (a change) or on a subcloud (drift).
+"""What can be done to a cloud's data while it runs, at the central cloud (a change) or on a subcloud (drift).
 
 One table from action name to function; every function takes the cloud and plain keyword arguments, and raises KeyError
 or ValueError for names it does not know.

@@ -92,7 +92,7 @@ class Cloud:
 
     @property
     def ever(self) -> Held:
-        """At the centre: all it holds or once held; elsewhere nothing."""
+        """At the central cloud: all it holds or once held; elsewhere nothing."""
         if self._tables is None:
             self._remember()
         return self._ever or Held()

@@ -78,7 +78,7 @@ class FakeCloud:
         return self._process.pid
 
     def environment(self) -> dict[str, str]:
-        """The DCSYNC_ settings that make this cloud the centre. The central services come from its catalog."""
+        """The DCSYNC_ settings that make this cloud the central cloud. The central services come from its catalog."""
         return {
             "DCSYNC_CENTRAL_AUTH_URL": f"http://{self.central_ip}:{self.port}/v3",
             "DCSYNC_SUBCLOUD_AUTH_URL": f"http://{{ip}}:{self.port}/v3",
@@ -97,12 +97,12 @@ class FakeCloud:
 
     def state(self, region_name: str) -> dict[str, Any]:
         """How a subcloud stands: aligned, keys_match, untouched, assignments_kept, good (all four), problems,
-        audited (equal to the centre in all an audit promises, and the site's own things as they were), differences
+        audited (equal to the central cloud in all an audit promises, its own records as they were), differences
         (what keeps it from that, each in words), requests and carried_out (counters by "VERB service subject"), recent
         (the newest requests), violations (kind -> count), described. For "central" without the comparison.
 
         Assignments are `kept` when all of the first day are there and no others, but for what the site itself or the
-        centre gave and took since. Raises ValueError for an unknown name."""
+        central cloud gave and took since. Raises ValueError for an unknown name."""
         found: dict[str, Any] = self._call("GET", f"state/{region_name}")
         return found
 
@@ -114,7 +114,7 @@ class FakeCloud:
         return found
 
     def set_fault(self, region_name: str, *faults: Fault | None) -> None:
-        """From now on this subcloud ("*": every one, "central": the centre) has these faults and no others; None
+        """From now on this subcloud ("*": every one, "central": the central cloud) has these faults and no others; None
         clears. Raises ValueError for an unknown name."""
         chosen = [fault.as_json() for fault in faults if fault is not None]
         self._call("POST", "faults", {"region_name": region_name, "faults": chosen})
@@ -124,7 +124,8 @@ class FakeCloud:
         self._call("POST", "latency", {"seconds": seconds})
 
     def change_central(self, action: str, **arguments: Any) -> None:
-        """Changes the centre's data; the actions are in `changes.py`. Raises ValueError when it cannot be done."""
+        """Changes the central cloud's data; the actions are in `changes.py`. Raises ValueError when it cannot be
+        done."""
         self.drift("central", action, **arguments)
 
     def drift(self, region_name: str, action: str, **arguments: Any) -> None:

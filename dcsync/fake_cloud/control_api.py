@@ -66,7 +66,7 @@ async def _set_faults(world: World, body: dict[str, Any]) -> dict[str, Any]:
     faults = tuple(Fault(**fault) for fault in body["faults"])
     sites = world.chosen(body["region_name"])
     if world.central_site in sites and any(fault.kind == "refuse" for fault in faults):
-        raise ValueError("the centre answers this API itself, so it cannot refuse; use reset")
+        raise ValueError("the central cloud answers this API itself, so it cannot refuse; use reset")
     for site in sites:
         await site.set_faults(faults)
     return {"sites": len(sites)}

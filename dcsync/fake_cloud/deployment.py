@@ -2,7 +2,7 @@
 
 On a subcloud the ids of users admin, sysinv and dcmanager and of projects admin and services are the central ones, as
 deployment aligns them (R1); all other ids, all password hashes and the keys are its own. operator1 is in a group (R2),
-a member of that group exists at the centre only, roles are tied by implication (R7), and each side has records that the
+a member of that group exists centrally only, roles are tied by implication (R7), and each side has records that the
 other has not.
 """
 
@@ -61,7 +61,7 @@ class Tables:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The recipe of one cloud. `region_name` is None for the centre."""
+    """The recipe of one cloud. `region_name` is None for the central cloud."""
 
     seed: int
     deployed_at: datetime

@@ -1,4 +1,4 @@
-"""Where a subcloud stands, told by comparing its rows with the centre's and with its first day.
+"""Where a subcloud stands, told by comparing its rows with the central cloud's and with its first day.
 
 The rules of matching and filtering are told here a second time on purpose: a witness may not ask the accused.
 Source: docs/upstream/identity-sync.md sections 3-4, docs/upstream/real-keystone.md "What must hold after a sync".
@@ -68,9 +68,9 @@ def ids_aligned(cloud: Cloud, central: Cloud) -> bool:
     return not any(_differing_ids(cloud, central, type_) for type_ in ("users", "projects", "roles"))
 
 
-def is_site_only(cloud: Cloud, central: Cloud, type_: str, id_: str) -> bool:
+def is_subcloud_only(cloud: Cloud, central: Cloud, type_: str, id_: str) -> bool:
     """Is this a record of the subcloud's that no sync may write: filtered, or neither of a name nor of an id that the
-    centre has?"""
+    central cloud has?"""
     row = cloud.tables.of(type_).get(id_)
     if row is None:
         return False
@@ -98,7 +98,8 @@ def _pairs(cloud: Cloud, central: Cloud, type_: str) -> list[tuple[Row, Row]]:
 
 
 def may_be_deleted(cloud: Cloud, central: Cloud, type_: str, id_: str) -> bool:
-    """Is this a record of the centre's that the centre itself has no longer, and none that a sync leaves alone?"""
+    """Is this a record of the central cloud's that the central cloud itself has no longer, and none that a sync leaves
+    alone?"""
     row = cloud.tables.of(type_).get(id_)
     if row is None:
         return True
@@ -108,7 +109,7 @@ def may_be_deleted(cloud: Cloud, central: Cloud, type_: str, id_: str) -> bool:
 
 
 def may_be_revoked(central: Cloud, grant: Assignment) -> bool:
-    """Is this a grant of the centre's that the centre itself has no longer?"""
+    """Is this a grant of the central cloud's that the central cloud itself has no longer?"""
     return grant in central.ever.grants and grant not in central.tables.assignments
 
 
@@ -168,7 +169,7 @@ def _differing_members(cloud: Cloud, central: Cloud) -> list[str]:
 def _touched(cloud: Cloud, central: Cloud, first_day: Tables) -> list[str]:
     """Site-only and filtered records that are not as they were, members of site-only groups told by name.
 
-    A record is no longer site-only once the centre had one of that name, even if that went again.
+    A record is no longer site-only once the central cloud had one of that name, even if that went again.
     """
     found = []
     once_central = central.ever.keys
@@ -186,14 +187,14 @@ def _touched(cloud: Cloud, central: Cloud, first_day: Tables) -> list[str]:
 
 
 def _lost(cloud: Cloud, central: Cloud) -> list[str]:
-    """What the site made itself, under a name the centre never had, and is not there any more."""
+    """What the site made itself, under a name the central cloud never had, and is not there any more."""
     held = {(type_, key_of(type_, row)) for type_ in TYPES for row in cloud.tables.of(type_).values()}
     return [f"{SINGULAR[type_]} {key[0]}: gone" for type_, key in sorted(cloud.own_records - held - central.ever.keys)]
 
 
 def _moved_assignments(cloud: Cloud, central: Cloud, first_day: Tables) -> list[str]:
     """Grants that are there or not there by nobody's right: neither as on the first day, nor made by the site, nor
-    the centre's, given and taken."""
+    the central cloud's, given and taken."""
     ever, due = central.ever.named_grants, assignments_by_name(central.tables)
     now, then = assignments_by_name(cloud.tables), assignments_by_name(first_day) | cloud.own_grants
     gone_names = _names_gone(cloud, central)
@@ -210,7 +211,7 @@ def _parts(grant: NamedGrant) -> set[tuple[str, str]]:
 
 
 def _names_gone(cloud: Cloud, central: Cloud) -> set[tuple[str, str]]:
-    """(type, name) of records the centre once had, and neither it nor the subcloud has any longer."""
+    """(type, name) of records the central cloud once had, and neither it nor the subcloud has any longer."""
     left = {(type_, key) for side in (cloud, central) for type_ in TYPES for key in _by_key(side, type_)}
     return {(type_, key[0]) for type_, key in central.ever.keys - left}
 
@@ -270,7 +271,8 @@ def _differing_parts(cloud: Cloud, type_: str, own: Row, master: Row) -> list[st
 
 
 def _grant_differences(cloud: Cloud, central: Cloud) -> list[str]:
-    """Central grants among records an audit is about: those not there, and those gone from the centre still there."""
+    """Central grants among records an audit is about: those not there, and those gone from the central cloud still
+    there."""
     about = {
         id_ for type_ in TYPES for id_, row in central.tables.of(type_).items() if not _is_filtered(cloud, type_, row)
     }  # fmt: skip

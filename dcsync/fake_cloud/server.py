@@ -25,7 +25,7 @@ from dcsync.fake_cloud.inspection import (
     Standing,
     ids_aligned,
     inspect,
-    is_site_only,
+    is_subcloud_only,
     may_be_deleted,
     may_be_revoked,
 )
@@ -123,17 +123,17 @@ class Site:
 
     def _watched(self, request: Request, *, collides: bool) -> Response:
         """The cloud's own answer, and what the watchman makes of it."""
-        site_only = self._writes_site_only(request)
+        subcloud_only = self._writes_subcloud_only(request)
         wrongly = self._deletes_wrongly(request)
         keys_before = self.cloud.tables.keys if request.service == "sysinv" else {}
         response = self._own_answer(request, collides=collides)
         if self.is_central:
             return response
-        if site_only and response.status == 200:
-            what = f"PUT {request.subject}: filtered, or not known at the centre"
+        if subcloud_only and response.status == 200:
+            what = f"PUT {request.subject}: filtered, or not known at the central cloud"
             self.world.watchman.saw(self.cloud.region_name, SITE_RECORD_WRITTEN, request.request_id, what)
         if wrongly and response.status == 204:
-            what = f"DELETE {request.subject}: not, or still, the centre's"
+            what = f"DELETE {request.subject}: not, or still, the central cloud's"
             self.world.watchman.saw(self.cloud.region_name, WRONGLY_DELETED, request.request_id, what)
         if request.service == "sysinv" and response.status in (200, 201, 202):
             self._watch_keys(request, keys_before)
@@ -146,7 +146,7 @@ class Site:
             return sysinv.answer(self.cloud, request)
         return keystone.answer(self.cloud, request)
 
-    def _writes_site_only(self, request: Request) -> bool:
+    def _writes_subcloud_only(self, request: Request) -> bool:
         """Is this a run's PUT to a record no run may write? Groups are not asked: a site's own group may have to be
         emptied and filled again when the id of a member changes (R2); the inspection looks at its members."""
         if request.verb != "PUT" or request.service != "dbsync" or self.is_central or request.request_id is None:
@@ -154,10 +154,11 @@ class Site:
         type_, _, id_ = request.path[len(dbsync.PREFIX) :].partition("/")
         if type_ not in ("users", "projects", "roles"):
             return False
-        return is_site_only(self.cloud, self.world.central, type_, id_.rstrip("/"))
+        return is_subcloud_only(self.cloud, self.world.central, type_, id_.rstrip("/"))
 
     def _deletes_wrongly(self, request: Request) -> bool:
-        """Would a run take away a record or grant that did not come from the centre, or that the centre still has?"""
+        """Would a run take away a record or grant that did not come from the central cloud, or that the central cloud
+        still has?"""
         if request.verb != "DELETE" or request.service != "keystone" or request.request_id is None or self.is_central:
             return False
         match request.path.rstrip("/").split("/")[2:]:
@@ -253,7 +254,7 @@ def _role_written(request: Request) -> str | None:
 
 
 class World:
-    """The centre and its subclouds, and the watchman who looks at them."""
+    """The central cloud and its subclouds, and the watchman who looks at them."""
 
     def __init__(
         self, *, subclouds: int, control: Control, seed: int = 0, latency: float = 0.0, unaligned: Iterable[str] = ()

@@ -91,7 +91,7 @@ class InitialSync:
         await self._may_write(run)
 
     def _needs_identity(self, run: Run, fingerprint: str) -> bool:
-        """A subcloud that merely came back skips the step if it was given exactly what the centre holds now."""
+        """A subcloud that merely came back skips the step if it was given exactly what the central cloud holds now."""
         return not (run.subcloud.subsequent_sync and run.identity_fingerprint == fingerprint)
 
     async def _identity(self, run: Run, session: SubcloudSession, central: Records, fingerprint: str) -> None:

@@ -92,8 +92,8 @@ class RunStore(Protocol):
         """Keep the members of groups about to be emptied; an empty mapping forgets them. False as in start_step."""
 
     def remember_placed(self, run: Run, placed: Placed, new_ids: NewIds) -> bool:
-        """Add this to what is on the subcloud from the centre, and to the grants among it what they become when these
-        records take their new ids. False as in start_step."""
+        """Add this to what is on the subcloud from the central cloud, and to the grants among it what they become when
+        these records take their new ids. False as in start_step."""
 
     def init_audit(self, run: Run, *, now: datetime) -> bool:
         """Reset the audit columns of platform and identity so that the first audit is due at once.

@@ -1,8 +1,8 @@
-"""`dcsync demo --drift`: subclouds are damaged, and the centre changes; both are seen, and made good.
+"""`dcsync demo --drift`: subclouds are damaged, and the central cloud changes; both are seen, and made good.
 
 Damage is done on the fake cloud, behind everybody's back. What is wrong is first compared without a repair (an audit
-of one small resource type reports all it compared), then repaired, then the centre changes and its keys rotate. The
-verdict is the fake cloud's own view of what an audit promises.
+of one small resource type reports all it compared), then repaired, then the central cloud changes and its keys rotate.
+The verdict is the fake cloud's own view of what an audit promises.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class DriftDemo(Demo):
     """The demo with damage in place of an outage."""
 
     def bring_into_line(self, *, start_up: float) -> int:
-        """Bring all in line, damage some, notice, repair, change the centre, rotate its keys, verify; the exit code."""
+        """Bring all in line, damage some, notice, repair, change the central cloud, rotate its keys, verify; the exit
+        code."""
         self._command("subcloud", "import", str(self._write_import_file()))
         self._command("wait", "--for", "online", "--all", "--timeout", str(self._patience))
         self._command("subcloud", "manage", "--all")
@@ -110,7 +111,7 @@ class DriftDemo(Demo):
 
     def _change(self, change: Damage) -> float | None:
         """Seconds until it has arrived everywhere."""
-        self._say(f"at the centre: {change.told}")
+        self._say(f"at the central cloud: {change.told}")
         self.cloud.change_central(change.action, **change.arguments)
         if change.action == "add-user":
             self.cloud.change_central("set-members", group="ops", members=["admin", "operator1", "oncall"])

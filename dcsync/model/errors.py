@@ -2,11 +2,11 @@
 
     DcsyncError
       TemporaryError             worth another try after a hold-off
-        CloudError               a cloud (subcloud or centre) did not do its part; carries a Reason
+        CloudError               a cloud (subcloud or central) did not do its part; carries a Reason
         BrokerUnreachable        Redis does not answer
         DatabaseUnreachable      PostgreSQL does not answer
         WorkerStopping           this worker stops, and what it was doing is given back
-        KeyRotationFailed        the centre's keys were not rotated, or nobody can tell whether they were
+        KeyRotationFailed        the central cloud's keys were not rotated, or nobody can tell whether they were
         LocalProcessFailed       a process of `dcsync up` did not start or did not stop
       PermanentError             another try gives the same answer; a person must look
         UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  BadReport  RefusedByGuard
@@ -40,7 +40,7 @@ class PermanentError(DcsyncError):
 
 
 class CloudError(TemporaryError):
-    """A subcloud or the centre did not do its part.
+    """A subcloud or the central cloud did not do its part.
 
     Raised by adapters with the cause chained. `detail` names host, verb, path and status, never a body.
     `retry_after` is how many seconds the cloud itself asked to be left alone, where it did (429, 503).
@@ -69,7 +69,7 @@ class WorkerStopping(TemporaryError):
 
 
 class KeyRotationFailed(TemporaryError):
-    """The centre's keys were not rotated, or it cannot be told whether they were; no key is in the message."""
+    """The central cloud's keys were not rotated, or it cannot be told whether they were; no key is in the message."""
 
 
 class LocalProcessFailed(TemporaryError):

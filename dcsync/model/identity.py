@@ -335,8 +335,8 @@ def revocation_event(row: Mapping[str, Any]) -> RevocationEvent:
 
 @dataclass(frozen=True)
 class Placed:
-    """What dcsync put on a subcloud, or found there under the centre's name: ids only. A central deletion deletes
-    exactly these."""
+    """What dcsync put on a subcloud, or found there under the central cloud's name: ids only. A central deletion
+    deletes exactly these."""
 
     ids: Mapping[ResourceType, frozenset[str]] = field(default_factory=dict)
     assignments: frozenset[Assignment] = frozenset()
@@ -350,14 +350,14 @@ class Placed:
         return Placed(ids=ids, assignments=self.assignments | other.assignments)
 
     def followed(self, new_ids: NewIds) -> Placed:
-        """With its grants under both their old and their new ids: who was deleted and made anew at the centre must not
-        inherit for good what the other was granted."""
+        """With its grants under both their old and their new ids: who was deleted and made anew at the central cloud
+        must not inherit for good what the other was granted."""
         return self | Placed(assignments=frozenset(each.moved(new_ids) for each in self.assignments))
 
 
 @dataclass(frozen=True)
 class CentralData:
-    """What the centre gives its subclouds, fetched once per wave and shared; lives in memory only."""
+    """What the central cloud gives its subclouds, fetched once per wave and shared; lives in memory only."""
 
     records: Records
     keys: FernetKeys

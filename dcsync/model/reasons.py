@@ -80,7 +80,7 @@ _ADVICE = {
     Reason.CENTRAL_UNREACHABLE: "check that the central Keystone, dcdbsync and sysinv are up",
     Reason.CENTRAL_AUTH_FAILED: "check DCSYNC_USERNAME, its password and DCSYNC_CENTRAL_AUTH_URL",
     Reason.CENTRAL_BAD_REPLY: "check DCSYNC_CENTRAL_*_URL: something else answers there",
-    Reason.CENTRAL_EMPTY: "the centre lists no users, projects, roles or keys; nothing is sent until it does",
+    Reason.CENTRAL_EMPTY: "the central cloud lists no users, projects, roles or keys; nothing is sent until it does",
     Reason.CENTRAL_KEYS_INVALID: "check the central fernet repository: a key is not 32 bytes of url-safe base64",
     Reason.GUARD_REFUSED: "look at what would be lost with `dcsync diff`; if it is meant, audit with --allow-deletes",
     Reason.NOT_CONVERGING: "three repairs did not last; look at the named fields on the subcloud",

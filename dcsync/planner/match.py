@@ -21,8 +21,8 @@ ALIGNED_AT_DEPLOYMENT = {
 """Whose ids must agree before the first write: the services log in with them, and rewriting such an id locks them out
 (docs/upstream/real-keystone.md R1)."""
 
-LEFT_ALONE_USERS = frozenset({"dcdbsync", "dcorch", "heat_admin", "smapi", "usm", "fm"})
-LEFT_ALONE_ROLES = frozenset({"heat_stack_owner", "heat_stack_user", "ResellerAdmin"})
+EXCLUDED_USERS = frozenset({"dcdbsync", "dcorch", "heat_admin", "smapi", "usm", "fm"})
+EXCLUDED_ROLES = frozenset({"heat_stack_owner", "heat_stack_user", "ResellerAdmin"})
 NEVER_DELETED_ROLES = frozenset({"admin"})
 
 MANDATORY = (ResourceType.USERS, ResourceType.PROJECTS, ResourceType.ROLES)
@@ -52,24 +52,24 @@ class Match:
     """Records of the subcloud that stay as they are."""
 
 
-def left_alone_names(type_: ResourceType, *, region_name: str) -> frozenset[str]:
+def excluded_names(type_: ResourceType, *, region_name: str) -> frozenset[str]:
     """Names of records that belong to the subcloud although the central cloud has one of that name.
 
     Source: docs/upstream/identity-sync.md section 4.
     """
     if type_ is ResourceType.USERS:
-        return LEFT_ALONE_USERS | {f"cinder{region_name}"}
-    return LEFT_ALONE_ROLES if type_ is ResourceType.ROLES else frozenset()
+        return EXCLUDED_USERS | {f"cinder{region_name}"}
+    return EXCLUDED_ROLES if type_ is ResourceType.ROLES else frozenset()
 
 
-def is_left_alone(record: Record, *, region_name: str) -> bool:
+def is_excluded(record: Record, *, region_name: str) -> bool:
     """Whether a record belongs to the subcloud by its name."""
-    return record.name in left_alone_names(record.type, region_name=region_name)
+    return record.name in excluded_names(record.type, region_name=region_name)
 
 
 def concerned(records: Records, type_: ResourceType, *, region_name: str) -> list[Record]:
     """Those of one type that are not left alone."""
-    left_alone = left_alone_names(type_, region_name=region_name)
+    left_alone = excluded_names(type_, region_name=region_name)
     return [record for record in records.of(type_) if record.name not in left_alone]
 
 

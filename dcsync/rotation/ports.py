@@ -12,7 +12,7 @@ from dcsync.model.states.rotation import RotationEvent, RotationState
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How far the centre's current keys have got, in numbers of sites that are managed, online and completed."""
+    """How far the central cloud's current keys have got, in numbers of sites that are managed, online and completed."""
 
     sites: int
     behind: int
@@ -69,8 +69,8 @@ class KeyRotationStore(Protocol):
     def finish(
         self, *, run_id: str, current: KeySet, now: datetime, next_due_at: datetime | None, window_until: datetime
     ) -> bool:
-        """Rotated: the centre is known with `current` from now on, which is distributed in waves; all of it in one
-        transaction. False when the claim is lost."""
+        """Rotated: the central cloud is known with `current` from now on, which is distributed in waves; all of it in
+        one transaction. False when the claim is lost."""
 
     def give_up(
         self, event: RotationEvent, *, run_id: str, detail: str, now: datetime, retry_at: datetime, forget: bool
@@ -90,7 +90,8 @@ class KeyRotationStore(Protocol):
 
 
 class CentralKeys(Protocol):
-    """The centre's fernet repository, read and written past every cache. Raises CloudError with a central-* reason."""
+    """The central cloud's fernet repository, read and written past every cache. Raises CloudError with a central-*
+    reason."""
 
     async def central_keys(self) -> FernetKeys:
         """What it holds now, possibly nothing."""

@@ -1,4 +1,4 @@
-"""Rotate the centre's keys once when it is due, then let the sites have them in waves.
+"""Rotate the central cloud's keys once when it is due, then let the sites have them in waves.
 
 What is safe and why is `key_rotation.py`. Exactly one of many beats and workers rotates: the row is claimed by
 conditional UPDATE, and whether a rotation that was cut short (crash, deadline, lost answer) was done is told by the
@@ -77,9 +77,9 @@ class KeyRotation:
     """One object per process; any number of them may look at the same time."""
 
     store: KeyRotationStore
-    centre: CentralKeys
+    central: CentralKeys
     command: Callable[[], None] | None
-    """Makes the centre rotate by itself; raises KeyRotationFailed. None: a rotated set is written to it."""
+    """Makes the central cloud rotate by itself; raises KeyRotationFailed. None: a rotated set is written to it."""
     new_key: Callable[[], str]
     loop: Loop
     wake: Callable[[], None]
@@ -140,9 +140,9 @@ class KeyRotation:
         )
 
     def _carried_out(self, found: FernetKeys, before: KeySet) -> FernetKeys:
-        """The centre's set after the rotation; what cannot be told from an error, its keys tell."""
+        """The central cloud's set after the rotation; what cannot be told from an error, its keys tell."""
         try:
-            self._ask_the_centre(found)
+            self._ask_central(found)
         except (CloudError, KeyRotationFailed):
             after = self._read()
             if not is_rotation_of(before=before, now=key_set(after)):
@@ -150,10 +150,10 @@ class KeyRotation:
             return after
         after = self._read()
         if not is_rotation_of(before=before, now=key_set(after)):
-            raise KeyRotationFailed("the centre's primary key is not the one that was staged before")
+            raise KeyRotationFailed("the central cloud's primary key is not the one that was staged before")
         return after
 
-    def _ask_the_centre(self, found: FernetKeys) -> None:
+    def _ask_central(self, found: FernetKeys) -> None:
         if self.command is not None:
             self.command()
             return
@@ -161,13 +161,13 @@ class KeyRotation:
             wanted = rotated(found, staged=self.new_key(), max_active_keys=self.limits.max_active_keys)
         except ValueError as exc:
             raise KeyRotationFailed(str(exc)) from exc
-        self.loop.run(self.centre.replace_central_keys(wanted))
+        self.loop.run(self.central.replace_central_keys(wanted))
 
     def _read(self) -> FernetKeys:
-        found = self.loop.run(self.centre.central_keys())
+        found = self.loop.run(self.central.central_keys())
         problems = found.problems()
         if problems:
-            raise KeyRotationFailed(f"the centre's keys cannot be used: {'; '.join(problems)}")
+            raise KeyRotationFailed(f"the central cloud's keys cannot be used: {'; '.join(problems)}")
         return found
 
     def _finish(self, run_id: str, current: FernetKeys, detail: str = "") -> Outcome:

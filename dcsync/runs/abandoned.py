@@ -33,6 +33,6 @@ class RunInProgress:
         return self.deaths + 1 >= ABANDONED_LIMIT
 
 
-def is_abandoned(*, claimed_at: datetime, lock_is_gone: bool, now: datetime, lock_ttl: timedelta) -> bool:
+def is_abandoned(*, claimed_at: datetime, lock_is_missing: bool, now: datetime, lock_ttl: timedelta) -> bool:
     """In progress, its lock gone, claimed longer ago than one lock lifetime: nobody is working on it."""
-    return lock_is_gone and now - claimed_at > lock_ttl
+    return lock_is_missing and now - claimed_at > lock_ttl

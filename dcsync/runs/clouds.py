@@ -77,7 +77,7 @@ class SubcloudSession(Protocol):
 
 
 class Clouds(Protocol):
-    """The way to the centre and to each subcloud."""
+    """The way to the central cloud and to each subcloud."""
 
     async def central_data(self) -> CentralData:
         """Central records and keys, at most a few seconds old, shared by all runs of the process.
@@ -87,7 +87,8 @@ class Clouds(Protocol):
         """
 
     async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
-        """The same with the centre's assignments and revocation events, all of one fetch and shared in the same way.
+        """The same with the central cloud's assignments and revocation events, all of one fetch and shared in the same
+        way.
 
         `max_age`: seconds, for who must not be given what was read before something happened.
         """

@@ -76,7 +76,7 @@ class Dispatcher(Generic[Hint]):
         return [
             run
             for run in old
-            if is_abandoned(claimed_at=run.claimed_at, lock_is_gone=run.run_id in gone, now=now, lock_ttl=lock_ttl)
+            if is_abandoned(claimed_at=run.claimed_at, lock_is_missing=run.run_id in gone, now=now, lock_ttl=lock_ttl)
         ]
 
     def without_lock(self, runs: Sequence[tuple[str, str]]) -> set[str]:

@@ -1,4 +1,5 @@
-"""Tasks of the audits: the sweep and the look at the centre on `control`, the audit of one subcloud on `audit`."""
+"""Tasks of the audits: the sweep and the look at the central cloud on `control`, the audit of one subcloud on
+`audit`."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ def audit_sweep(self: DcsyncTask, **_: object) -> dict[str, int]:
 
 @shared_task(name=TaskName.WATCH_CENTRAL.value, bind=True)
 def watch_central(self: DcsyncTask, **_: object) -> dict[str, object]:
-    """Look whether the centre changed; if so, its subclouds' audits are sent out at once."""
+    """Look whether the central cloud changed; if so, its subclouds' audits are sent out at once."""
     sights = self.sync.central_watch.run(now=utc_now())
     for sight in sights:
         tell = log.warning if sight.refused else log.info
-        tell("the centre changed", kind=sight.kind, rows=sight.raised, refused=sight.refused)
+        tell("the central cloud changed", kind=sight.kind, rows=sight.raised, refused=sight.refused)
     if any(sight.raised for sight in sights):
         self.sync.audit_sweep.run(now=utc_now())
     return {sight.kind.value: sight.refused or sight.raised for sight in sights}

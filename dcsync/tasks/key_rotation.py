@@ -1,4 +1,4 @@
-"""The task of the `control` queue about the centre's keys: rotate when due, hand them out in waves."""
+"""The task of the `control` queue about the central cloud's keys: rotate when due, hand them out in waves."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def until(system: System, name: str, question: Callable[[AuditRow], bool]) -> Au
 
 def in_line(system: System, subclouds: Subclouds, count: int = 1) -> list[str]:
     """So many that are managed, completed and found in sync, at a time when nobody has anything to do there."""
-    system.until_centre_is_seen()
+    system.until_central_cloud_is_seen()
     names = subclouds(count)
     system.manage(*names)
     system.until_at_rest(*names)
@@ -124,7 +124,7 @@ def test_drift_is_found_when_the_audit_is_due_and_repaired_at_once(system: Syste
     assert system.writes(other) == untouched
 
 
-def test_a_change_at_the_centre_reaches_everybody_and_those_away_when_they_return(
+def test_a_change_at_the_central_cloud_reaches_everybody_and_those_away_when_they_return(
     system: System, subclouds: Subclouds
 ) -> None:
     here, also_here, away = in_line(system, subclouds, 3)
@@ -219,10 +219,10 @@ def test_many_deletions_wait_for_an_explicit_yes(system: System, subclouds: Subc
     until_shown(system, name, IDENTITY, OUT_OF_SYNC)
     assert "DELETE keystone users" not in system.carried_out(name)
     system.cli("audit", name, "--allow-deletes", "--yes")
-    system.until(lambda: audited(system, name), f"{name} follows the centre")
+    system.until(lambda: audited(system, name), f"{name} follows the central cloud")
 
 
-def test_a_centre_that_answers_nothing_changes_nothing(system: System, subclouds: Subclouds) -> None:
+def test_a_central_cloud_that_answers_nothing_changes_nothing(system: System, subclouds: Subclouds) -> None:
     (name,) = in_line(system, subclouds)
     before = system.writes(name)
     system.cloud.change_central("hide", list="users")

@@ -35,7 +35,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("availability")
     with open_system(folder, subclouds=SUBCLOUDS, settings=FAST | PROBED) as system:
         system.start_dcsync()
-        system.until_centre_is_seen()  # the first look makes every audit due
+        system.until_central_cloud_is_seen()  # the first look makes every audit due
         yield system
 
 

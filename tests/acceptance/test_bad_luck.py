@@ -151,7 +151,7 @@ def told(system: System) -> dict[str, Told]:
         )
         for kind, name in names.items()
     }
-    # What happens at the centre later is no longer theirs, and leaves the worker's threads to the other tests.
+    # What happens at the central cloud later is no longer theirs, and leaves the worker's threads to the other tests.
     system.inventory.set_management(list(names.values()), ManagementState.UNMANAGED, now=utc_now(), by="test")
     return told
 
@@ -255,12 +255,13 @@ def test_subclouds_that_hang_do_not_delay_the_others(system: System, subclouds: 
     assert [len(system.attempts(name)) for name in healthy] == [1] * len(healthy)
 
 
-# --- the centre misbehaves ---------------------------------------------------------------------------------------
+# --- the central cloud misbehaves
+# ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CentralTrouble:
-    """What is wrong with the centre: its data or its answers."""
+    """What is wrong with the central cloud: its data or its answers."""
 
     reason: Reason
     faults: tuple[Fault, ...] = ()
@@ -285,7 +286,7 @@ CENTRAL_TROUBLES = {
 
 @pytest.fixture
 def centre(system: System) -> Iterator[System]:
-    """A centre that is well again after the test."""
+    """A central cloud that is well again after the test."""
     yield system
     system.cloud.set_fault("central", None)
     system.cloud.change_central("show")
@@ -293,7 +294,7 @@ def centre(system: System) -> Iterator[System]:
 
 
 @pytest.mark.parametrize("kind", CENTRAL_TROUBLES)
-def test_without_a_usable_centre_nothing_is_asked_of_the_subcloud(
+def test_without_a_usable_central_cloud_nothing_is_asked_of_the_subcloud(
     centre: System, subclouds: Subclouds, kind: str
 ) -> None:
     system, trouble = centre, CENTRAL_TROUBLES[kind]
@@ -313,7 +314,9 @@ def make_trouble(system: System, trouble: CentralTrouble) -> None:
         system.cloud.change_central("set-keys", keys=trouble.keys)
 
 
-def test_when_the_centre_is_back_all_that_failed_complete_by_themselves(centre: System, subclouds: Subclouds) -> None:
+def test_when_the_central_cloud_is_back_all_that_failed_complete_by_themselves(
+    centre: System, subclouds: Subclouds
+) -> None:
     system, names = centre, subclouds(3)
     system.cloud.set_fault("central", Fault("reset"))
     system.manage(*names)

@@ -1,4 +1,4 @@
-"""`dcsync demo --drift`: damage is noticed and made good, and what changes at the centre is soon everywhere."""
+"""`dcsync demo --drift`: damage is noticed and made good, and what changes at the central cloud is soon everywhere."""
 
 from __future__ import annotations
 

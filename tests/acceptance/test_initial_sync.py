@@ -117,7 +117,7 @@ def test_a_subcloud_that_merely_comes_back_is_given_keys_and_no_identity(system:
     system.assert_good(name)
 
 
-def test_what_changed_at_the_centre_meanwhile_is_brought_to_who_comes_back(
+def test_what_changed_at_the_central_cloud_meanwhile_is_brought_to_who_comes_back(
     system: System, subclouds: Subclouds
 ) -> None:
     name = a_completed_one(system, subclouds)

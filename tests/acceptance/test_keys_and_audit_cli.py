@@ -21,7 +21,7 @@ SETTINGS = FAST | {
     "DCSYNC_CENTRAL_WATCH_INTERVAL": "1",
     "DCSYNC_TOKEN_LIFETIME": "0",
 }
-"""Audits come round once a day: whatever is repaired here was asked for, or the centre changed."""
+"""Audits come round once a day: whatever is repaired here was asked for, or the central cloud changed."""
 WAIT = ("--wait", *PATIENCE)
 
 
@@ -37,10 +37,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture
 def name(system: System) -> str:
-    """A subcloud that is as the centre wants it, at a time when nobody works on any."""
+    """A subcloud that is as the central cloud wants it, at a time when nobody works on any."""
     chosen = "subcloud1"
     system.cloud.set_fault(chosen, None)
-    system.until_centre_is_seen()
+    system.until_central_cloud_is_seen()
     system.cli("audit", "--all", *WAIT, "--allow-deletes")
     system.until_at_rest(*managed(system))
     assert system.cloud.state(chosen)["audited"]

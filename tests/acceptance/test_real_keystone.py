@@ -1,4 +1,4 @@
-"""The whole of dcsync against a real Keystone: real workers, beat and command line, a centre and its subclouds.
+"""The whole of dcsync against a real Keystone: real workers, beat and command line, a central cloud and its subclouds.
 
 One dcsync brings them in line once, in `synced`; the tests then look at what is there, from all sides. What must hold
 is `tests.real_cloud.checks`; that those checks fail on a subcloud not synced is shown in
@@ -161,7 +161,9 @@ def test_a_user_logs_in_with_the_central_password_and_not_with_the_old_one(synce
     assert site.login("vim").status == 401
 
 
-def test_a_token_of_the_centre_is_good_on_the_subcloud_and_the_other_way_round(synced: Synced, site: Cloud) -> None:
+def test_a_token_of_the_central_cloud_is_good_on_the_subcloud_and_the_other_way_round(
+    synced: Synced, site: Cloud
+) -> None:
     central = synced.clouds.central
     assert site.validate(central.token("barbican")).status == 200
     assert central.validate(site.token("barbican", central.password("barbican"))).status == 200
@@ -194,7 +196,9 @@ def test_the_key_files_are_the_centres_and_no_others(synced: Synced, site: Cloud
     assert site.keys() == synced.clouds.central.keys()
 
 
-def test_identity_is_written_before_keys_and_nothing_is_written_to_the_centre(synced: Synced, site: Cloud) -> None:
+def test_identity_is_written_before_keys_and_nothing_is_written_to_the_central_cloud(
+    synced: Synced, site: Cloud
+) -> None:
     services = [write.service for write in site.writes()]
     assert services.index("sysinv") > max(at for at, service in enumerate(services) if service == "dbsync")
     assert {write.status for write in site.writes()} <= {200, 201, 202}

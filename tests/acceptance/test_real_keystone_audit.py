@@ -1,6 +1,6 @@
 """What changes at a real Keystone arrives at its subclouds' real Keystones, by itself, and nothing else is touched.
 
-One dcsync brings both subclouds in line once, in `kept`; each test then changes the centre over Keystone's own API and
+One dcsync brings both subclouds in line once, in `kept`; each test then changes central data over Keystone's API and
 looks at rows and logins. A wrong password locks a user (docs/upstream/real-keystone.md K12), so arrival is seen in rows
 first and a login is tried once.
 """
@@ -58,7 +58,7 @@ class Kept:
     def wait_for(self, goal: str, *names: str) -> None:
         wait_for(self.processes, self.environ, goal, *names)
 
-    def at_the_centre(self, method: str, path: str, body: Any = None) -> Answer:
+    def at_the_central_cloud(self, method: str, path: str, body: Any = None) -> Answer:
         """Asked of the central Keystone by its admin."""
         token = self.central.token("admin", project="admin")
         answer = ask(method, f"{self.central.urls['keystone']}/{path}", token=token, body=body)
@@ -107,15 +107,15 @@ def kept(real_cloud: RealClouds, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def add_user(kept: Kept, name: str) -> str:
-    """At the centre; its password."""
+    """At the central cloud; its password."""
     password = f"Central-{name}-pw-1!"
     user = {"name": name, "password": password, "domain_id": "default", "enabled": True}
-    kept.at_the_centre("POST", "users", {"user": user})
+    kept.at_the_central_cloud("POST", "users", {"user": user})
     return password
 
 
 def test_a_changed_password_arrives_and_the_old_one_is_worth_nothing(kept: Kept) -> None:
-    kept.at_the_centre("PATCH", f"users/{kept.id('users', 'vim')}", {"user": {"password": "Changed-vim-pw-1!"}})
+    kept.at_the_central_cloud("PATCH", f"users/{kept.id('users', 'vim')}", {"user": {"password": "Changed-vim-pw-1!"}})
     wanted = kept.central.password_hashes()["vim"]
     kept.arrives(lambda site: site.password_hashes()["vim"] == wanted, "vim's new password")
     for site in kept.sites:
@@ -126,7 +126,7 @@ def test_a_changed_password_arrives_and_the_old_one_is_worth_nothing(kept: Kept)
 def test_a_new_user_arrives_with_its_role_and_can_work_there(kept: Kept) -> None:
     password = add_user(kept, "oncall")
     user, project, role = kept.id("users", "oncall"), kept.id("projects", "lab"), kept.id("roles", "operator")
-    kept.at_the_centre("PUT", f"projects/{project}/users/{user}/roles/{role}")
+    kept.at_the_central_cloud("PUT", f"projects/{project}/users/{user}/roles/{role}")
     kept.arrives(lambda site: site.ids("users").get("oncall") == user, "user oncall")
     kept.arrives(lambda site: ("oncall", "lab", "operator") in site.grants_by_name(), "its role")
     for site in kept.sites:
@@ -134,11 +134,11 @@ def test_a_new_user_arrives_with_its_role_and_can_work_there(kept: Kept) -> None
         assert site.validate(kept.central.token("oncall", password, project="lab")).status == 200
 
 
-def test_a_user_removed_at_the_centre_goes_and_nobody_else_does(kept: Kept) -> None:
+def test_a_user_removed_at_the_central_cloud_goes_and_nobody_else_does(kept: Kept) -> None:
     add_user(kept, "passing")
     kept.arrives(lambda site: "passing" in site.ids("users"), "user passing")
     before = {site.name: whole(site) for site in kept.sites}
-    kept.at_the_centre("DELETE", f"users/{kept.id('users', 'passing')}")
+    kept.at_the_central_cloud("DELETE", f"users/{kept.id('users', 'passing')}")
     kept.arrives(lambda site: "passing" not in site.ids("users"), "passing is gone")
     for site in kept.sites:
         was, now = before[site.name], whole(site)
@@ -157,9 +157,9 @@ def whole(site: Cloud) -> dict[str, set[Any]]:
 
 def test_a_group_gains_and_loses_a_member(kept: Kept) -> None:
     member = f"groups/{kept.id('groups', 'ops')}/users/{kept.id('users', 'mtce')}"
-    kept.at_the_centre("PUT", member)
+    kept.at_the_central_cloud("PUT", member)
     kept.arrives(lambda site: "mtce" in site.members()["ops"], "mtce is in ops")
-    kept.at_the_centre("DELETE", member)
+    kept.at_the_central_cloud("DELETE", member)
     kept.arrives(lambda site: "mtce" not in site.members()["ops"], "mtce is not in ops any more")
     assert all(site.members()[content.SITE_GROUP] == {"operator2", content.SITE_USER} for site in kept.sites)
 
@@ -170,9 +170,9 @@ def test_a_role_is_granted_and_taken_away(kept: Kept) -> None:
         f"/roles/{kept.id('roles', 'configurator')}"
     )
     grant = ("operator2", "lab", "configurator")
-    kept.at_the_centre("PUT", path)
+    kept.at_the_central_cloud("PUT", path)
     kept.arrives(lambda site: grant in site.grants_by_name(), "the grant")
-    kept.at_the_centre("DELETE", path)
+    kept.at_the_central_cloud("DELETE", path)
     kept.arrives(lambda site: grant not in site.grants_by_name(), "the grant is gone")
 
 
@@ -185,7 +185,7 @@ def test_what_a_site_made_itself_survives_audits_and_deletions(kept: Kept) -> No
     record, own = site.user_record("site-made"), site.user_record(content.SITE_USER)
     add_user(kept, "short-lived")
     kept.arrives(lambda each: "short-lived" in each.ids("users"), "user short-lived")
-    kept.at_the_centre("DELETE", f"users/{kept.id('users', 'short-lived')}")
+    kept.at_the_central_cloud("DELETE", f"users/{kept.id('users', 'short-lived')}")
     kept.arrives(lambda each: "short-lived" not in each.ids("users"), "short-lived is gone")
     kept.cli("audit", site.name, "--allow-deletes", *WAIT)
     assert (site.user_record("site-made"), site.user_record(content.SITE_USER)) == (record, own)

@@ -199,9 +199,9 @@ def restricted_to(rows: Rows, run_id: str = "run-2") -> frozenset[str] | None:
     return {part.endpoint_type: part.resource_types for part in parts}[IDENTITY]
 
 
-def test_a_change_of_the_centre_is_not_lost_in_a_request_for_some_types(rows: Rows) -> None:
+def test_a_change_of_the_central_cloud_is_not_lost_in_a_request_for_some_types(rows: Rows) -> None:
     rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", resource_types=["users"])
-    rows.store.raise_generation(IDENTITY, now=NOON, by="the centre changed")
+    rows.store.raise_generation(IDENTITY, now=NOON, by="the central cloud changed")
     assert restricted_to(rows) is None
 
 
@@ -213,7 +213,7 @@ def test_a_request_of_the_state_service_is_not_lost_in_a_request_for_some_types(
 
 
 def test_a_request_for_some_types_does_not_shadow_what_was_asked_before_it(rows: Rows) -> None:
-    rows.store.raise_generation(IDENTITY, now=NOON, by="the centre changed")
+    rows.store.raise_generation(IDENTITY, now=NOON, by="the central cloud changed")
     rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", resource_types=["users"])
     assert restricted_to(rows) is None
 
@@ -232,21 +232,21 @@ def test_what_is_allowed_stays_allowed_until_it_was_done(rows: Rows) -> None:
     assert {part.endpoint_type: part.deletes_allowed for part in parts} == {IDENTITY: True, PLATFORM: False}
 
 
-def test_a_change_of_the_centre_makes_every_row_of_its_kind_due_but_not_those_held_off(rows: Rows) -> None:
+def test_a_change_of_the_central_cloud_makes_every_row_of_its_kind_due_but_not_those_held_off(rows: Rows) -> None:
     settle(rows, claimed(rows))
     settle(rows, claimed(rows, "s2", "run-2"), failure=Failure(Reason.UNREACHABLE, ""), result=None, is_observed=False)
-    assert rows.store.raise_generation(IDENTITY, now=LATER, by="the centre") == 3
+    assert rows.store.raise_generation(IDENTITY, now=LATER, by="the central cloud") == 3
     assert (rows.row("s1").due_at, rows.row("s2").due_at, rows.row("s3").due_at) == (LATER, NEXT, NOON)
     assert [rows.row(name).generation for name in ("s1", "s2", "s3")] == [1, 1, 1]
     assert rows.row("s1", PLATFORM).generation == 0
 
 
 @pytest.mark.parametrize("reason", sorted(SETTLED))
-def test_a_change_of_the_centre_reaches_those_too_whose_last_difference_was_left_as_it_is(
+def test_a_change_of_the_central_cloud_reaches_those_too_whose_last_difference_was_left_as_it_is(
     rows: Rows, reason: Reason
 ) -> None:
     settle(rows, claimed(rows), failure=Failure(reason, ""), result=SyncStatus.OUT_OF_SYNC)
-    rows.store.raise_generation(IDENTITY, now=LATER, by="the centre")
+    rows.store.raise_generation(IDENTITY, now=LATER, by="the central cloud")
     assert (rows.row("s1").due_at, rows.row("s1", PLATFORM).due_at) == (LATER, NEXT)
 
 
@@ -335,9 +335,9 @@ def test_a_request_that_arrives_during_a_run_leads_to_another_run(rows: Rows) ->
     assert rows.row(type_=PLATFORM).due_at == NEXT
 
 
-def test_a_change_of_the_centre_during_a_run_leads_to_another_run(rows: Rows) -> None:
+def test_a_change_of_the_central_cloud_during_a_run_leads_to_another_run(rows: Rows) -> None:
     run = claimed(rows)
-    rows.store.raise_generation(IDENTITY, now=LATER, by="the centre")
+    rows.store.raise_generation(IDENTITY, now=LATER, by="the central cloud")
     settle(rows, run)
     assert rows.row().due_at <= LATER
     assert claim(rows, run_id="run-2", now=LATER) is not None
@@ -487,13 +487,14 @@ def test_rows_of_one_run_that_died_are_told_apart_by_how_often_theirs_did(rows: 
     ]  # fmt: skip
 
 
-# --- the centre --------------------------------------------------------------------------------------------------
+# --- the central cloud
+# --------------------------------------------------------------------------------------------------
 
 
 SEEN = CentralState(kind=IDENTITY, fingerprint="f1", events_fingerprint="e1", counts={"users": 7})
 
 
-def test_the_first_sight_of_the_centre_is_kept_and_makes_nothing_due(rows: Rows) -> None:
+def test_the_first_sight_of_the_central_cloud_is_kept_and_makes_nothing_due(rows: Rows) -> None:
     assert rows.store.central_state(IDENTITY) is None
     assert rows.store.accept_central(SEEN, old=None, now=NOON) == 0
     assert rows.store.accept_central(SEEN, old=None, now=NOON) is None
@@ -514,7 +515,7 @@ def test_a_change_is_accepted_by_one_of_two_watchers_and_makes_rows_due(rows: Ro
     assert [rows.row(name).generation for name in ("s1", "s2", "s3")] == [1, 1, 1]
 
 
-def test_a_refusal_is_noted_until_the_centre_is_confirmed_and_allowed_only_for_all(rows: Rows) -> None:
+def test_a_refusal_is_noted_until_the_central_cloud_is_confirmed_and_allowed_only_for_all(rows: Rows) -> None:
     rows.store.accept_central(SEEN, old=None, now=NOON)
     rows.store.refuse_central(IDENTITY, why="shrunk", now=NOON)
     rows.store.request(["s1"], [IDENTITY], now=NOON, by="eve", allow_deletes=True)

@@ -221,7 +221,7 @@ def request_id() -> str:
     return f"req-{uuid.uuid4()}"
 
 
-async def test_the_centre_gives_records_of_every_type_and_keys_that_are_keys(backend: Backend) -> None:
+async def test_the_central_cloud_gives_records_of_every_type_and_keys_that_are_keys(backend: Backend) -> None:
     data = await clouds_of(backend).central_data()
     assert all(data.records.of(type_) for type_ in ResourceType)
     assert data.keys.problems() == []
@@ -573,7 +573,7 @@ async def test_a_password_that_was_set_opens_the_former_one_stays_as_history(clo
         assert fresh not in str(caught.value)
 
 
-async def test_a_token_ended_at_the_centre_ends_on_the_site_with_the_event_that_names_it(
+async def test_a_token_ended_at_the_central_cloud_ends_on_the_site_with_the_event_that_names_it(
     backend: Backend, site: Site
 ) -> None:
     """K10; docs/upstream/recorded-traffic.md 10: 6-12."""

@@ -207,7 +207,7 @@ def test_without_beat_the_workers_sweep_themselves(broken_system: BrokenSystem) 
 
 
 def is_audited(system: System, name: str) -> bool:
-    """Whether the subcloud holds everything an audit brings of the centre."""
+    """Whether the subcloud holds everything an audit brings of the central cloud."""
     return bool(system.cloud.state(name)["audited"])
 
 

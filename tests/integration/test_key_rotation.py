@@ -78,7 +78,7 @@ class World:
 
     def process(self, **changes: Any) -> KeyRotation:
         values: dict[str, Any] = {
-            "store": self.store, "centre": self.centre, "command": None, "new_key": new_key, "loop": Loop(),
+            "store": self.store, "central": self.centre, "command": None, "new_key": new_key, "loop": Loop(),
             "wake": self._wake, "limits": LIMITS, "now": self.now, "new_run_id": self._run_id,
         }  # fmt: skip
         return KeyRotation(**(values | changes))
@@ -119,7 +119,7 @@ class World:
             return list(connection.scalars(query))
 
     def audit(self, *ids: int) -> None:
-        """Their audits end: they hold what the centre holds."""
+        """Their audits end: they hold what the central cloud holds."""
         self._put(ids, keys_fingerprint=self.centre.keys.fingerprint(), observed_generation=subcloud_sync.c.generation)
 
     def fail(self, *ids: int, reason: Reason = Reason.UNREACHABLE) -> None:

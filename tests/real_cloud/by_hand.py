@@ -13,7 +13,7 @@ from tests.real_cloud.clouds import Answer, Cloud
 
 
 class Operator:
-    """Logged in at the centre and on one subcloud as a user whose ids a sync leaves alone."""
+    """Logged in at the central cloud and on one subcloud as a user whose ids a sync leaves alone."""
 
     def __init__(self, *, central: Cloud, site: Cloud) -> None:
         self._central = central
@@ -25,7 +25,7 @@ class Operator:
 
     @cached_property
     def wanted(self) -> dict[str, dict[str, Any]]:
-        """Kind -> name -> the centre's record."""
+        """Kind -> name -> the central cloud's record."""
         token = self._central.token()
         return {kind: records_by_name(self._central, kind, token=token) for kind in KINDS}
 

@@ -88,7 +88,7 @@ def _wrong_details(central: Cloud, site: Cloud) -> Iterator[str]:
         found = records_by_name(site, kind, token=site_token)
         for name in sorted((wanted.keys() & found.keys()) - KEPT[kind]):
             if _stable(wanted[name]) != _stable(found[name]):
-                yield f"{kind} {name} differs from the centre's"
+                yield f"{kind} {name} differs from the central cloud's"
 
 
 def records_by_name(cloud: Cloud, kind: str, *, token: str) -> dict[str, Any]:

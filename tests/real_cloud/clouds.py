@@ -222,7 +222,7 @@ class Cloud:
 
 
 class RealClouds:
-    """The centre and its subclouds; a context manager that leaves no process and no file behind.
+    """The central cloud and its subclouds; a context manager that leaves no process and no file behind.
 
     Raises EnvironmentUnavailableError from `__enter__` when Keystone cannot be had here.
     """

@@ -1,7 +1,7 @@
 """What each cloud holds at the start, and which password opens what. Plain data, for both Pythons.
 
-The centre and its subclouds have the same service users, projects and roles by name. Only what deployment aligns has
-the same ids (`ALIGNED_USERS`, `ALIGNED_PROJECTS`); all else has ids of its own on each cloud.
+The central cloud and its subclouds have the same service users, projects and roles by name. Only what deployment aligns
+has the same ids (`ALIGNED_USERS`, `ALIGNED_PROJECTS`); all else has ids of its own on each cloud.
 Source: docs/upstream/real-keystone.md section 6, R1 and R2.
 """
 

@@ -17,7 +17,7 @@ from tests.real_cloud.environment import EnvironmentUnavailableError, ensure
 
 @pytest.fixture(scope="module")
 def real_cloud() -> Iterator[RealClouds]:
-    """The centre, `subcloud1` and `subcloud2`, fresh; what a test does to them the tests after it find."""
+    """The central cloud, `subcloud1` and `subcloud2`, fresh; what a test does to them the tests after it find."""
     try:
         ensure()
     except EnvironmentUnavailableError as exc:

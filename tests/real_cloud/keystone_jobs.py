@@ -200,7 +200,7 @@ class Filling:
         )
 
     def _create_catalog(self) -> None:
-        """dcdbsync and sysinv; at the centre also in region SystemController, where nobody listens."""
+        """dcdbsync and sysinv; at the central cloud also in region SystemController, where nobody listens."""
         urls = self._cloud["urls"]
         regions = {self._cloud["region_name"]: (urls["dbsync"], urls["sysinv"])}
         if self._cloud["central"]:

@@ -101,7 +101,7 @@ class Calm:
         return wrong + [f"{region}: sent long ago and never begun" for region in never_begun]
 
     def _sites(self) -> list[str]:
-        """Their content equals the centre's, and what they made themselves is there."""
+        """Their content equals the central cloud's, and what they made themselves is there."""
         wrong = []
         for name in self.names:
             state = self.system.cloud.state(name)

@@ -1,4 +1,4 @@
-"""What the dice choose from: faults of sites and of the centre, drift, and central changes. Values only."""
+"""What the dice choose from: faults of sites and of the central cloud, drift, and central changes. Values only."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _USERS = ("barbican", "mtce", "vim", "operator1")
 
 @dataclass
 class Central:
-    """What the storm has added at the centre and may take away again, and the next change."""
+    """What the storm has added at the central cloud and may take away again, and the next change."""
 
     dice: Random
     users: list[str] = field(default_factory=list)

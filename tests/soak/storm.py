@@ -95,10 +95,10 @@ class Storm:
         self._table: list[tuple[float, Callable[[], None]]] = [
             (12, self._a_site_misbehaves),
             (10, self._a_site_drifts),
-            (6, self._the_centre_changes),
-            (1, self._the_centre_misbehaves),
-            (0.4, self._the_centre_hides_a_list),
-            (0.3, self._somebody_rotates_at_the_centre),
+            (6, self._the_central_cloud_changes),
+            (1, self._the_central_cloud_misbehaves),
+            (0.4, self._the_central_cloud_hides_a_list),
+            (0.3, self._somebody_rotates_at_the_central_cloud),
             (1, self._many_sites_go_away),
             (3, self._a_sync_worker_is_killed),
             (1, self._somebody_is_asked_to_end),
@@ -167,7 +167,7 @@ class Storm:
             _, _, undo = heapq.heappop(self._undos)
             undo()
 
-    # --- sites and the centre ---
+    # --- sites and the central cloud ---
 
     def _a_site_misbehaves(self) -> None:
         self._misbehave(self.dice.choice(SITE_FAULTS), [self.dice.choice(self.names)], self.dice.uniform(2, 25))
@@ -191,7 +191,7 @@ class Storm:
     def _a_site_drifts(self) -> None:
         self._change(self.dice.choice(self.names), *self._drift.next_change(), told="drift")
 
-    def _the_centre_changes(self) -> None:
+    def _the_central_cloud_changes(self) -> None:
         self._change("central", *self._central.next_change(), told="centre")
 
     def _change(self, region_name: str, action: str, arguments: dict[str, object], *, told: str) -> None:
@@ -203,17 +203,17 @@ class Storm:
         else:
             self.counts[f"{told}: {action}"] += 1
 
-    def _somebody_rotates_at_the_centre(self) -> None:
+    def _somebody_rotates_at_the_central_cloud(self) -> None:
         self.last_rotation = time.monotonic()
         self._change("central", "rotate-keys", {}, told="centre")
 
-    def _the_centre_misbehaves(self) -> None:
+    def _the_central_cloud_misbehaves(self) -> None:
         fault = self.dice.choice(CENTRAL_FAULTS)
         self.counts[f"centre: {fault.kind}"] += 1
         self.system.cloud.set_fault("central", fault)
         self._later(lambda: self.system.cloud.set_fault("central", None), seconds=self.dice.uniform(2, 12))
 
-    def _the_centre_hides_a_list(self) -> None:
+    def _the_central_cloud_hides_a_list(self) -> None:
         listed = self.dice.choice(["users", "roles", "projects", "assignments", "keys"])
         self._change("central", "hide", {"list": listed}, told="centre")
         self._later(lambda: self.system.cloud.change_central("show"), seconds=self.dice.uniform(2, 10))

@@ -1,4 +1,5 @@
-"""What a rotation needs of this machine: fresh key material, and the command that makes the centre rotate by itself.
+"""What a rotation needs of this machine: fresh key material, and the command that makes the central cloud rotate by
+itself.
 
 Neither keys nor anything the command prints is kept or shown.
 """

@@ -1,4 +1,4 @@
-"""The way to the centre and to each subcloud over HTTP: `ports.Clouds` filled in.
+"""The way to the central cloud and to each subcloud over HTTP: `ports.Clouds` filled in.
 
 It opens, logs in, shares and closes. What is asked and written there is the business of the steps.
 """
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from dcsync.adapters.cloud.dbsync import Dbsync
 from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls, central_urls, subcloud_urls
-from dcsync.adapters.cloud.http import Limits, of_the_centre, open_http
+from dcsync.adapters.cloud.http import Limits, of_central, open_http
 from dcsync.adapters.cloud.keystone import Authenticated, Credentials, Token
 from dcsync.adapters.cloud.keystone_api import KeystoneApi
 from dcsync.adapters.cloud.services import Service, services_of
@@ -52,8 +52,8 @@ class HttpSubcloudSession:
         await self._session.login()
 
 
-class _Centre:
-    """The centre, logged in, for reading only."""
+class _Central:
+    """The central cloud, logged in, for reading only."""
 
     def __init__(self, session: Authenticated, *, urls: ServiceUrls) -> None:
         self.dbsync = Dbsync(session, url=urls.dbsync)
@@ -67,7 +67,7 @@ class _Centre:
 
 
 class _Shared(Generic[T]):
-    """Something fetched from the centre, for all who ask at the same time and while it is young enough."""
+    """Something fetched from the central cloud, for all who ask at the same time and while it is young enough."""
 
     def __init__(
         self, fetch: Callable[[], Coroutine[Any, Any, T]], *, max_age: float, monotonic: Callable[[], float], name: str
@@ -111,7 +111,7 @@ class _Shared(Generic[T]):
         try:
             found = await self._fetch()
         except CloudError as exc:
-            failure = of_the_centre(exc)
+            failure = of_central(exc)
         else:
             if self._fetched is None or self._fetched[1] <= started:
                 self._fetched = found, started
@@ -147,7 +147,7 @@ class HttpClouds:
             self._read_for_audits, max_age=max_age, monotonic=monotonic, name="central data with grants and events"
         )
 
-    # --- the centre --------------------------------------------------------------------------------------------
+    # --- the central cloud --------------------------------------------------------------------------------------------
 
     async def central_data(self) -> CentralData:
         """Central records and keys, or what was fetched for audits if that is young enough; see `_Shared.get`."""
@@ -158,47 +158,48 @@ class HttpClouds:
         return await self._for_audits.get(max_age=max_age)
 
     async def _read_for_syncs(self) -> CentralData:
-        async with self._centre() as centre:
-            keys, *lists = await _together(*centre.basics())
+        async with self._central_cloud() as central:
+            keys, *lists = await _together(*central.basics())
         return _checked(lists, keys)
 
     async def _read_for_audits(self) -> CentralData:
-        async with self._centre() as centre:
-            basics = centre.basics()
+        async with self._central_cloud() as central:
+            basics = central.basics()
             grants, events, *found = await _together(
-                centre.keystone.assignments(),
-                centre.dbsync.revocation_events(),
+                central.keystone.assignments(),
+                central.dbsync.revocation_events(),
                 *basics,
-                *(service.read() for service in centre.others.values()),
+                *(service.read() for service in central.others.values()),
             )
         keys, *lists = found[: len(basics)]
-        others = dict(zip(centre.others, found[len(basics) :], strict=True))
+        others = dict(zip(central.others, found[len(basics) :], strict=True))
         return replace(_checked(lists, keys), assignments=grants, revocation_events=events, others=others)
 
     async def central_keys(self) -> FernetKeys:
-        """What the centre's repository holds now, past every cache; raises CloudError with a central-* reason."""
+        """What the central cloud's repository holds now, past every cache; raises CloudError with a central-*
+        reason."""
         try:
-            async with self._centre() as centre:
-                return await centre.fernet_repo.read()
+            async with self._central_cloud() as central:
+                return await central.fernet_repo.read()
         except CloudError as exc:
-            raise of_the_centre(exc) from exc
+            raise of_central(exc) from exc
 
     async def replace_central_keys(self, keys: FernetKeys) -> None:
-        """Write the whole set to the centre's repository; raises CloudError with a central-* reason.
+        """Write the whole set to the central cloud's repository; raises CloudError with a central-* reason.
 
         The login held so far is dropped: its token counts only as long as the key it was made with is kept.
         """
         try:
-            async with self._centre() as centre:
-                await centre.fernet_repo.put(keys)
+            async with self._central_cloud() as central:
+                await central.fernet_repo.put(keys)
         except CloudError as exc:
-            raise of_the_centre(exc) from exc
+            raise of_central(exc) from exc
         finally:
             self._central_token = None
 
     @asynccontextmanager
-    async def _centre(self) -> AsyncIterator[_Centre]:
-        """The centre's services, under the login held from earlier if it still counts."""
+    async def _central_cloud(self) -> AsyncIterator[_Central]:
+        """The central cloud's services, under the login held from earlier if it still counts."""
         async with open_http(limits=self._limits, trust=self._trust, request_id=f"req-{uuid.uuid4()}") as http:
             session = Authenticated(
                 http,
@@ -209,7 +210,7 @@ class HttpClouds:
             )
             try:
                 urls = central_urls(self._central, catalog=(await session.token()).catalog)
-                yield _Centre(session, urls=urls)
+                yield _Central(session, urls=urls)
             finally:
                 self._central_token = session.held
 
@@ -234,7 +235,7 @@ def _checked(lists: Sequence[tuple[Record, ...]], keys: FernetKeys) -> CentralDa
     empty = [type_.value for type_ in ResourceType if type_ not in MAY_BE_EMPTY and not records.of(type_)]
     empty += [] if keys.keys else ["fernet keys"]
     if empty:
-        raise CloudError(Reason.CENTRAL_EMPTY, f"the centre lists no {', no '.join(empty)}")
+        raise CloudError(Reason.CENTRAL_EMPTY, f"the central cloud lists no {', no '.join(empty)}")
     if problems := keys.problems():
         raise CloudError(Reason.CENTRAL_KEYS_INVALID, "; ".join(problems))
     return CentralData(records=records, keys=keys, identity_fingerprint=fingerprint(records))

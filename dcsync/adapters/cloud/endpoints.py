@@ -1,4 +1,4 @@
-"""Where the services answer: addresses of a subcloud from templates, addresses of the centre from its catalog.
+"""Where the services answer: addresses of a subcloud from templates, addresses of the central cloud from its catalog.
 
 A subcloud's own catalog is never asked: a site is not trusted to say where our password and token are sent.
 """
@@ -32,7 +32,8 @@ class ServiceUrls:
 
 @dataclass(frozen=True, kw_only=True)
 class CentralEndpoints:
-    """How to find the centre: its Keystone, and the other two from that Keystone's catalog where they are None."""
+    """How to find the central cloud: its Keystone, and the other two from that Keystone's catalog where they are
+    None."""
 
     auth: str
     region: str
@@ -59,7 +60,7 @@ def _filled(template: str, address: Address) -> str:
 
 
 def central_urls(central: CentralEndpoints, *, catalog: object) -> ServiceUrls:
-    """The addresses of the centre; raises CloudError(central-bad-reply) for a service that is set nowhere."""
+    """The addresses of the central cloud; raises CloudError(central-bad-reply) for a service that is set nowhere."""
     return ServiceUrls(
         auth=central.auth.rstrip("/"),
         dbsync=(central.dbsync or _from_catalog(catalog, "dcorch-dbsync", region=central.region)).rstrip("/"),

@@ -239,8 +239,8 @@ _CENTRAL = {
 }
 
 
-def of_the_centre(error: CloudError) -> CloudError:
-    """The same failure, said of the centre; one that is already is left as it is."""
+def of_central(error: CloudError) -> CloudError:
+    """The same failure, said of the central cloud; one that is already is left as it is."""
     central = CloudError(_CENTRAL.get(error.reason, error.reason), error.detail, error.retry_after)
     central.__cause__ = error.__cause__
     return central

@@ -21,7 +21,7 @@ so who logs in again only on 401 is stuck. Source: docs/upstream/real-keystone.m
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """The one login dcsync has, the same at the centre and on every subcloud."""
+    """The one login dcsync has, the same at the central cloud and on every subcloud."""
 
     username: str
     password: str = field(repr=False)

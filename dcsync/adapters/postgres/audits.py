@@ -46,7 +46,7 @@ def _ours() -> sa.ColumnElement[bool]:
 
 
 JUST_ROTATED = timedelta(seconds=60)
-"""Longer than what a process read of the centre is held."""
+"""Longer than what a process read of the central cloud is held."""
 
 
 class SqlAuditStore:
@@ -92,7 +92,7 @@ class SqlAuditStore:
     @database_errors()
     def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
         with self._engine.begin() as connection:
-            return _centre_changed(connection, endpoint_type, now=now, by=by)
+            return _central_changed(connection, endpoint_type, now=now, by=by)
 
     @database_errors()
     def take_follow_ups(self, *, now: datetime) -> int:
@@ -317,7 +317,7 @@ class SqlAuditStore:
             )
             return True
 
-    # --- the centre ---
+    # --- the central cloud ---
 
     @database_errors()
     def central_state(self, kind: EndpointType) -> CentralState | None:
@@ -373,7 +373,7 @@ class SqlAuditStore:
             )
             if not connection.execute(update).rowcount:
                 return None
-            return _centre_changed(connection, state.kind, now=now, by="the centre changed")
+            return _central_changed(connection, state.kind, now=now, by="the central cloud changed")
 
     @database_errors()
     def refuse_central(self, kind: EndpointType, *, why: str, now: datetime) -> None:
@@ -417,8 +417,8 @@ def _owns(connection: Connection, run: AuditRun) -> bool:
 
 
 def _is_rotating(*, now: datetime) -> sa.ColumnElement[bool]:
-    """The keys are being rotated, or were just now: whoever rotates tells what the centre has become, and hands it out
-    in waves; what was read meanwhile may be older."""
+    """The keys are being rotated, or were just now: whoever rotates tells what the central cloud has become, and hands
+    it out in waves; what was read meanwhile may be older."""
     rotating = sa.or_(ROTATION_MOVES.where(RotationEvent.ROTATED), key_rotation.c.last_rotated_at > now - JUST_ROTATED)
     return sa.exists(sa.select(key_rotation.c.id).where(rotating))
 
@@ -427,7 +427,7 @@ def _sooner_unless_held_off(now: datetime) -> sa.ColumnElement[datetime]:
     return sa.case((is_held_off(), _ROW.due_at), else_=sa.func.least(_ROW.due_at, now))
 
 
-def _centre_changed(connection: Connection, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
+def _central_changed(connection: Connection, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
     return _ask_for_everything(connection, _ROW.endpoint_type == endpoint_type, now=now, by=by)
 
 

@@ -255,7 +255,8 @@ subcloud_sync = Table(
     Column("sync_status_reported", _REPORTED, nullable=False, server_default=NOTHING_REPORTED),
     _moment("sync_status_report_time"),
     _moment("last_audit_time"),
-    # Asked and done: a request, and a change at the centre, grows the generation; a finished comparison observes it.
+    # Asked and done: a request, and a change at the central cloud, grows the generation; a finished comparison observes
+    # it.
     Column("generation", BigInteger, nullable=False, server_default="0"),
     Column("observed_generation", BigInteger, nullable=False, server_default="0"),
     _moment("requested_at"),
@@ -294,7 +295,7 @@ subcloud_sync = Table(
 subcloud_placed = Table(
     "subcloud_placed",
     metadata,
-    # What the centre put on a subcloud, by id; see `dcsync.model.identity.Placed`.
+    # What the central cloud put on a subcloud, by id; see `dcsync.model.identity.Placed`.
     Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), primary_key=True),
     Column("placed", JSONB, nullable=False),
 )
@@ -302,7 +303,7 @@ subcloud_placed = Table(
 central_state = Table(
     "central_state",
     metadata,
-    # The centre as the watch last accepted it: kind is the endpoint type it concerns.
+    # The central cloud as the watch last accepted it: kind is the endpoint type it concerns.
     Column("kind", Text, primary_key=True),
     Column("fingerprint", Text, nullable=False),
     Column("events_fingerprint", Text, nullable=False, server_default=""),

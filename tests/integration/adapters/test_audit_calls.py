@@ -259,7 +259,7 @@ async def test_an_id_no_address_can_be_made_of_is_refused_before_anything_is_sen
     assert site.requests == []
 
 
-# --- the centre
+# --- the central cloud
 
 
 async def test_what_only_audits_need_is_read_for_audits_only(clouds: HttpClouds, site: Site) -> None:
@@ -275,7 +275,7 @@ async def test_what_only_audits_need_is_read_for_audits_only(clouds: HttpClouds,
 
 
 @pytest.mark.parametrize("call", ["GET role_assignments", "GET token-revocation-events"])
-async def test_a_centre_that_hides_them_fails_audits_and_no_initial_sync(
+async def test_a_central_cloud_that_hides_them_fails_audits_and_no_initial_sync(
     clouds: HttpClouds, site: Site, call: str
 ) -> None:
     site.behaviours[call] = sends(answer(403, ECHO))
@@ -311,7 +311,7 @@ async def test_who_must_have_newer_data_gets_it_and_shares_it(clouds: HttpClouds
     assert len(site.sent("GET", "role_assignments")) == 2
 
 
-async def test_an_empty_list_at_the_centre_is_refused_for_audits_as_well(clouds: HttpClouds, site: Site) -> None:
+async def test_an_empty_list_at_the_central_cloud_is_refused_for_audits_as_well(clouds: HttpClouds, site: Site) -> None:
     site.lists["users"] = []
     with pytest.raises(CloudError) as caught:
         await clouds.central_audit_data()

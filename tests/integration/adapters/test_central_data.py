@@ -1,4 +1,5 @@
-"""What the centre gives: fetched once for all who ask at the same time, and never handed on when it cannot be right."""
+"""What the central cloud gives: fetched once for all who ask at the same time, and never handed on when it cannot be
+right."""
 
 from __future__ import annotations
 
@@ -132,7 +133,7 @@ async def test_a_failure_is_shared_by_those_who_wait_and_not_remembered(clouds: 
     assert await clouds.central_data()
 
 
-async def test_a_token_of_the_centre_that_is_refused_is_replaced_once_for_all_five_requests(
+async def test_a_token_of_the_central_cloud_that_is_refused_is_replaced_once_for_all_five_requests(
     clouds: HttpClouds, site: Site, clock: Clock
 ) -> None:
     await clouds.central_data()
@@ -142,7 +143,7 @@ async def test_a_token_of_the_centre_that_is_refused_is_replaced_once_for_all_fi
     assert site.logins == 2
 
 
-async def test_a_centre_whose_password_was_wrong_is_logged_in_to_again_by_the_next_fetch(
+async def test_a_central_cloud_whose_password_was_wrong_is_logged_in_to_again_by_the_next_fetch(
     clouds: HttpClouds, site: Site
 ) -> None:
     site.behaviours["POST tokens"] = sends(answer(401))
@@ -185,7 +186,7 @@ FAILURES: dict[str, tuple[str, Behaviour, Reason]] = {
 
 
 @pytest.mark.parametrize("what", FAILURES)
-async def test_a_centre_that_cannot_be_right_gives_nothing(clouds: HttpClouds, site: Site, what: str) -> None:
+async def test_a_central_cloud_that_cannot_be_right_gives_nothing(clouds: HttpClouds, site: Site, what: str) -> None:
     call, behaviour, reason = FAILURES[what]
     site.behaviours[call] = behaviour
     with pytest.raises(CloudError) as caught:
@@ -194,7 +195,7 @@ async def test_a_centre_that_cannot_be_right_gives_nothing(clouds: HttpClouds, s
     assert_no_secret_in(*texts_of(caught.value))
 
 
-async def test_no_groups_at_the_centre_are_fine(clouds: HttpClouds, site: Site) -> None:
+async def test_no_groups_at_the_central_cloud_are_fine(clouds: HttpClouds, site: Site) -> None:
     site.lists["groups"] = []
     assert (await clouds.central_data()).records.groups == ()
 

@@ -158,7 +158,7 @@ async def test_a_site_that_speaks_no_tls_fails_as_tls(
         assert (await refusal(make_clouds(ca_file=authorities[0].certificate))).reason is Reason.TLS_FAILED
 
 
-async def test_a_centre_that_is_not_trusted_is_unreachable(
+async def test_a_central_cloud_that_is_not_trusted_is_unreachable(
     certified: Callable[..., None], authorities: tuple[Authority, Authority], make_clouds: MakeClouds
 ) -> None:
     certified(authorities[1])

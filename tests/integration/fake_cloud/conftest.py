@@ -14,7 +14,7 @@ _SUBCLOUDS = 200
 
 @pytest.fixture(scope="session")
 def fake() -> Iterator[FakeCloud]:
-    """Its centre is never changed; tests that change the centre start a cloud of their own."""
+    """Its centre is never changed; tests that change the central cloud start a cloud of their own."""
     with FakeCloud.start(subclouds=_SUBCLOUDS, unaligned=[f"subcloud{_SUBCLOUDS}"]) as cloud:
         yield cloud
 

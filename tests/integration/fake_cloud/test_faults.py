@@ -167,7 +167,7 @@ def test_unknown_faults_and_names_are_told(fake: FakeCloud) -> None:
         fake.set_fault("central", Fault("refuse"))
 
 
-def test_latency_of_all_subclouds_spares_the_centre() -> None:
+def test_latency_of_all_subclouds_spares_the_central_cloud() -> None:
     with FakeCloud.start(subclouds=1, latency=0.2) as slow:
         central, site = Client(slow.central_ip, slow.port), Client("127.1.0.1", slow.port)
         assert seconds_of(site.log_in) > 0.19

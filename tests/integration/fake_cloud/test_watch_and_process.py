@@ -87,7 +87,7 @@ def test_deleting_what_is_not_or_is_still_the_centres_is_counted(
     assert fake.state(region)["violations"] == {"wrongly-deleted": 1}
 
 
-def test_deleting_and_revoking_what_the_centre_gave_and_took_back_is_no_violation() -> None:
+def test_deleting_and_revoking_what_the_central_cloud_gave_and_took_back_is_no_violation() -> None:
     with FakeCloud.start(subclouds=1) as cloud:
         run = Run.at(cloud, "subcloud1")
         run.whole()
@@ -141,7 +141,7 @@ def test_drift_is_seen_and_redeploying_undoes_everything(fake: FakeCloud, run: R
     assert fake.state(region)["assignments_kept"]
 
 
-def test_changes_of_the_centre_show_at_every_subcloud() -> None:
+def test_changes_of_the_central_cloud_show_at_every_subcloud() -> None:
     with FakeCloud.start(subclouds=2) as cloud:
         for region in ("subcloud1", "subcloud2"):
             run = Run.at(cloud, region)

@@ -1,4 +1,4 @@
-"""The command that makes the centre rotate: no shell, a deadline, nothing of what it prints."""
+"""The command that makes the central cloud rotate: no shell, a deadline, nothing of what it prints."""
 
 from __future__ import annotations
 

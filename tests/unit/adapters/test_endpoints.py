@@ -1,4 +1,4 @@
-"""Which addresses are dialled: a subcloud's by template, the centre's by its catalog."""
+"""Which addresses are dialled: a subcloud's by template, the central cloud's by its catalog."""
 
 from __future__ import annotations
 

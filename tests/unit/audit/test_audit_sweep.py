@@ -1,4 +1,5 @@
-"""Which audits are sent, and when the centre makes them due: over rows in memory, with a clock the test moves."""
+"""Which audits are sent, and when the central cloud makes them due: over rows in memory, with a clock the test
+moves."""
 
 from __future__ import annotations
 
@@ -142,8 +143,8 @@ def test_one_subcloud_can_be_sent_at_once(world: World) -> None:
 # --- the watch ---------------------------------------------------------------------------------------------------
 
 
-def test_the_first_look_asks_for_every_audit_and_an_unchanged_centre_for_none(world: World) -> None:
-    """Subclouds may have been given what the centre held before the first look."""
+def test_the_first_look_asks_for_every_audit_and_an_unchanged_central_cloud_for_none(world: World) -> None:
+    """Subclouds may have been given what the central cloud held before the first look."""
     assert {(sight.kind, sight.raised) for sight in world.look()} == {(IDENTITY, 3), (PLATFORM, 3)}
     assert world.look() == []
     assert (world.generations(), world.generations(PLATFORM)) == ([1, 1, 1], [1, 1, 1])
@@ -176,7 +177,7 @@ def test_a_new_grant_raises_identity(world: World) -> None:
     assert world.look() == [Sight(IDENTITY, raised=3)]
 
 
-def test_a_login_at_the_centre_is_no_change(world: World) -> None:
+def test_a_login_at_the_central_cloud_is_no_change(world: World) -> None:
     world.look()
     seen = tuple(a_user(u.name, last_active_at="2026-02-01") for u in records().users)
     world.clouds.central = central_data(replace(records(), users=seen))
@@ -192,7 +193,7 @@ def test_revocation_events_alone_raise_the_generation_now_and_then(world: World)
 
 
 @pytest.mark.parametrize("reason", [Reason.CENTRAL_UNREACHABLE, Reason.CENTRAL_EMPTY])
-def test_a_centre_that_cannot_be_read_changes_nothing_and_is_noted(world: World, reason: Reason) -> None:
+def test_a_central_cloud_that_cannot_be_read_changes_nothing_and_is_noted(world: World, reason: Reason) -> None:
     world.look()
     world.clouds.central_error = CloudError(reason, "gone")
     assert [sight.refused for sight in world.look()] == [f"{reason}: gone"] * 2
@@ -205,7 +206,7 @@ def test_a_centre_that_cannot_be_read_changes_nothing_and_is_noted(world: World,
     assert world.store.centre[IDENTITY].refused is None
 
 
-def test_a_centre_that_shrank_is_refused_until_an_operator_allows_it_for_all(world: World) -> None:
+def test_a_central_cloud_that_shrank_is_refused_until_an_operator_allows_it_for_all(world: World) -> None:
     many = tuple(a_user(f"u{n}") for n in range(5))
     world.clouds.central = central_data(records(users=many))
     world.look()
@@ -219,7 +220,7 @@ def test_a_centre_that_shrank_is_refused_until_an_operator_allows_it_for_all(wor
     assert world.look() == []
 
 
-def test_what_an_operator_allowed_for_a_centre_that_had_not_shrunk_is_not_kept_for_the_day_it_does(
+def test_what_an_operator_allowed_for_a_central_cloud_that_had_not_shrunk_is_not_kept_for_the_day_it_does(
     world: World,
 ) -> None:
     world.clouds.central = central_data(records(users=tuple(a_user(f"u{n}") for n in range(5))))

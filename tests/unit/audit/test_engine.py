@@ -47,7 +47,7 @@ LIMITS = AuditLimits(
 
 @dataclass
 class World:
-    """A subcloud whose audits are due, in line with its centre unless a test says otherwise."""
+    """A subcloud whose audits are due, in line with its central cloud unless a test says otherwise."""
 
     store: MemoryAuditStore = field(
         default_factory=lambda: MemoryAuditStore().add(a_subcloud(initial_sync_state=InitialSyncState.COMPLETED))
@@ -214,7 +214,8 @@ def test_what_is_placed_is_remembered_and_a_central_deletion_deletes_exactly_tha
 
 
 def test_a_conflict_only_a_person_can_resolve_does_not_keep_central_deletions_from_a_subcloud(world: World) -> None:
-    """What an initial sync aligned is the centre's, also where the first audit finds nothing that it could repair."""
+    """What an initial sync aligned is the central cloud's, also where the first audit finds nothing that it could
+    repair."""
     world.site.put(a_user("carol"), a_user("old-bob", "c-bob"), a_user("bob", "s-own"))
     world.centre_has(users=(a_user("carol"), a_user("bob", "c-bob")))
     world.run()
@@ -225,7 +226,7 @@ def test_a_conflict_only_a_person_can_resolve_does_not_keep_central_deletions_fr
 
 
 def test_a_role_that_keystone_does_not_delete_keeps_no_user(world: World) -> None:
-    """A role that bootstrap made is immutable on the subcloud, whatever the centre did to its own."""
+    """A role that bootstrap made is immutable on the subcloud, whatever the central cloud did to its own."""
     world.site.put(a_role("reader"), a_user("bob"))
     world.store.placed[REGION] = Placed(
         {ResourceType.ROLES: frozenset({"role-reader"}), ResourceType.USERS: frozenset({"user-bob"})}
@@ -352,7 +353,7 @@ def test_the_hold_off_doubles_with_each_failure(world: World) -> None:
 
 
 @pytest.mark.parametrize("reason", [Reason.CENTRAL_UNREACHABLE, Reason.CENTRAL_EMPTY])
-def test_a_centre_that_does_not_answer_says_nothing_about_the_subcloud(world: World, reason: Reason) -> None:
+def test_a_central_cloud_that_does_not_answer_says_nothing_about_the_subcloud(world: World, reason: Reason) -> None:
     world.clouds.central_error = CloudError(reason, "gone")
     world.run()
     assert world.reports == []
@@ -479,7 +480,7 @@ def test_the_same_difference_after_three_repairs_is_not_converging_and_left_alon
     assert row.due_at == world.now + INTERVAL
 
 
-def test_logouts_at_the_centre_do_not_hide_that_a_difference_is_the_same(world: World) -> None:
+def test_logouts_at_the_central_cloud_do_not_hide_that_a_difference_is_the_same(world: World) -> None:
     stubborn(world)
     for number in range(4):
         assert world.row().reason is not Reason.NOT_CONVERGING
@@ -490,7 +491,7 @@ def test_logouts_at_the_centre_do_not_hide_that_a_difference_is_the_same(world: 
     assert world.row().reason is Reason.NOT_CONVERGING
 
 
-def test_new_logouts_at_the_centre_are_another_difference_each_time(world: World) -> None:
+def test_new_logouts_at_the_central_cloud_are_another_difference_each_time(world: World) -> None:
     for number in range(5):
         event = revocation_event({"audit_id": f"a{number}"})
         world.clouds.central = replace(world.clouds.central, revocation_events=frozenset({event}))
@@ -499,7 +500,9 @@ def test_new_logouts_at_the_centre_are_another_difference_each_time(world: World
         assert event in world.site.events
 
 
-def test_what_was_not_converging_is_tried_again_when_an_operator_asks_or_the_centre_changed(world: World) -> None:
+def test_what_was_not_converging_is_tried_again_when_an_operator_asks_or_the_central_cloud_changed(
+    world: World,
+) -> None:
     stubborn(world)
     for _ in range(4):
         world.run_again()
@@ -563,7 +566,7 @@ def test_deletions_an_operator_allowed_are_carried_out_once(world: World) -> Non
     assert not world.row().deletes_allowed
 
 
-def test_a_centre_that_shrank_beyond_belief_changes_nothing(world: World) -> None:
+def test_a_central_cloud_that_shrank_beyond_belief_changes_nothing(world: World) -> None:
     seen = CentralState(kind=IDENTITY, fingerprint="", events_fingerprint="", counts={"users": 7})
     world.store.accept_central(seen, old=None, now=NOON)
     world.site.put(a_user("sysinv", password="drifted"))
@@ -577,7 +580,7 @@ def test_a_centre_that_shrank_beyond_belief_changes_nothing(world: World) -> Non
     assert world.told() == [IN_SYNC]
 
 
-def test_a_centre_that_is_not_believed_is_asked_again_soon_for_it_may_be_well_again(world: World) -> None:
+def test_a_central_cloud_that_is_not_believed_is_asked_again_soon_for_it_may_be_well_again(world: World) -> None:
     seen = CentralState(kind=IDENTITY, fingerprint="", events_fingerprint="", counts={"users": 7})
     world.store.accept_central(seen, old=None, now=NOON)
     world.run()
@@ -586,7 +589,7 @@ def test_a_centre_that_is_not_believed_is_asked_again_soon_for_it_may_be_well_ag
     assert HOLD_OFF <= row.due_at - NOON <= HOLD_OFF * 1.2
 
 
-def test_groups_stay_where_the_centre_suddenly_lists_none(world: World) -> None:
+def test_groups_stay_where_the_central_cloud_suddenly_lists_none(world: World) -> None:
     world.centre_has(groups=(a_group("ops"),))
     world.run()
     seen = CentralState(kind=IDENTITY, fingerprint="", events_fingerprint="", counts={"groups": 1})
@@ -679,7 +682,7 @@ def test_a_revocation_without_a_date_counts() -> None:
     assert revocation_event({"audit_id": "a1"}).matters_at(NOON, token_lifetime=timedelta(0))
 
 
-def test_what_was_read_of_the_centre_before_the_request_will_not_do() -> None:
+def test_what_was_read_of_the_central_cloud_before_the_request_will_not_do() -> None:
     world = World()
     world.store.request([REGION], audited_types(), now=NOON - timedelta(seconds=3), by="the watch")
     world.run()

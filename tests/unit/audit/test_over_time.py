@@ -1,5 +1,5 @@
-"""A centre that changes for a while, and a subcloud whose initial syncs and audits fail or die now and then: in the end
-the subcloud has what the centre has, with nothing left over, and all that was its own.
+"""A central cloud that changes for a while, and a subcloud whose initial syncs and audits fail or die now and then: in
+the end the subcloud has what the central cloud has, with nothing left over, and all that was its own.
 
 Made from a seed, like the drifts of `tests/unit/planner/clouds.py`.
 """
@@ -196,7 +196,7 @@ class Life:
 
 
 @given(st.integers(min_value=0, max_value=2**32))
-def test_in_the_end_a_subcloud_has_what_the_centre_has_and_what_is_its_own(seed: int) -> None:
+def test_in_the_end_a_subcloud_has_what_the_central_cloud_has_and_what_is_its_own(seed: int) -> None:
     life = Life(seed)
     for _ in range(14):
         life.goes_on()

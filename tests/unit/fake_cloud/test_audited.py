@@ -34,7 +34,7 @@ def audit_by_hand(cloud: Cloud, centre: Cloud) -> None:
             cloud.tables.of(type_)[id_] = copy.deepcopy(row)
     for group in cloud.tables.groups.values():
         group["local_user_ids"] = [member for member in group["local_user_ids"] if member in cloud.tables.users]
-    about = {id_of(type_, row) for type_ in TYPES for row in of_the_centre(centre, type_)}
+    about = {id_of(type_, row) for type_ in TYPES for row in of_central(centre, type_)}
     due = {grant for grant in centre.tables.assignments if about.issuperset(grant[1:])}
     gone = {grant for grant in centre.ever.grants - centre.tables.assignments if about.issuperset(grant[1:])}
     cloud.tables.assignments = (cloud.tables.assignments - gone) | due
@@ -42,7 +42,7 @@ def audit_by_hand(cloud: Cloud, centre: Cloud) -> None:
     cloud.tables.keys = dict(centre.tables.keys)
 
 
-def of_the_centre(centre: Cloud, type_: str) -> list[Any]:
+def of_central(centre: Cloud, type_: str) -> list[Any]:
     rows = centre.tables.of(type_).values()
     return [row for row in rows if key_of(type_, row)[0] not in LEFT_ALONE.get(type_, ())]
 
@@ -64,7 +64,9 @@ def test_an_audited_subcloud_has_no_difference_and_all_of_its_own(audited: Cloud
     assert (standing.audited, standing.is_good, standing.differences, standing.problems) == (True, True, (), ())
 
 
-def test_a_fresh_subcloud_lacks_what_only_the_centre_has_which_an_initial_sync_does_not_give(centre: Cloud) -> None:
+def test_a_fresh_subcloud_lacks_what_only_the_central_cloud_has_which_an_initial_sync_does_not_give(
+    centre: Cloud,
+) -> None:
     differences = inspect(a_subcloud(), centre).differences
     assert {"user central-only: missing", "project central-lab: missing", "keys differ"} <= set(differences)
 
@@ -96,7 +98,7 @@ CENTRAL_CHANGES = [
 
 
 @pytest.mark.parametrize(("action", "arguments", "expected"), CENTRAL_CHANGES)
-def test_a_change_at_the_centre_is_a_difference_until_it_is_there(
+def test_a_change_at_the_central_cloud_is_a_difference_until_it_is_there(
     audited: Cloud, centre: Cloud, action: str, arguments: dict[str, Any], expected: list[str]
 ) -> None:
     changes.apply(centre, action, arguments)
@@ -183,7 +185,9 @@ def test_a_grant_the_site_made_is_its_own_and_any_other_that_nobody_gave_is_not(
     assert inspect(audited, centre).differences == ("assignment changed: user vim site-lab admin",)
 
 
-def test_a_grant_the_site_makes_after_the_centre_took_it_back_is_the_sites(audited: Cloud, centre: Cloud) -> None:
+def test_a_grant_the_site_makes_after_the_central_cloud_took_it_back_is_the_sites(
+    audited: Cloud, centre: Cloud
+) -> None:
     grant = {"user": "vim", "project": "central-lab", "role": "member"}
     changes.apply(centre, "grant", grant)
     changes.apply(centre, "revoke", grant)

@@ -9,7 +9,7 @@ import pytest
 from dcsync.fake_cloud import changes
 from dcsync.fake_cloud.cloud import Refused
 from dcsync.fake_cloud.deployment import ALIGNED
-from dcsync.fake_cloud.inspection import ids_aligned, inspect, is_site_only
+from dcsync.fake_cloud.inspection import ids_aligned, inspect, is_subcloud_only
 from dcsync.fake_cloud.passwords import hash_password, matches
 from dcsync.fake_cloud.tokens import Token, seal, unseal
 from tests.unit.fake_cloud.builders import a_centre, a_subcloud, a_token
@@ -136,12 +136,14 @@ def test_site_only_is_what_is_filtered_or_has_no_namesake() -> None:
     cloud, centre = a_subcloud(), a_centre()
     own = {
         name for name in ("sub-only", "cindersubcloud1", "fm", "vim", "admin")
-        if is_site_only(cloud, centre, "users", cloud.id_named("users", name))
+        if is_subcloud_only(cloud, centre, "users", cloud.id_named("users", name))
     }  # fmt: skip
     assert own == {"sub-only", "cindersubcloud1", "fm"}
-    assert not is_site_only(cloud, centre, "users", "unknown")
+    assert not is_subcloud_only(cloud, centre, "users", "unknown")
     changes.apply(centre, "rename", {"type": "users", "name": "admin", "to": "root"})
-    assert not is_site_only(cloud, centre, "users", cloud.id_named("users", "admin")), "it is the centre's by its id"
+    assert not is_subcloud_only(cloud, centre, "users", cloud.id_named("users", "admin")), (
+        "it is the central cloud's by its id"
+    )
 
 
 def test_rotation_makes_the_staged_key_primary_and_keeps_three() -> None:

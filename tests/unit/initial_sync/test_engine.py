@@ -263,7 +263,7 @@ def test_central_keys_that_are_no_keys_are_never_sent(world: World) -> None:
     assert "CANARY" not in repr(outcome)
 
 
-def test_an_unreachable_centre_writes_nothing_to_the_subcloud(world: World) -> None:
+def test_an_unreachable_central_cloud_writes_nothing_to_the_subcloud(world: World) -> None:
     world.just_before("central data", raising(CloudError(Reason.CENTRAL_UNREACHABLE, "refused")))
     outcome = world.run()
     assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.CENTRAL_UNREACHABLE)
@@ -335,8 +335,9 @@ def test_a_site_group_is_remembered_before_it_is_emptied_and_forgotten_when_fill
     assert world.store.rows[REGION].groups_to_refill == {}
 
 
-def test_what_becomes_the_centre_s_is_remembered_before_the_first_write(world: World) -> None:
-    """A user who is deleted at the centre before the first audit must be deleted on the subcloud all the same."""
+def test_what_becomes_the_central_is_remembered_before_the_first_write(world: World) -> None:
+    """A user who is deleted at the central cloud before the first audit must be deleted on the subcloud all the
+    same."""
     remembered = []
     world.just_before("PUT", lambda: remembered.append(world.store.rows[REGION].placed))
     world.run()

@@ -104,7 +104,7 @@ NAMES = [f"n{number}" for number in range(5)]
 
 
 def a_drift(seed: int, *, renames: bool = False) -> Drift:
-    """A centre, and a site that may lack its records, have them under other ids or with other fields, and more.
+    """A central cloud, and a site that may lack its records, have them under other ids or with other fields, and more.
 
     Made from a seed, for hypothesis would shrink for minutes what has so many parts.
     """

@@ -14,7 +14,7 @@ from dcsync.model.errors import CloudError
 from dcsync.model.identity import Assignment, Placed, Record, ResourceType, RevocationEvent
 from dcsync.model.reasons import Reason
 from dcsync.planner.differences import ASSIGNMENTS, IN_USE, TAKEN, digest
-from dcsync.planner.match import Cloud, is_left_alone, is_vital
+from dcsync.planner.match import Cloud, is_excluded, is_vital
 from dcsync.planner.writes import AddEvent, Grant
 from dcsync.runs.delivery import carry_out, read_cloud
 from tests.builders import a_group, a_project, a_role, a_user, records
@@ -89,7 +89,7 @@ def test_an_adopted_record_is_compared_at_once() -> None:
     assert "c-bob" in found.placed.of(USERS)
 
 
-def test_a_record_renamed_at_the_centre_keeps_its_id_and_takes_the_name() -> None:
+def test_a_record_renamed_at_the_central_cloud_keeps_its_id_and_takes_the_name() -> None:
     found = audit(of(users=(a_user("robert", "c-bob"),)), of(users=(a_user("bob", "c-bob"),)))
     assert [(u.old.id, u.record.name) for u in updates(found)] == [("c-bob", "robert")]
 
@@ -126,7 +126,7 @@ def test_events_only_the_site_knows_stay() -> None:
 
 
 @pytest.mark.parametrize("type_", [USERS, PROJECTS, ROLES])
-def test_an_empty_list_of_the_centre_is_refused_and_deletes_nothing(type_: ResourceType) -> None:
+def test_an_empty_list_of_the_central_cloud_is_refused_and_deletes_nothing(type_: ResourceType) -> None:
     central = Cloud(replace(records(), **{type_.value: ()}))
     with pytest.raises(CloudError) as error:
         audit(central, of(), Placed({type_: frozenset({"user-admin"})}))
@@ -173,7 +173,7 @@ def test_a_grant_that_was_placed_and_is_gone_centrally_is_revoked_and_another_st
 
 
 @pytest.mark.parametrize("dies", [False, True], ids=["in one go", "the run dies once the id is written"])
-def test_who_was_made_anew_at_the_centre_does_not_inherit_the_grants_of_the_one_before(dies: bool) -> None:
+def test_who_was_made_anew_at_the_central_cloud_does_not_inherit_the_grants_of_the_one_before(dies: bool) -> None:
     hers, own = grant("project-admin", "c-alice1", "role-admin"), grant("project-services", "c-alice1", "role-admin")
     central = of(users=(a_user("alice", "c-alice2"),))
     site = MemorySite(Cloud(records(users=(a_user("alice", "c-alice1"),)), frozenset({hers, own})))
@@ -291,7 +291,7 @@ def test_what_is_not_ours_is_left_as_it_was_and_exactly_what_was_placed_goes(dri
         wanted = {r.key for r in drift.central.records.of(type_)} | {r.id for r in drift.central.records.of(type_)}
         for before in drift.site.records.of(type_):
             now = site.tables[type_].get(before.id)
-            if is_left_alone(before, region_name=REGION):
+            if is_excluded(before, region_name=REGION):
                 assert now == before
             elif not {before.key, before.id} & wanted:
                 goes = before.id in drift.placed.of(type_) and not is_vital(before)

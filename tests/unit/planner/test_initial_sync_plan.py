@@ -12,7 +12,7 @@ from dcsync.model.errors import CloudError
 from dcsync.model.identity import Record, Records, ResourceType
 from dcsync.model.reasons import Reason
 from dcsync.planner.differences import stored_as_sent
-from dcsync.planner.match import is_left_alone
+from dcsync.planner.match import is_excluded
 from dcsync.planner.plan import IdentityPlan, plan_initial_sync
 from dcsync.planner.writes import Update, Write
 from tests.builders import a_group, a_project, a_role, a_user, records
@@ -54,7 +54,7 @@ def test_a_sites_own_service_users_are_left_alone(name: str) -> None:
 
 
 def test_the_cinder_user_of_another_region_is_not_left_alone() -> None:
-    assert not is_left_alone(a_user("cindersubcloud2"), region_name="subcloud1")
+    assert not is_excluded(a_user("cindersubcloud2"), region_name="subcloud1")
 
 
 @pytest.mark.parametrize("name", ["heat_stack_owner", "heat_stack_user", "ResellerAdmin"])
@@ -220,7 +220,8 @@ NAMES = st.sampled_from([f"u{i}" for i in range(6)] + ["fm", "cindersubcloud1"])
 
 @st.composite
 def two_clouds(draw: st.DrawFn) -> tuple[Records, Records]:
-    """A centre and a subcloud that share some names, with ids that agree or do not, and groups of their users."""
+    """A central cloud and a subcloud that share some names, with ids that agree or do not, and groups of their
+    users."""
 
     def side(prefix: str, shared: set[str]) -> Records:
         users = tuple(a_user(n, f"same-{n}" if n in shared else f"{prefix}-{n}") for n in draw(st.sets(NAMES)))
@@ -265,7 +266,7 @@ def test_applying_a_plan_aligns_every_shared_record_and_touches_no_other(clouds:
         old = {r.key: r for r in before.of(type_)}
         assert {r.key for r in after.of(type_)} == set(old), "nothing is created or deleted"
         for record in after.of(type_):
-            if is_left_alone(record, region_name="subcloud1"):
+            if is_excluded(record, region_name="subcloud1"):
                 assert record == old[record.key]
             elif record.key in known[type_]:
                 assert record.id == known[type_][record.key].id

@@ -1,4 +1,5 @@
-"""Rotation as values: what becomes of a set, when it is refused, and that no site rejects what the centre issues."""
+"""Rotation as values: what becomes of a set, when it is refused, and that no site rejects what the central cloud
+issues."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def test_a_shortened_interval_counts_at_once_and_none_is_off() -> None:
 
 
 class Sites(RuleBasedStateMachine):
-    """A centre that rotates and sites that copy its set late, each at its own pace; sets on their way may overtake.
+    """A central cloud that rotates and sites that copy its set late, each at its own pace; sets on their way may
+    overtake.
 
     A token is known by the key it was issued with. A site is served when it held the set of the rotation before, at
     the moment of the rotation: exactly what `refusal` waits for.
@@ -139,7 +141,8 @@ class Sites(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 50))
     def arrive(self, number: int) -> None:
-        """A set that left before an earlier rotation is not written: a run compares with what the centre holds now."""
+        """A set that left before an earlier rotation is not written: a run compares with what the central cloud holds
+        now."""
         if self.on_their_way:
             site, sent = self.on_their_way.pop(number % len(self.on_their_way))
             if sent == self.centre:
@@ -147,7 +150,7 @@ class Sites(RuleBasedStateMachine):
 
     @rule(site=st.integers(0, 4))
     def a_slow_write_arrives(self, site: int) -> None:
-        """A run that read the centre just before the rotation may still write the set of before."""
+        """A run that read the central cloud just before the rotation may still write the set of before."""
         number = site % len(self.sites)
         if self.guarded and self.on_their_way:
             _, sent = self.on_their_way[0]
@@ -155,13 +158,13 @@ class Sites(RuleBasedStateMachine):
                 self.sites[number] = sent
 
     @invariant()
-    def no_site_rejects_what_the_centre_issues(self) -> None:
+    def no_site_rejects_what_the_central_cloud_issues(self) -> None:
         if hasattr(self, "sites"):
             issued = self.centre.keys[max(self.centre.keys)]
             assert all(issued in site.keys.values() for site in self.sites)
 
     @invariant()
-    def the_centre_takes_what_sites_issue(self) -> None:
+    def the_central_cloud_takes_what_sites_issue(self) -> None:
         if hasattr(self, "sites"):
             assert all(site.keys[max(site.keys)] in self.centre.keys.values() for site in self.sites)
 
@@ -192,7 +195,7 @@ def test_without_waiting_for_the_staged_key_sites_do_reject_tokens() -> None:
     machine = Impatient()
     machine.begin(count=2, size=3)
     machine.rotate()
-    machine.no_site_rejects_what_the_centre_issues()
+    machine.no_site_rejects_what_the_central_cloud_issues()
     machine.rotate()
     with pytest.raises(AssertionError):
-        machine.no_site_rejects_what_the_centre_issues()
+        machine.no_site_rejects_what_the_central_cloud_issues()

@@ -19,7 +19,7 @@ def test_all_sweeps_are_fired_and_expire_when_the_next_one_is_due() -> None:
 
 
 def test_nothing_that_expires_waits_behind_the_work_of_subclouds() -> None:
-    """After a change at the centre a hint for each subcloud waits in its queue, longer than a probe lives."""
+    """After a change at the central cloud a hint for each subcloud waits in its queue, longer than a probe lives."""
     fired = {TaskName(str(entry["task"])) for entry in beat_schedule(**USUAL).values()} | {TaskName.PROBE}
     behind = {QUEUE_OF[TaskName.INITIAL_SYNC], QUEUE_OF[TaskName.AUDIT]}
     assert {task for task in fired if QUEUE_OF[task] in behind} == set()

@@ -53,7 +53,7 @@ def test_no_fault_keeps_a_worker_from_standing_in_for_a_dead_beat(
 
 
 @pytest.mark.parametrize("queue", [Queue.CONTROL, Queue.SYNC, Queue.AUDIT])
-def test_a_worker_that_lacks_the_centre_does_not_start(queue: Queue) -> None:
+def test_a_worker_that_lacks_the_central_cloud_does_not_start(queue: Queue) -> None:
     with pytest.raises(SystemExit, match="not set: DCSYNC_CENTRAL_AUTH_URL, DCSYNC_PASSWORD"):
         lifecycle._prepare("worker", instance=a_worker(queue))
 

@@ -1,4 +1,5 @@
-"""What the audit keeps: what was asked and done per endpoint, what was placed where, the centre as it was last seen."""
+"""What the audit keeps: what was asked and done per endpoint, what was placed where, the central cloud as it was last
+seen."""
 
 from __future__ import annotations
 
