@@ -7,10 +7,10 @@ Why no site ever rejects a token that the central cloud issues
 Keystone issues tokens with the primary key (the highest id) and takes tokens of every key it holds, the staged one
 (id 0) among them. A rotation makes the staged key primary and stages a new one. So, for the n-th set S(n):
 
-1. primary(n) = staged(n-1), and staged(n-1) is in S(n-1). A subcloud that holds S(n-1) therefore accepts what the central
+1. primary(n) = staged(n-1), and staged(n-1) is in S(n-1). So a subcloud that holds S(n-1) accepts what the central
    cloud issues from the moment of the rotation on: rotate first, distribute afterwards, in any order and at any pace.
-2. The other way round: such a subcloud still issues with primary(n-1). It is in S(n) as a secondary as long as a set holds
-   three keys or more (staged, primary, one secondary). Hence FEWEST_KEYS, and the central cloud accepts its tokens.
+2. The other way round: such a subcloud still issues with primary(n-1), which is in S(n) as a secondary as long as a set
+   holds three keys or more (staged, primary, one secondary). Hence FEWEST_KEYS: the central cloud accepts its tokens.
 3. A site that holds only S(n-2) lacks staged(n-1): the next rotation must wait until S(n-1) is everywhere, or nearly so
    (`refusal`). A site that is away does not count: nobody can reach it, and when it comes back it gets the whole set
    before anything else.

@@ -266,7 +266,7 @@ def test_whoever_lost_the_claim_rotates_nothing(world: World) -> None:
             await world.centre.replace_central_keys(keys)
 
     world.ask()
-    slow = world.process(centre=SlowCentre())
+    slow = world.process(central=SlowCentre())
     assert slow.look().result is not Result.ROTATED
     assert world.centre.rotations == 1
 
