@@ -32,7 +32,7 @@ from dcsync.adapters.postgres.tables import (
 from dcsync.adapters.postgres.transitions import apply_event
 from dcsync.audit.ports import AuditRun, CentralState, Finding
 from dcsync.audit.settlement import settlement
-from dcsync.initial_sync.ports import Run
+from dcsync.initial_sync.ports import Claim, Run
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import KeySet, Placed
 from dcsync.model.messages import AuditHint, SyncHint
@@ -85,7 +85,7 @@ READS = {
     *("in_progress_since_before", "in_progress_count", "unstarted_hints", "overtaken_attempts", "standing"),
     *("audits", "look", "central_state", "row", "spread"),
 }
-ELSEWHERE = {"refuse_central"}  # writes to what is known of the central cloud alone
+ELSEWHERE = {"refuse_central", "confirm_central"}  # write to what is known of the central cloud alone
 
 
 @dataclass
@@ -169,7 +169,7 @@ class World:
         with self.engine.begin() as rows:
             generation = rows.scalar(select(subcloud.c.generation)) or 0
             rows.execute(sync_attempt.delete().where(sync_attempt.c.run_id == self.run_id))  # of the same name, earlier
-        return self.runs.claim(region_name="s1", generation=generation, run_id=self.run_id, worker="w", now=self.now)
+        return self.runs.claim([Claim(self.run_id, "s1", generation)], worker="w", now=self.now)
 
     def start_step(self) -> object:
         with self.engine.begin() as rows:
@@ -269,7 +269,7 @@ def _operations() -> Iterator[Operation]:
     yield Operation(
         "subcloud_sync",
         "claim",
-        lambda w: w.audits.claim(region_name="s1", run_id=w.run_id, now=w.now),
+        lambda w: w.audits.claim({w.run_id: "s1"}, now=w.now),
         (AuditEvent.CLAIMED,),
         is_of_a_run=False,
     )
@@ -287,6 +287,7 @@ def _operations() -> Iterator[Operation]:
         yield Operation("subcloud_sync", name, call, (audited,))
     for name, writes in {
         "request": lambda w: w.audits.request(None, [IDENTITY], now=w.now, by="eve", allow_deletes=True),
+        "add rows": lambda w: w.audits.add_rows(IDENTITY, now=w.now),
         "raise generation": lambda w: w.audits.raise_generation(IDENTITY, now=w.now, by="test"),
         "take follow-ups": World.follow_up,
         "accept central": World.accept,
