@@ -191,7 +191,10 @@ def test_rejected_reports_are_listed(cli: Cli, engine: Engine) -> None:
     )
     newest, first = json.loads(cli("state", "rejected", "-o", "json").stdout)
     assert (newest["region_name"], newest["reason"]) == ("nowhere", "there is no subcloud with this region name")
-    assert (first["region_name"], first["reason"]) == ("r1", "unknown sync status: 'green'")
+    assert (first["region_name"], first["reason"]) == (
+        "r1",
+        "sync_status: Input should be 'unknown', 'in-sync' or 'out-of-sync', not 'green'",
+    )
     assert json.loads(first["report"])["sync_status"] == "green"
     printed = cli("state", "rejected").stdout
     assert ("nowhere" in printed, "s3cret" in printed + first["report"]) == (True, False)
