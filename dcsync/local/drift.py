@@ -67,6 +67,8 @@ class DriftDemo(Demo):
         self._command("wait", "--for", "online", "--all", "--timeout", str(self._patience))
         self._command("subcloud", "manage", "--all")
         completed = self._wait_until_completed().get(InitialSyncState.COMPLETED, 0)
+        self._until_watched()
+        self._command("audit", "--all", "--wait", "--timeout", str(self._bound))
         self._command("wait", "--for", "in-sync", "--all", "--timeout", str(self._bound))
         names = [place["name"] for place in self.cloud.subclouds()]
         damaged = dict(zip(names, DAMAGES, strict=False))
@@ -83,6 +85,15 @@ class DriftDemo(Demo):
         return int(ARRIVAL_SECONDS + self.count / 10)
 
     # --- the story ---
+
+    def _until_watched(self) -> None:
+        """The watch's first look at the central cloud makes every audit due: before it, damage might be repaired
+        unseen."""
+        began = time.monotonic()
+        while json.loads(self._cli(("keys", "show", "-o", "json")).stdout)["fingerprint"] is None:
+            if time.monotonic() - began > self._bound:
+                return
+            self._pause(LOOK_SECONDS)
 
     def _damage(self, damaged: Mapping[str, Damage]) -> None:
         self._say("damage, done behind everybody's back:")
