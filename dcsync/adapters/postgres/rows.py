@@ -56,8 +56,9 @@ def placed_body(placed: Placed) -> dict[str, Any]:
 
 
 def placed_from_body(body: Mapping[str, Any]) -> Placed:
+    """The inverse of `placed_body`; of a type that did not exist when a body was stored, nothing was placed."""
     return Placed(
-        ids={type_: frozenset(body["ids"][type_.value]) for type_ in ResourceType},
+        ids={type_: frozenset(body["ids"].get(type_.value, ())) for type_ in ResourceType},
         assignments=frozenset(
             Assignment(project_id=project, actor_type=ActorType(kind), actor_id=actor, role_id=role)
             for project, kind, actor, role in body["assignments"]
