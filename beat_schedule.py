@@ -21,7 +21,7 @@ def beat_schedule(
     """Celery's `beat_schedule`. A message that nobody took before the next one is due is worthless: it expires.
 
     A `probe_interval` of 0 is for systems whose availability others observe, an `audit_interval` of 0 for those that
-    audit only when asked to: nobody watches the centre then, but what was asked for is swept up as ever.
+    audit only on request: nobody watches the central cloud then, but sweeps find what was requested.
     """
     schedule = {
         "sweep": _entry(TaskName.SWEEP, sweep_interval),

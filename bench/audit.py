@@ -92,19 +92,19 @@ class Bench:
 
     # --- changed ---
 
-    def change(self, told: str, action: str, **arguments: Any) -> None:
+    def change(self, label: str, action: str, **arguments: Any) -> None:
         """Seconds from a change at the central cloud until every subcloud has it."""
         before = self._fleet.spent()
         began = time.time()
         self._fleet.cloud.change_central(action, **arguments)
         self._fleet.until(
-            lambda: self._changed_since(EndpointType.IDENTITY, began) == self._count, f"{told} is everywhere"
+            lambda: self._changed_since(EndpointType.IDENTITY, began) == self._count, f"{label} is everywhere"
         )
         spent = self._fleet.spent() - before
         self._verify()
         last = self._last_good(EndpointType.IDENTITY) - began
         cpu = spent.cpu / self._count * 1000
-        say(f"{told:<22} {last:>8.1f} s everywhere, the wait for the watch included; {cpu:.2f} ms of CPU each")
+        say(f"{label:<22} {last:>8.1f} s everywhere, the wait for the watch included; {cpu:.2f} ms of CPU each")
 
     def rotation(self) -> None:
         """Seconds from the request until every subcloud has the keys."""

@@ -130,7 +130,7 @@ class Fleet:
 
 @contextmanager
 def open_fleet(*, subclouds: int, settings: Mapping[str, str]) -> Iterator[Fleet]:
-    """Servers, fake cloud, two sync workers, a state worker and beat: up, and gone at the end."""
+    """Servers, fake cloud, two sync workers, a state worker and beat: started, and stopped at the end."""
     with ExitStack() as closing:
         database_url, redis_url = closing.enter_context(_servers())
         cloud = closing.enter_context(FakeCloud.start(subclouds=subclouds))

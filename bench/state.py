@@ -64,7 +64,7 @@ def main() -> None:
 
 @contextmanager
 def _servers() -> Iterator[tuple[str, str]]:
-    """The URLs of a PostgreSQL that times its commits and counts its statements, and of a Valkey; gone at the end."""
+    """The URLs of a PostgreSQL that times its commits and counts its statements, and of a Valkey, both temporary."""
     folder = Path(tempfile.mkdtemp(prefix="dcsync-bench-"))
     folder.chmod(0o711)
     try:
@@ -195,9 +195,9 @@ class Bench:
         _say(f"messages per update         {(self._sent.messages - messages) / updates:>10.4f}")
         _say(f"statements per update       {(after.statements - before.statements) / updates:>10.4f}")
         self._check(updates)
-        self._tell_costliest(updates)
+        self._print_costliest(updates)
 
-    def _tell_costliest(self, updates: int) -> None:
+    def _print_costliest(self, updates: int) -> None:
         """What limits it: where PostgreSQL's time went."""
         with self._rows.cursor() as cursor:
             cursor.execute(
@@ -212,13 +212,13 @@ class Bench:
 
     def _report_all(self, regions: list[str]) -> None:
         for round_ in range(self._rounds):
-            type_, status = _told_in(round_)
+            type_, status = _reported_in(round_)
             for region in regions:
                 self._reporter.report(self._observer.endpoint(region, type_, status))
 
     def _check(self, updates: int) -> None:
-        """Every row shows the last status told, and the alarms are those of the rows."""
-        last: dict[EndpointType, SyncStatus] = dict(_told_in(round_) for round_ in range(self._rounds))
+        """Every row shows the last status reported, and the alarms are those of the rows."""
+        last: dict[EndpointType, SyncStatus] = dict(_reported_in(round_) for round_ in range(self._rounds))
         for type_, status in last.items():
             found = self._ask(
                 "SELECT count(*) FROM endpoint_status WHERE endpoint_type = %s AND sync_status = %s", type_, status
@@ -290,7 +290,7 @@ def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def _told_in(round_: int) -> tuple[EndpointType, SyncStatus]:
+def _reported_in(round_: int) -> tuple[EndpointType, SyncStatus]:
     """Each round another endpoint type; when they come again, the other status."""
     alarming = (round_ + round_ // len(TYPES)) % 2 == 0
     return TYPES[round_ % len(TYPES)], SyncStatus.OUT_OF_SYNC if alarming else SyncStatus.IN_SYNC

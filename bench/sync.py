@@ -45,7 +45,7 @@ def _request_all(fleet: Fleet) -> None:
     fleet.inventory.request(None, now=now(), by="bench")
 
 
-def _measure(fleet: Fleet, told: str, ask: Callable[[], object]) -> None:
+def _measure(fleet: Fleet, label: str, ask: Callable[[], object]) -> None:
     """From the request until the last subcloud is completed and verified."""
     before = fleet.spent()
     ask()
@@ -55,7 +55,7 @@ def _measure(fleet: Fleet, told: str, ask: Callable[[], object]) -> None:
     report = fleet.cloud.report()
     if report["good"] != fleet.count or report["violation_count"]:
         raise SystemExit(f"not as it must be: {report['differences']} {report['violations']}")
-    say(f"{told + ':':<22} {fleet.count / spent.at:>8.1f}   subclouds per second")
+    say(f"{label + ':':<22} {fleet.count / spent.at:>8.1f}   subclouds per second")
     say(f"  requests per run     {spent.requests / fleet.count:>8.2f}")
     say(f"  worker CPU per run   {spent.cpu / fleet.count * 1000:>8.2f} ms")
     say(f"  (fake cloud's CPU)   {spent.cloud_cpu / fleet.count * 1000:>8.2f} ms")

@@ -1,7 +1,8 @@
 """Makes a virtual environment with pip in it, with nothing but a bare Python: `python3 tools/make_venv.py .venv`.
 
 Debian's Python leaves out what `python -m venv` needs to install pip, unless python3-venv is installed; a pip or a
-virtualenv that is already there will do instead. Standard library only, and readable by old Pythons, to tell them so.
+virtualenv that is already there will do instead. Standard library only, and valid syntax in
+old Pythons, so that it can report that they are too old.
 """
 
 import importlib.util
@@ -33,7 +34,7 @@ def python_of(folder):
 
 
 def has_pip(folder):
-    """Also False for an environment whose Python has gone, or whose making was interrupted."""
+    """Also False for an environment whose Python was removed, or whose making was interrupted."""
     return os.path.exists(python_of(folder)) and run(python_of(folder), "-m", "pip", "--version")
 
 

@@ -18,16 +18,16 @@ SHOWN_AT_MOST = 100_000
 
 @click.group()
 def alarm() -> None:
-    """Look at alarms: 280.001 (offline) and 280.002 (out-of-sync)."""
+    """Show alarms: 280.001 (offline) and 280.002 (out-of-sync)."""
 
 
 @alarm.command("list")
-@click.option("--history", is_flag=True, help="Cleared alarms as well, newest first.")
+@click.option("--history", is_flag=True, help="Include cleared alarms, newest first.")
 @click.option("--limit", type=click.IntRange(1, SHOWN_AT_MOST), default=SHOWN_AT_MOST, help="Show so many at most.")
 @output_option
 @pass_operator
 def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> None:
-    """The active alarms, gravest and oldest first.
+    """List the active alarms, most severe and oldest first.
 
     \b
     Example:

@@ -73,7 +73,7 @@ def _scope_options(command: Command) -> Command:
             "endpoint_types",
             multiple=True,
             type=OneOf(audited_types),
-            help="Only this; may be repeated; default: all that are audited.",
+            help="Only this; may be repeated. Default: all audited types.",
         ),
     ):
         command = option(command)
@@ -98,10 +98,10 @@ def _scope(endpoint_types: Sequence[str], restricted_to: Sequence[str]) -> Scope
 # --- audit and sync-request ---------------------------------------------------------------------------------------
 
 
-@click.command(short_help="Compare and repair, now.")
+@click.command(short_help="Compare and repair now.")
 @names_or_all
 @_scope_options
-@click.option("--allow-deletes", is_flag=True, help="This once, delete and shrink as much as the central cloud says.")
+@click.option("--allow-deletes", is_flag=True, help="For this run, allow deletes and shrinking that guards refuse.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if there is something.")
 @waiting.wait_options("all have been audited")
 @output_option
@@ -121,7 +121,7 @@ def audit(
     as_json: bool,
     yes: bool,
 ) -> int:
-    """Compare subclouds with the central cloud and repair what differs, now; a hold-off ends.
+    """Compare subclouds with the central cloud and repair what differs, now, without waiting for a hold-off.
 
     Those that are offline or not completed are audited when they are back. --timeout implies --wait.
 
@@ -143,10 +143,10 @@ def audit(
     )
 
 
-@click.command("sync-request", short_help="As after a change at the central cloud.")
+@click.command("sync-request", short_help="Audit one endpoint type now.")
 @click.argument("endpoint_type", type=OneOf(audited_types))
 @click.argument("names", nargs=-1, type=SubcloudName())
-@click.option("--all", "everything", is_flag=True, help="Every subcloud; so does giving no name.")
+@click.option("--all", "everything", is_flag=True, help="Every subcloud; the default without NAME.")
 @waiting.wait_options("all have been audited")
 @output_option
 @yes_option
@@ -171,7 +171,7 @@ def sync_request(
     """
     chosen = selected(names, everything=everything or not names)
     operator.requires("database_url", "redis_url")
-    ask_about_all(operator, chosen, f"Ask for {endpoint_type} on", yes=yes)
+    ask_about_all(operator, chosen, f"Request an audit of {endpoint_type} on", yes=yes)
     scope = Scope((EndpointType(endpoint_type),), None)
     return _ask(operator, chosen, scope, allow_deletes=False, wait_for_it=wait_for_it, timeout=timeout, as_json=as_json)
 
@@ -198,7 +198,7 @@ def _ask(
     asked = _asked(operator, names, scope)
     away = len({row.name for row in asked if not row.is_eligible})
     note(
-        f"asked for audits of {many(len(regions))}"
+        f"audits of {many(len(regions))} requested"
         + (f"; {away} of them not managed, online and completed: when they are" if away else "")
     )
     if not wait_for_it and timeout is None:
@@ -213,8 +213,8 @@ def _asked(operator: Operator, names: list[str] | None, scope: Scope) -> list[Au
 
 
 def _wait(operator: Operator, asked: list[AuditRow], *, timeout: float | None, as_json: bool) -> int:
-    """0 when all that was asked is done and in-sync, 5 when a guard refused some of it, 1 when anything else is not,
-    also when the time is up."""
+    """Returns 0 when all that was requested is done and in-sync, 5 when a guard refused some of it, else 1, also when
+    the time is up."""
     wanted = {(row.name, row.endpoint_type): row.generation for row in asked}
     if not wanted:
         note("there is nothing to wait for")
@@ -240,7 +240,7 @@ def _is_done(row: AuditRow, wanted: dict[tuple[str, EndpointType], int]) -> bool
 
 
 def _look(operator: Operator, wanted: Collection[tuple[str, EndpointType]]) -> list[AuditRow]:
-    """Without subclouds that were deleted meanwhile, unless there was but one."""
+    """Returns the rows, without subclouds that were deleted meanwhile unless there was only one."""
     names = sorted({name for name, _ in wanted})
     every = operator.audit_store.audits(None if len(names) > 1 else names)
     return [row for row in every if (row.name, row.endpoint_type) in wanted]
@@ -265,7 +265,7 @@ def _line(row: AuditRow, operator: Operator) -> list[str]:
     elif row.result is SyncStatus.OUT_OF_SYNC and row.difference_at == row.last_audit_time:
         detail = "; ".join(row.differences)
     else:
-        detail = f"asked for {ago(row.requested_at, now=operator.now())}"
+        detail = f"requested {ago(row.requested_at, now=operator.now())}"
     return [row.name, row.endpoint_type, row.result or SyncStatus.UNKNOWN, detail]
 
 
@@ -297,7 +297,7 @@ def _object(row: AuditRow) -> dict[str, object]:
 # --- diff ---------------------------------------------------------------------------------------------------------
 
 
-@click.command(short_help="What would an audit write?")
+@click.command(short_help="Show what an audit would write.")
 @click.argument("name", type=SubcloudName())
 @_scope_options
 @output_option
@@ -307,7 +307,7 @@ def diff(
 ) -> int:
     """Compare one subcloud with the central cloud and write nothing: names and fields, secrets as short fingerprints.
 
-    Exit 0 no difference, 1 a difference, 4 somebody does not answer, 5 it is being worked on or a guard would stop it.
+    Exit 0 no difference, 1 a difference, 4 a cloud does not answer, 5 a run is in progress or a guard would refuse.
 
     \b
     Example:

@@ -20,7 +20,7 @@ LARGEST_FILE = 16 * 1024 * 1024
 """Bytes. 20,000 subclouds take about two million."""
 
 SHOWN_AT_MOST = 50
-"""Problems told one by one; the others are counted."""
+"""Problems printed one by one; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _csv_rows(text: str) -> Iterator[Row | Problem]:
 def _header(fields: list[str]) -> list[str]:
     """The columns in their order; raises BadRecord for one that is unknown, missing or there twice."""
     wrong = [f"unknown column {field!r}" for field in fields if field not in COLUMNS]
-    wrong += [f"column {field} comes twice" for field in COLUMNS if fields.count(field) > 1]
+    wrong += [f"column {field} is there twice" for field in COLUMNS if fields.count(field) > 1]
     wrong += [f"no column {field}" for field in REQUIRED if field not in fields]
     if wrong:
         raise BadRecord(f"line 1: {'; '.join(wrong)}; the header is {','.join(COLUMNS)}")
@@ -139,13 +139,13 @@ def _repetitions(good: Collection[tuple[Row, NewSubcloud]]) -> list[Problem]:
         for row, new in good:
             value = getattr(new, what)
             if (earlier := first.setdefault(value, row.where)) is not row.where:
-                problems.append(Problem(row.where, f"{what.replace('_', ' ')} {value} stands in {earlier} already"))
+                problems.append(Problem(row.where, f"{what.replace('_', ' ')} {value} is already in {earlier}"))
     return problems
 
 
 def _already_there(good: Collection[tuple[Row, NewSubcloud]], taken: Collection[str]) -> list[Problem]:
     return [
-        Problem(row.where, f"{what} {value} exists already")
+        Problem(row.where, f"{what} {value} already exists")
         for row, new in good
         for what, value in (("name", new.name), ("region name", new.region_name))
         if f"{what} {value}" in taken

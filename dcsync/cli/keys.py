@@ -1,5 +1,5 @@
-"""`dcsync keys`: rotate the central cloud's fernet keys, and see how far they have got. No key is ever read or shown
-here."""
+"""`dcsync keys`: rotate the central cloud's fernet keys, and show how many subclouds have them. No key is read or
+shown here."""
 
 from __future__ import annotations
 
@@ -39,13 +39,17 @@ class Sight:
 
 @click.group()
 def keys() -> None:
-    """The central cloud's fernet keys, which sign every token."""
+    """Show and rotate the central cloud's fernet keys, which sign every token."""
 
 
-@keys.command(short_help="Rotate them now, then hand them out.")
-@click.option("--force", is_flag=True, help="Also when sites lack the current keys, or right after another rotation.")
-@click.option("--max-in-flight", type=click.IntRange(1), metavar="N", help="Sites that get them at the same time.")
-@waiting.wait_options("every site has them")
+@keys.command(short_help="Rotate the keys now and distribute them.")
+@click.option(
+    "--force", is_flag=True, help="Rotate even if subclouds lack the current keys or the last rotation is recent."
+)
+@click.option(
+    "--max-in-flight", type=click.IntRange(1), metavar="N", help="Subclouds that receive keys at the same time."
+)
+@waiting.wait_options("every subcloud has the keys")
 @output_option
 @yes_option
 @pass_operator
@@ -59,10 +63,11 @@ def rotate(
     as_json: bool,
     yes: bool,
 ) -> int:
-    """Make the staged key primary and stage a new one at the central cloud, then bring all sites the new set in waves.
+    """Make the staged key primary and stage a new one at the central cloud, then send the new set to all subclouds
+    in waves.
 
-    Refused (exit 5) while too many sites lack the current keys, the staged one among them: those would reject every
-    token the central cloud issues from then on. --timeout implies --wait.
+    Refused (exit 5) while too many subclouds lack the current keys, including the staged one: they would reject every
+    token that the central cloud issues after the rotation. --timeout implies --wait.
 
     \b
     Example:
@@ -70,13 +75,13 @@ def rotate(
     """
     operator.requires("database_url", "redis_url")
     before = _look(operator)
-    sites = many(before.spread.sites, "site")
+    subclouds = many(before.spread.sites)
     if not force:
         _refuse_if_unsafe(operator, before)
-    ask(operator, f"Rotate the keys of the central cloud and {sites}?", yes=yes)
+    ask(operator, f"Rotate the keys of the central cloud and {subclouds}?", yes=yes)
     operator.key_rotation_store.ask(now=operator.now(), by=operator.name, forced=force, max_in_flight=max_in_flight)
     operator.hint_key_rotation()
-    note(f"asked for a rotation; {sites} will get the new keys")
+    note(f"rotation requested; {subclouds} will receive the new keys")
     if wait_for_it or timeout is not None:
         code, seen = _wait(operator, before, timeout=timeout)
     else:
@@ -87,7 +92,7 @@ def rotate(
 
 
 def _refuse_if_unsafe(operator: Operator, seen: Sight) -> None:
-    """Raises RefusedByGuard; asked again by whoever rotates, who sees the central cloud's keys themselves."""
+    """Raises RefusedByGuard. The rotation itself checks again, against the central cloud's keys."""
     from dcsync.rotation.key_rotation import refusal
 
     if seen.fingerprint is None:
@@ -101,17 +106,17 @@ def _refuse_if_unsafe(operator: Operator, seen: Sight) -> None:
         now=operator.now(),
     )
     if why_not is not None:
-        raise RefusedByGuard(f"{why_not}; --force does it all the same")
+        raise RefusedByGuard(f"{why_not}; --force overrides this")
 
 
 def _wait(operator: Operator, before: Sight, *, timeout: float | None) -> tuple[int, Sight]:
-    """0 when every site has the keys, 1 when the rotation failed, some do not have them, or the time is up; and what
-    was seen last."""
+    """Returns 0 when every subcloud has the keys; 1 when the rotation failed, some lack them, or the time is up; and
+    what was seen last."""
     seen, elapsed = waiting.until(operator, lambda: _look(operator), _is_over, timeout=timeout)
     if not _is_over(seen):
         note(
             f"still {seen.row.state} after {span(elapsed)}: "
-            f"{seen.spread.behind} of {seen.spread.sites} sites lack the keys"
+            f"{seen.spread.behind} of {seen.spread.sites} subclouds lack the keys"
         )
         return 1, seen
     is_rotated = seen.row.last_rotated_at != before.row.last_rotated_at
@@ -123,13 +128,13 @@ def _is_over(seen: Sight) -> bool:
     return seen.row.requested_at is None and seen.row.state is RotationState.IDLE
 
 
-@keys.command(short_help="The schedule, and who has which keys.")
+@keys.command(short_help="Show the schedule, and how many subclouds have the keys.")
 @output_option
 @pass_operator
 def show(operator: Operator, *, as_json: bool) -> None:
-    """When they are rotated next and were last, and how many sites have the central cloud's current set.
+    """Show the last and next rotation, and how many subclouds have the central cloud's current keys.
 
-    Sets are told by short fingerprints, from which no key can be got back.
+    Key sets are shown as short fingerprints, from which no key can be recovered.
     """
     seen, now = _look(operator), operator.now()
     if as_json:
@@ -137,8 +142,8 @@ def show(operator: Operator, *, as_json: bool) -> None:
         return
     row, spread = seen.row, seen.spread
     lines = {
-        "keys": seen.shown_fingerprint or "not looked at yet",
-        "sites": f"{spread.sites - spread.behind} of {spread.sites} have them" if seen.fingerprint else "-",
+        "keys": seen.shown_fingerprint or "not read yet",
+        "subclouds": f"{spread.sites - spread.behind} of {spread.sites} have the keys" if seen.fingerprint else "-",
         "rotation": row.state + (f": {row.detail}" if row.detail else ""),
         "last": ago(row.last_rotated_at, now=now),
         "next": _next(row, now=now),
@@ -151,8 +156,8 @@ def show(operator: Operator, *, as_json: bool) -> None:
 
 def _next(row: KeyRotationRow, *, now: datetime) -> str:
     if row.requested_at is not None:
-        return f"now, asked for by {row.requested_by} {ago(row.requested_at, now=now)}"
-    return until(row.next_due_at, now=now) if row.next_due_at else "only when asked for"
+        return f"now, requested by {row.requested_by} {ago(row.requested_at, now=now)}"
+    return until(row.next_due_at, now=now) if row.next_due_at else "only on request"
 
 
 def _look(operator: Operator) -> Sight:

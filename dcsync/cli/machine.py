@@ -19,7 +19,7 @@ def _process_options(command: Command) -> Command:
     for option in (
         click.option("--verbose", "-v", is_flag=True, help="Show what the processes log, too."),
         click.option("--flower-port", type=port, metavar="PORT", help="Default: 5555, or a free one."),
-        click.option("--flower/--no-flower", default=True, show_default=True, help="Flower, the dashboard, as well."),
+        click.option("--flower/--no-flower", default=True, show_default=True, help="Also run Flower, the dashboard."),
     ):
         command = option(command)
     return command
@@ -34,13 +34,13 @@ def up(*, flower: bool, flower_port: int | None, verbose: bool) -> int:
     return local_up.run(options=local_up.Options(flower=flower, flower_port=flower_port, verbose=verbose))
 
 
-@click.command(short_help="See it work with a fake cloud.")
+@click.command(short_help="Run a demo with a fake cloud.")
 @click.option("--subclouds", type=click.IntRange(1, 5000), default=20, show_default=True, metavar="N", help="How many.")
 @click.option("--latency", type=click.FloatRange(0, 10), default=0.0, metavar="SECONDS", help="Added to every request.")
 @click.option("--drift", is_flag=True, help="Damage subclouds and change the central cloud, in place of an outage.")
 @_process_options
 def demo(*, subclouds: int, latency: float, drift: bool, flower: bool, flower_port: int | None, verbose: bool) -> int:
-    """The whole system with a fake central cloud and N fake subclouds; ends with a verdict, exit 0 or 1."""
+    """Run the whole system with a fake central cloud and N fake subclouds; ends with a verdict, exit 0 or 1."""
     from dcsync.local import demo as local_demo
     from dcsync.local.drift import DriftDemo
     from dcsync.local.up import Options
@@ -51,13 +51,13 @@ def demo(*, subclouds: int, latency: float, drift: bool, flower: bool, flower_po
 
 @click.group("db")
 def database() -> None:
-    """The database's schema."""
+    """Manage the database schema."""
 
 
 @database.command()
 @pass_operator
 def upgrade(operator: Operator) -> None:
-    """Bring the schema to the newest revision; harmless when it is there already."""
+    """Upgrade the schema to the newest revision; does nothing when it is up to date."""
     from dcsync.adapters.postgres import database as adapter
 
     before, now = adapter.upgrade(operator.database_url)
@@ -66,14 +66,14 @@ def upgrade(operator: Operator) -> None:
 
 @click.group()
 def config() -> None:
-    """The settings."""
+    """Show the settings."""
 
 
 @config.command()
 @output_option
 @pass_operator
 def show(operator: Operator, *, as_json: bool) -> None:
-    """Every setting as this process sees it, secrets masked."""
+    """Show every setting as this process sees it, secrets masked."""
     shown = operator.settings.shown()
     if as_json:
         click.echo(json_text(shown))
@@ -85,7 +85,7 @@ def show(operator: Operator, *, as_json: bool) -> None:
 
 @click.command()
 def version() -> None:
-    """The release of dcsync."""
+    """Print the release of dcsync."""
     from importlib.metadata import version as installed
 
     say(f"dcsync {installed('dcsync')}")

@@ -67,7 +67,7 @@ class Operator:
 
     @cached_property
     def engine(self) -> Engine:
-        """The way to the rows; nothing is connected before they are asked."""
+        """Returns the database engine; it connects at the first query."""
         from dcsync.adapters.postgres.database import make_engine
 
         engine = make_engine(self.database_url, application_name="dcsync cli", pool_size=1)
@@ -131,7 +131,7 @@ class Operator:
 
     @cached_property
     def messenger(self) -> Triggers:
-        """The way to wake the workers."""
+        """Sends triggers and hints to the workers."""
         from dcsync import bootstrap
 
         return bootstrap.messenger(self.settings, self.celery)
@@ -143,7 +143,7 @@ class Operator:
         CeleryReports(self.celery).send(reports)
 
     def hint_sweep(self) -> None:
-        """Ask for a sweep at once; a broker that is away costs a warning only, for the next sweep finds the rows."""
+        """Triggers a sweep; an unreachable broker costs a warning only, for the next scheduled sweep finds the rows."""
         self._hint(self.messenger.send_sweep)
 
     def hint_audit_sweep(self) -> None:

@@ -155,8 +155,8 @@ def outlook(subcloud: Subcloud, *, now: datetime) -> str:
         case InitialSyncState.IN_PROGRESS:
             return f"at work on {subcloud.step or 'its first step'}, {ago(subcloud.claimed_at, now=now)} claimed"
         case InitialSyncState.FAILED:
-            told = f"{subcloud.reason}: {subcloud.detail}" if subcloud.detail else str(subcloud.reason)
-            return f"{told}; attempt {subcloud.attempt}, next try {until(subcloud.retry_at, now=now)}"
+            text = f"{subcloud.reason}: {subcloud.detail}" if subcloud.detail else str(subcloud.reason)
+            return f"{text}; attempt {subcloud.attempt}, next try {until(subcloud.retry_at, now=now)}"
         case _:
             return ""
 

@@ -117,8 +117,8 @@ def show(
     as_json: bool,
     single: bool = False,
 ) -> int:
-    """Look at all of them and tell; 0 nothing differs, 1 something does, else the gravest of 4 (nobody answers) and
-    5 (refused: it is being worked on, or a guard would stop a run). `single`: JSON is one object, not a list."""
+    """Prints what differs. Returns 0 for nothing, 1 for something, else the gravest of 4 (no answer) and
+    5 (refused: a run is in progress, or a guard would stop a run). `single`: JSON is one object, not a list."""
     operator.requires("central_auth_url", "password", "redis_url")
     services = operator.previews
     look = choose(services)
@@ -127,7 +127,7 @@ def show(
     def one(known: Subcloud) -> Preview:
         try:
             if held[known.region_name] is not None:
-                raise RefusedByGuard(f"{known.name} is being worked on right now; look again when that is over")
+                raise RefusedByGuard(f"{known.name} has a run in progress; try again when it has ended")
             return Preview(known.name, known.region_name, look(known))
         except RefusedByGuard as exc:
             return Preview(known.name, known.region_name, error=str(exc), code=REFUSED)
@@ -138,8 +138,8 @@ def show(
     with ThreadPoolExecutor(AT_ONCE) as threads:
         previews = list(threads.map(one, subclouds))
     if as_json:
-        told = [preview.as_object() for preview in previews]
-        click.echo(json_text(told[0] if single else told))
+        shown = [preview.as_object() for preview in previews]
+        click.echo(json_text(shown[0] if single else shown))
     else:
         _tell(previews)
     return max((preview.code or int(preview.differs) for preview in previews), default=0)

@@ -1,4 +1,4 @@
-"""`dcsync service`: whether the processes on this host run and get on, for whoever supervises them.
+"""`dcsync service`: whether the processes on this host are healthy, for a supervisor.
 
 Exit codes are those of OCF resource agents here: 0 running, 7 not running, 1 failed.
 """
@@ -20,14 +20,14 @@ ROLES = ("state", "sync", "beat")
 ANSWER_SECONDS = 2
 """Within which database and broker answer."""
 
-_role_option = click.option("--role", type=click.Choice(ROLES), required=True, help="Of which processes.")
+_role_option = click.option("--role", type=click.Choice(ROLES), required=True, help="The processes to check.")
 
 
-@click.group(short_help="Do the processes on this host get on?")
+@click.group(short_help="Check the health of the processes on this host.")
 def service() -> None:
-    """Do the processes on this host get on? Exit codes as OCF's: 0 running, 7 not running, 1 failed.
+    """Check the health of the processes on this host. Exit codes as OCF's: 0 running, 7 not running, 1 failed.
 
-    Processes tell of themselves in DCSYNC_RUN_DIR, which must be the same here as there.
+    Processes report their health in DCSYNC_RUN_DIR, which must be the same for them and for this command.
     """
 
 
@@ -35,7 +35,7 @@ def service() -> None:
 @_role_option
 @pass_operator
 def status(operator: Operator, role: str) -> int:
-    """Is there a process of this role, and does it move? Needs neither database nor broker."""
+    """Check that a process of this role runs and is responsive. Needs neither database nor broker."""
     from dcsync.adapters.host.process_records import Role
     from dcsync.local import health
 
@@ -47,7 +47,9 @@ def status(operator: Operator, role: str) -> int:
 @_role_option
 @pass_operator
 def monitor(operator: Operator, role: str) -> int:
-    """As status, and: its loop turns, database and broker answer, its queues are consumed, waiting work is taken.
+    """Check also that these processes do their work.
+
+    The loop is responsive, database and broker answer, the queues are consumed, and waiting work is taken.
 
     Takes a few seconds at most.
 

@@ -120,7 +120,7 @@ def endpoint(operator: Operator, name: str, endpoint_type: str, status: str, *, 
 @output_option
 @pass_operator
 def rejected(operator: Operator, *, limit: int, as_json: bool) -> None:
-    """The reports that could not be used, newest first, and why.
+    """List the reports that were rejected, newest first, and why.
 
     \b
     Example:

@@ -32,11 +32,11 @@ from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState,
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud, Subcloud, new_subcloud
 
 WHEN_OFFLINE = (
-    "wait until they answer (dcsync wait --for online NAME), or manage them all the same with --force; "
+    "wait until they answer (dcsync wait --for online NAME), or manage them now with --force; "
     "then they are synced when they come online"
 )
 LINES_AT_MOST = 20
-"""Subclouds told one by one; more are counted."""
+"""Subclouds printed one by one; more are counted."""
 
 
 @click.group()
@@ -108,14 +108,14 @@ def _checked(operator: Operator, fields: dict[str, str]) -> NewSubcloud:
 @yes_option
 @pass_operator
 def delete(operator: Operator, name: str, *, yes: bool) -> None:
-    """Forget a subcloud and its history; a running sync stops before its next write.
+    """Delete a subcloud and its history; a running sync stops before its next write.
 
     Nothing is changed on the subcloud itself.
     """
     (known,) = operator.inventory.find([name])
     ask(operator, f"Delete {name} ({known.management_state}, {known.availability_status})?", yes=yes)
-    gone = operator.inventory.delete(name)
-    say(f"{gone.name} deleted")
+    deleted = operator.inventory.delete(name)
+    say(f"{deleted.name} deleted")
 
 
 # --- managing ----------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def delete(operator: Operator, name: str, *, yes: bool) -> None:
 @yes_option
 @pass_operator
 def manage(operator: Operator, names: Sequence[str], *, everything: bool, force: bool, yes: bool) -> None:
-    """Look after these subclouds: whichever is online, or comes online, is synced.
+    """Manage these subclouds: each is synced when it is online or comes online.
 
     All of them or none: when one of them, or with --all any subcloud that is still unmanaged, is offline, it is named,
     nothing is changed, and the exit code is 5.
@@ -145,7 +145,7 @@ def manage(operator: Operator, names: Sequence[str], *, everything: bool, force:
 @yes_option
 @pass_operator
 def unmanage(operator: Operator, names: Sequence[str], *, everything: bool, yes: bool) -> None:
-    """Leave these subclouds alone: a running sync stops before its next write."""
+    """Stop managing these subclouds: a running sync stops before its next write."""
     _set_management(operator, selected(names, everything=everything), ManagementState.UNMANAGED, yes=yes)
 
 
@@ -173,12 +173,12 @@ def _set_management(
 def _managed(transition: Transition, state: ManagementState) -> str:
     if transition.event is None:
         return f"{transition.name} was {state} already"
-    told = f"{transition.name} is now {state}"
+    text = f"{transition.name} is now {state}"
     if state is ManagementState.UNMANAGED:
-        return told
+        return text
     if transition.event is InitialSyncEvent.BECAME_ELIGIBLE:
-        return f"{told}; initial sync requested"
-    return f"{told}; it is offline, its initial sync starts when it comes online"
+        return f"{text}; initial sync requested"
+    return f"{text}; it is offline, its initial sync starts when it comes online"
 
 
 def _managed_in_short(transitions: Sequence[Transition], state: ManagementState) -> str:
@@ -219,7 +219,7 @@ _COLUMNS = (
 )
 @pass_operator
 def list_(operator: Operator, *, as_json: bool, states: Sequence[str], sort_by: str) -> None:
-    """All subclouds, with what they are waiting for.
+    """List all subclouds, with what they are waiting for.
 
     \b
     Examples:
@@ -265,7 +265,7 @@ def _summary(subclouds: Sequence[Subcloud], *, filtered: bool) -> str:
 @output_option
 @pass_operator
 def show(operator: Operator, name: str, *, as_json: bool) -> None:
-    """Everything known about one subcloud: its state, since when, why, and what is next."""
+    """Show everything known about one subcloud: its state, since when, why, and what is next."""
     (known,) = operator.inventory.find([name])
     if as_json:
         click.echo(json_text(subcloud_object(known)))

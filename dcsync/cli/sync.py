@@ -16,7 +16,7 @@ from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
 
 
-@click.command(short_help="Run the initial sync anew, now.")
+@click.command(short_help="Run the initial sync again now.")
 @names_or_all
 @waiting.wait_options("all are completed")
 @click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if something differs.")
@@ -34,7 +34,7 @@ def sync(
     as_json: bool,
     yes: bool,
 ) -> int:
-    """Run every step of the initial sync anew, now; a hold-off ends, a run in progress is superseded.
+    """Run every step of the initial sync again, without waiting for a hold-off; supersedes a run in progress.
 
     --all means every managed and online subcloud. --timeout implies --wait.
 
@@ -64,7 +64,7 @@ def sync(
         lambda: operator.inventory.find(asked),
         waiting.COMPLETED,
         timeout=timeout,
-        tell=note if as_json else say,
+        report=note if as_json else say,
     )
 
 
@@ -82,10 +82,12 @@ def _may_sync(known: Subcloud) -> bool:
     return known.management_state is ManagementState.MANAGED and is_online
 
 
-@click.command(short_help="Wait until subclouds are there.")
+@click.command(short_help="Wait until subclouds reach a state.")
 @click.option("--for", "goal", type=click.Choice(list(waiting.GOALS)), required=True, help="What to wait for.")
 @click.argument("names", nargs=-1, type=SubcloudName())
-@click.option("--all", "everything", is_flag=True, help="Every managed one (for online: every one); so does no name.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Every managed one (for online: every one); the default without NAME."
+)
 @waiting.timeout_option
 @pass_operator
 def wait(operator: Operator, goal: str, names: Sequence[str], *, everything: bool, timeout: float | None) -> int:
@@ -111,12 +113,12 @@ def _all_managed(inventory: Inventory) -> Callable[[], list[Subcloud]]:
 # --- history -----------------------------------------------------------------------------------------------------
 
 
-@click.command(short_help="What was asked for and tried.")
+@click.command(short_help="Show requests, attempts and steps.")
 @click.argument("name", type=SubcloudName())
 @output_option
 @pass_operator
 def history(operator: Operator, name: str, *, as_json: bool) -> None:
-    """Who asked for what, every attempt, and every step with its duration and outcome; newest request first."""
+    """Show every request, attempt and step with its duration and outcome; newest request first."""
     requests = operator.inventory.history(name)
     if as_json:
         click.echo(json_text([asdict(request) for request in requests]))
@@ -141,13 +143,13 @@ def _tell_request(request: RequestHistory, operator: Operator) -> None:
 def _ending(attempt: AttemptHistory) -> str:
     if attempt.ended_at is None:
         return "not ended"
-    told = f"{attempt.ending or 'ended'} after {span((attempt.ended_at - attempt.started_at).total_seconds())}"
+    text = f"{attempt.ending or 'ended'} after {span((attempt.ended_at - attempt.started_at).total_seconds())}"
     because = ": ".join(part for part in (attempt.reason, attempt.detail) if part)
-    return f"{told} ({because})" if because else told
+    return f"{text} ({because})" if because else text
 
 
 def _step(step: StepHistory) -> str:
     if step.ended_at is None:
         return f"{step.step}: not ended"
-    told = f"{step.step}: {step.outcome} in {span((step.ended_at - step.started_at).total_seconds())}"
-    return f"{told} ({step.detail})" if step.detail else told
+    text = f"{step.step}: {step.outcome} in {span((step.ended_at - step.started_at).total_seconds())}"
+    return f"{text} ({step.detail})" if step.detail else text

@@ -46,7 +46,7 @@ def _outlook(known: Subcloud, now: datetime) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """Where subclouds should get to: the word for it, the word that says where one is now, and why it is there."""
+    """A state that subclouds are to reach: the word for it, the word for the present state, and its reason."""
 
     reached: str
     word: Callable[[Subcloud], str]
@@ -94,13 +94,13 @@ def wait(
     timeout: float | None,
     quick: bool = False,
     unexplained: str = "",
-    tell: Callable[[str], None] = say,
+    report: Callable[[str], None] = say,
 ) -> int:
     """Returns 0 when all that `look` finds are there, and 1 after `timeout` seconds (None: never), having printed who
     is not and why.
 
     `quick`: a short wait, without progress. `unexplained` is printed where `goal` knows no reason for one that is
-    missing. `tell` prints that all are there.
+    missing. `report` prints that all are there.
     """
 
     def missing(subclouds: Sequence[Subcloud]) -> list[Subcloud]:
@@ -116,7 +116,7 @@ def wait(
     )
     left = missing(subclouds)
     if not left:
-        tell(f"{many(len(subclouds))} {goal.reached} after {span(elapsed)}")
+        report(f"{many(len(subclouds))} {goal.reached} after {span(elapsed)}")
         return 0
     note(f"{len(left)} of {many(len(subclouds))} not {goal.reached} after {span(elapsed)}:")
     _tell_missing(operator, left, goal, unexplained=unexplained)
@@ -134,7 +134,7 @@ def until(
 ) -> tuple[Seen, float]:
     """Looks at once, now and then, and a last time when the time is up; what was seen last, and after how many seconds.
 
-    A database that goes away meanwhile is waited for, and stderr says so; it is raised when it stays away, or is away
+    A database that becomes unreachable is waited for, and stderr says so; it is raised when it stays away, or is away
     when the time is up. `describe`: the progress that is shown.
     """
     began = last_answer = operator.monotonic()
@@ -178,7 +178,7 @@ def _tell_missing(operator: Operator, missing: list[Subcloud], goal: Goal, *, un
 
 
 class Progress:
-    """Says how it goes on stderr, whenever there is something new to say; leaves the last line standing."""
+    """Prints progress on stderr whenever there is something new; the last line remains."""
 
     def __init__(self, *, is_terminal: bool) -> None:
         self._is_terminal = is_terminal

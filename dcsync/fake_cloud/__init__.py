@@ -1,8 +1,8 @@
 """A central cloud and up to 5,000 subclouds over real HTTP, in one process: for the demo, tests and benchmarks.
 
 It is an independent witness: nothing here is imported from the rest of dcsync, and matching, filters and alignment are
-told a second time (`inspection.py`). It behaves as a real Keystone and a real dcdbsync were recorded to behave, their
-refusals included. What it does not do: TLS, token caches in the services, Keystone's quotas, policies and pagination.
+written a second time (`inspection.py`). It behaves as a real Keystone and a real dcdbsync were recorded to behave;
+refusals are included. Not included: TLS, token caches in the services, Keystone's quotas, policies and pagination.
 
     wire         a request and a response as values
     connection   one TCP connection: parsing, and the ways an answer can go wrong

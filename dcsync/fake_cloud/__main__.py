@@ -1,4 +1,4 @@
-"""`python -m dcsync.fake_cloud --subclouds N`: runs until it is told to stop, or until who started it is gone."""
+"""`python -m dcsync.fake_cloud --subclouds N`: runs until it is stopped, or until its parent ends."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _set_password(cloud: Cloud, *, user: str, password: str) -> None:
 
 
 def _forget_passwords(cloud: Cloud, *, user: str) -> None:
-    """The current password stays, its history goes."""
+    """Keeps the current password and removes its history."""
     row = _edit(cloud, "users", user)
     row["password"] = sorted(row["password"], key=lambda entry: int(entry["created_at_int"]))[-1:]
 
@@ -171,15 +171,15 @@ def _add_group(cloud: Cloud, *, group: str, members: list[str], id: str | None =
 
 
 def _note_own(cloud: Cloud, type_: str, row: Row) -> None:
-    """What is made here by hand is the site's own from now on: nobody else may change or remove it."""
+    """What is made here by hand is the subcloud's own from now on: nobody else may change or remove it."""
     cloud.own_records |= {(type_, key_of(type_, row))}
 
 
 def _set_members(cloud: Cloud, *, group: str, members: list[str]) -> None:
     row = _edit(cloud, "groups", group)
-    gone = set(row["local_user_ids"]).difference(_user_ids(cloud, members))
+    unknown = set(row["local_user_ids"]).difference(_user_ids(cloud, members))
     row["local_user_ids"] = _user_ids(cloud, members)
-    for user_id in sorted(gone):
+    for user_id in sorted(unknown):
         revoke_tokens_of(cloud, user_id=user_id)
 
 

@@ -78,7 +78,7 @@ class Cloud:
         self.roles_in_flight: dict[str, int] = {}
         self.service_logins: dict[str, ServiceLogin] = {}
         self.own_records: frozenset[tuple[str, Key]] = frozenset()
-        """(type, key) of what a site made itself after its first day."""
+        """(type, key) of what a subcloud made itself after its first day."""
         self.own_grants: frozenset[NamedGrant] = frozenset()
         self._ever = Held() if deployment.is_central else None
         self._tables: Tables | None = None

@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
             self._next()
 
     def deliver(self, response: Response, fault: Fault | None) -> None:
-        """Sends the answer, spoilt as the fault says. A connection that is gone swallows it."""
+        """Sends the answer, spoilt as the fault says. On a closed connection it is discarded."""
         if self._transport is None:
             return
         kind = fault.kind if fault else ""

@@ -96,13 +96,13 @@ class FakeCloud:
         return found
 
     def state(self, region_name: str) -> dict[str, Any]:
-        """How a subcloud stands: aligned, keys_match, untouched, assignments_kept, good (all four), problems,
+        """The state of a subcloud: aligned, keys_match, untouched, assignments_kept, good (all four), problems,
         audited (equal to the central cloud in all an audit promises, its own records as they were), differences
         (what keeps it from that, each in words), requests and carried_out (counters by "VERB service subject"), recent
         (the newest requests), violations (kind -> count), described. For "central" without the comparison.
 
-        Assignments are `kept` when all of the first day are there and no others, but for what the site itself or the
-        central cloud gave and took since. Raises ValueError for an unknown name."""
+        Assignments are `kept` when all of the first day are there and no others, but for what the subcloud itself or
+        the central cloud gave and took since. Raises ValueError for an unknown name."""
         found: dict[str, Any] = self._call("GET", f"state/{region_name}")
         return found
 

@@ -1,7 +1,7 @@
 """The control API: HTTP under /control at the central address, with which tests and the demo steer the fake cloud.
 
 GET  /control/subclouds            their names and addresses
-GET  /control/state/{region}       how one stands, with its counters and newest requests
+GET  /control/state/{region}       state of one, with its counters and newest requests
 GET  /control/report               the sum over all
 POST /control/faults               {"region_name", "faults": [...]}; an empty list clears
 POST /control/change               {"region_name", "action", "arguments": {...}}

@@ -1,6 +1,7 @@
-"""Where a subcloud stands, told by comparing its rows with the central cloud's and with its first day.
+"""The state of a subcloud, found by comparing its rows with the central cloud's and with its first day.
 
-The rules of matching and filtering are told here a second time on purpose: a witness may not ask the accused.
+The rules of matching and filtering are written here a second time on purpose: a check that shared
+dcsync's code would share its errors.
 Source: docs/upstream/identity-sync.md sections 3-4, docs/upstream/real-keystone.md "What must hold after a sync".
 """
 
@@ -20,7 +21,7 @@ _VOLATILE = frozenset({"last_active_at", "failed_auth_count", "failed_auth_at"})
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one subcloud stands: after an initial sync the first four must hold, after an audit `audited`."""
+    """The state of one subcloud: after an initial sync the first four must hold, after an audit `audited`."""
 
     aligned: bool
     keys_match: bool
@@ -28,7 +29,7 @@ class Standing:
     assignments_kept: bool
     problems: tuple[str, ...] = field(default=())
     differences: tuple[str, ...] = field(default=())
-    """What an audit has to repair, and what nobody but the site may have done."""
+    """What an audit has to repair, and what nobody but the subcloud may have done."""
 
     @property
     def is_good(self) -> bool:
@@ -167,9 +168,9 @@ def _differing_members(cloud: Cloud, central: Cloud) -> list[str]:
 
 
 def _touched(cloud: Cloud, central: Cloud, first_day: Tables) -> list[str]:
-    """Site-only and filtered records that are not as they were, members of site-only groups told by name.
+    """Subcloud-only and filtered records that changed; members of subcloud-only groups are named.
 
-    A record is no longer site-only once the central cloud had one of that name, even if that went again.
+    A record is no longer subcloud-only once the central cloud had one of that name, even if it was removed again.
     """
     found = []
     once_central = central.ever.keys
@@ -187,13 +188,13 @@ def _touched(cloud: Cloud, central: Cloud, first_day: Tables) -> list[str]:
 
 
 def _lost(cloud: Cloud, central: Cloud) -> list[str]:
-    """What the site made itself, under a name the central cloud never had, and is not there any more."""
+    """What the subcloud made itself, under a name the central cloud never had, and is missing now."""
     held = {(type_, key_of(type_, row)) for type_ in TYPES for row in cloud.tables.of(type_).values()}
     return [f"{SINGULAR[type_]} {key[0]}: gone" for type_, key in sorted(cloud.own_records - held - central.ever.keys)]
 
 
 def _moved_assignments(cloud: Cloud, central: Cloud, first_day: Tables) -> list[str]:
-    """Grants that are there or not there by nobody's right: neither as on the first day, nor made by the site, nor
+    """Grants that are there or not there by nobody's right: neither as on the first day, nor made by the subcloud, nor
     the central cloud's, given and taken."""
     ever, due = central.ever.named_grants, assignments_by_name(central.tables)
     now, then = assignments_by_name(cloud.tables), assignments_by_name(first_day) | cloud.own_grants
@@ -271,7 +272,7 @@ def _differing_parts(cloud: Cloud, type_: str, own: Row, master: Row) -> list[st
 
 
 def _grant_differences(cloud: Cloud, central: Cloud) -> list[str]:
-    """Central grants among records an audit is about: those not there, and those gone from the central cloud still
+    """Central grants among records an audit is about: those not there, and those removed from the central cloud still
     there."""
     about = {
         id_ for type_ in TYPES for id_, row in central.tables.of(type_).items() if not _is_filtered(cloud, type_, row)
@@ -294,14 +295,14 @@ def _named(cloud: Cloud, grant: Assignment) -> NamedGrant:
 
 
 def _event_differences(cloud: Cloud, central: Cloud) -> list[str]:
-    """Central revocation events that are not there, told by what they end."""
+    """Central revocation events that are missing, named by what they revoke."""
     held = {_columns(event) for event in cloud.tables.events}
     found = []
     for event in central.tables.events:
         if _columns(event) not in held:
             row = event["revocation_event"]
-            told = next((column for column in _EVENT_SUBJECTS if row[column]), "nothing")
-            found.append(f"revocation event of {told} {row.get(told)}: missing")
+            subject = next((column for column in _EVENT_SUBJECTS if row[column]), "nothing")
+            found.append(f"revocation event of {subject} {row.get(subject)}: missing")
     return found
 
 

@@ -79,7 +79,7 @@ def _versions(cloud: Cloud, *, at_root: bool) -> Response:
 
 
 def _caller(cloud: Cloud, request: Request) -> Token | Response:
-    """The caller's token; or 401, or 404 for one that names ids which are gone (K3, K4)."""
+    """The caller's token; or 401, or 404 for one that names ids which no longer exist (K3, K4)."""
     verdict = cloud.check_token(request.token) if request.token else Refused(401, "none")
     if isinstance(verdict, Token):
         return verdict

@@ -1,4 +1,4 @@
-"""All clouds on sockets: one address each, one port for all, told apart by address, their services by path.
+"""All clouds on sockets: one address each, one port for all, distinguished by address, their services by path.
 
 A request is taken when it arrives and answered after the cloud's latency; in between it is in flight, which is what the
 watchman and the tied roles (R7) look at.
@@ -65,7 +65,7 @@ class Site:
         return self.cloud.deployment.is_central
 
     def standing(self) -> Standing:
-        """How this subcloud stands now; compared again only after a change."""
+        """The state of this subcloud now; compared again only after a change."""
         versions = (self.cloud.version, self.world.central.version)
         if self._standing is None or self._standing_of != versions:
             self._standing, self._standing_of = inspect(self.cloud, self.world.central), versions
@@ -147,7 +147,7 @@ class Site:
         return keystone.answer(self.cloud, request)
 
     def _writes_subcloud_only(self, request: Request) -> bool:
-        """Is this a run's PUT to a record no run may write? Groups are not asked: a site's own group may have to be
+        """Is this a run's PUT to a record no run may write? Groups are not asked: a subcloud's own group may have to be
         emptied and filled again when the id of a member changes (R2); the inspection looks at its members."""
         if request.verb != "PUT" or request.service != "dbsync" or self.is_central or request.request_id is None:
             return False
@@ -286,7 +286,7 @@ class World:
         task.add_done_callback(self._tasks.discard)
 
     def chosen(self, region_name: str) -> list[Site]:
-        """The sites meant by a region name, "central" or "*" (all subclouds). Raises KeyError for an unknown name."""
+        """The clouds meant by a region name, "central" or "*" (all subclouds). Raises KeyError for an unknown name."""
         if region_name == "*":
             return list(self.sites.values())
         return [self.central_site if region_name == "central" else self.sites[region_name]]

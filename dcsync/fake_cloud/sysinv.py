@@ -1,4 +1,4 @@
-"""sysinv of one cloud, as far as `fernet_repo` goes.
+"""sysinv of one cloud, reduced to `fernet_repo`.
 
 Source: docs/upstream/http-contracts.md section 4, docs/upstream/recorded-traffic.md 08. An empty POST is honoured as
 the real one does: the repository is made anew and every token dies. The watchman counts it.

@@ -1,7 +1,8 @@
 """The watchman: sees every write to every subcloud and counts what must never happen.
 
-A run is told by its X-Openstack-Request-Id; writes without one (a tester's own) are never held against anybody, except
-for an empty set of keys. Which writes are seen when: `begins` as a request arrives, `ends` as it is answered.
+A run is identified by its X-Openstack-Request-Id; writes without one (a tester's own) are never
+violations, except for an empty set of keys. Which writes are seen when: `begins` as a request arrives, `ends` as it is
+answered.
 """
 
 from __future__ import annotations

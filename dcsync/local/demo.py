@@ -60,7 +60,7 @@ class Measured:
 
     start_up: float
     wall: float
-    """From the first request to the end of the last run, as the rows tell."""
+    """From the first request to the end of the last run, as the rows show."""
     worker_cpu: float
     """User and system time of the sync workers meanwhile."""
 
@@ -262,7 +262,7 @@ class Demo:
         return path
 
     def _command(self, *arguments: str, lines: int = FIRST_LINES) -> None:
-        """One command of the CLI, told as an operator would type it."""
+        """Runs one command of the CLI, and prints it as an operator would type it."""
         self._say(f"$ dcsync {' '.join(arguments)}")
         done = self._cli(arguments)
         self._show((done.stdout + done.stderr).splitlines(), lines)
@@ -363,12 +363,12 @@ def what_is_wrong(report: Mapping[str, Any], *, count: int, completed: int, rest
 
 
 def _outage_line(outage: Outage) -> str:
-    def told(seconds: float | None) -> str:
+    def after(seconds: float | None) -> str:
         return "never" if seconds is None else f"after {seconds:.1f} s"
 
     return (
-        f"{outage.subclouds} subclouds away: raised {told(outage.raised_after)}; back: cleared "
-        f"{told(outage.cleared_after)}, completed again {told(outage.completed_after)}"
+        f"{outage.subclouds} subclouds away: raised {after(outage.raised_after)}; back: cleared "
+        f"{after(outage.cleared_after)}, completed again {after(outage.completed_after)}"
     )
 
 

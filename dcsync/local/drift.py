@@ -26,7 +26,7 @@ NOTHING_TO_REPAIR = "revoke_events"
 class Damage:
     """One thing done to one subcloud."""
 
-    told: str
+    text: str
     action: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Seen:
 
     damaged: int
     noticed: int
-    """Damaged subclouds of which it was told that they differ."""
+    """Damaged subclouds that were reported as different."""
     repaired_after: float | None
     arrived_after: Mapping[str, float | None]
     rotated_after: float | None
@@ -75,7 +75,7 @@ class DriftDemo(Demo):
         self._damage(damaged)
         noticed = self._notice(damaged)
         repaired = self._repair(damaged)
-        arrived = {change.told: self._change(change) for change in CHANGES}
+        arrived = {change.text: self._change(change) for change in CHANGES}
         rotated = self._rotate()
         seen = Seen(len(damaged), noticed, repaired, arrived, rotated)
         return self._conclude(seen, completed=completed, start_up=start_up)
@@ -98,11 +98,11 @@ class DriftDemo(Demo):
     def _damage(self, damaged: Mapping[str, Damage]) -> None:
         self._say("damage, done behind everybody's back:")
         for name, damage in damaged.items():
-            self._say(f"  {name}: {damage.told}")
+            self._say(f"  {name}: {damage.text}")
             self.cloud.drift(name, damage.action, **damage.arguments)
 
     def _notice(self, damaged: Mapping[str, Damage]) -> int:
-        """Look without repairing; of how many it was told that they differ."""
+        """Compares without repairing; returns how many were reported as different."""
         self._may_say_no("diff", next(iter(damaged)))
         names = list(damaged)
         self._may_say_no(
@@ -110,8 +110,8 @@ class DriftDemo(Demo):
             "--timeout", str(self._bound),
         )  # fmt: skip
         self._command("subcloud", "list", lines=len(names) + 1)
-        told = json.loads(self._cli(("audit", *names, "--dry-run", "-o", "json")).stdout)
-        return sum(each["differs"] is True for each in told)
+        reported = json.loads(self._cli(("audit", *names, "--dry-run", "-o", "json")).stdout)
+        return sum(each["differs"] is True for each in reported)
 
     def _repair(self, damaged: Mapping[str, Damage]) -> float | None:
         began = time.monotonic()
@@ -122,7 +122,7 @@ class DriftDemo(Demo):
 
     def _change(self, change: Damage) -> float | None:
         """Seconds until it has arrived everywhere."""
-        self._say(f"at the central cloud: {change.told}")
+        self._say(f"at the central cloud: {change.text}")
         self.cloud.change_central(change.action, **change.arguments)
         if change.action == "add-user":
             self.cloud.change_central("set-members", group="ops", members=["admin", "operator1", "oncall"])
@@ -171,11 +171,11 @@ class DriftDemo(Demo):
 
 
 def story(seen: Seen) -> Sequence[str]:
-    """What is told at the end."""
+    """The summary printed at the end."""
     return [
         f"damaged            {seen.damaged}, noticed {seen.noticed}",
         f"repaired           {_after(seen.repaired_after)}",
-        *(f"arrived            {_after(after)}: {told}" for told, after in seen.arrived_after.items()),
+        *(f"arrived            {_after(after)}: {text}" for text, after in seen.arrived_after.items()),
         f"keys rotated       {_after(seen.rotated_after)}, held by all",
     ]
 
@@ -186,7 +186,7 @@ def _after(seconds: float | None) -> str:
 
 def what_went_wrong(report: Mapping[str, Any], seen: Seen, *, count: int, completed: int, restarts: int) -> list[str]:
     """What speaks against a good verdict; empty is good."""
-    late = [told for told, after in seen.arrived_after.items() if after is None]
+    late = [text for text, after in seen.arrived_after.items() if after is None]
     checks = {
         f"{count - completed} not completed": completed != count,
         f"{seen.damaged - seen.noticed} damaged and not noticed": seen.noticed != seen.damaged,

@@ -1,6 +1,6 @@
-"""How the processes of one role on this host are, as an OCF resource agent tells it: running, failed, or not running.
+"""How the processes of one role on this host are, as an OCF resource agent reports it: running, failed, or not running.
 
-`status` asks only whether there is a process and whether it moves; `monitor` also whether it gets on with its work.
+`status` checks only that there is a process and that it is responsive; `monitor` also that it does its work.
 Decides from what processes record of themselves (`dcsync.adapters.host.process_records`) and from what the kernel says.
 Source: docs/upstream/state-service.md section 11, whose `monitor` sees nothing but a process id.
 """
@@ -31,8 +31,8 @@ LOOP_SECONDS = 20.0
 SENT_SECONDS = 60.0
 """Beat that has sent nothing for so long does not do its work; it has something to send every few seconds."""
 START_SECONDS = 30.0
-"""A worker that is not up so long after its start has failed; before that it does not run yet, which is what those who
-start it and ask until it runs must hear."""
+"""A worker that is not up so long after its start has failed; before that it does not run yet, as a supervisor
+that starts it and polls until it runs expects."""
 TAKEN_WITHIN_SECONDS = 3.0
 """With messages waiting and threads free, a worker takes one within this time."""
 
@@ -75,7 +75,7 @@ class World:
 def monitor(world: World, *, role: Role, busy_seconds: float) -> Health:
     """As `status`, and: loop turning, broker and database there, every queue consumed, waiting work taken.
 
-    `busy_seconds`: a worker none of whose threads has come free for so long does not get on. Raises DcsyncError when
+    `busy_seconds`: a worker is unhealthy when none of its threads has come free for so long. Raises DcsyncError when
     database or broker do not answer.
     """
     found = world.find()
@@ -108,7 +108,7 @@ def _working(found: Sequence[Found], *, now: float) -> list[ProcessRecord]:
 
 
 def _problem(record: ProcessRecord, *, role: Role, now: float) -> str | None:
-    """What keeps this process from its work, as far as its own record tells."""
+    """What keeps this process from its work, as far as its own record shows."""
     if record.phase is Phase.STARTING:
         return "has not come up yet"
     if role is Role.BEAT:
@@ -152,13 +152,13 @@ def _stalled(
 def _why_nothing_is_taken(
     waiting: Mapping[Queue, int], records: Sequence[ProcessRecord], *, now: float, busy_seconds: float
 ) -> str | None:
-    told = ", ".join(f"{count} in {queue}" for queue, count in waiting.items() if count)
+    counts = ", ".join(f"{count} in {queue}" for queue, count in waiting.items() if count)
     idle = [record for record in records if record.active < record.threads]
     if idle:
-        return f"messages wait ({told}), and {_name(idle[0])} takes none though it has threads free"
+        return f"messages wait ({counts}), and {_name(idle[0])} takes none though it has threads free"
     stuck = [record for record in records if now - record.progressed_at > busy_seconds]
     if stuck and len(stuck) == len(records):
-        return f"messages wait ({told}), and nothing has ended for {now - stuck[0].progressed_at:.0f} s"
+        return f"messages wait ({counts}), and nothing has ended for {now - stuck[0].progressed_at:.0f} s"
     return None
 
 

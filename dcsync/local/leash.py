@@ -31,11 +31,11 @@ def leashed(
 def main(arguments: Sequence[str]) -> None:
     parent, death_signal, uid, gid = (int(word) for word in arguments[:4])
     _become(uid=uid, gid=gid)
-    # After the change of user, which would clear it; and before the look at the parent, which may be gone already.
+    # After the change of user, which would clear it; and before the look at the parent, which may have ended already.
     if sys.platform == "linux":
         _die_with_parent(death_signal)
     if os.getppid() != parent:
-        sys.exit("the program's parent is gone")
+        sys.exit("the program's parent has ended")
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     os.execv(arguments[4], list(arguments[4:]))  # noqa: S606 - no shell, on purpose

@@ -391,7 +391,7 @@ class EmbeddedRedis(Server):
         make_folder(self.folder, mode=0o700, owner=self._user)
 
     def _command(self, program: Program, kept: Keepsake) -> list[str]:
-        """The password goes by a file: a command line can be read by everybody."""
+        """Passes the password in a file, for a command line can be read by everybody."""
         settings = {
             "bind": HOST,
             "port": kept.port,
@@ -450,7 +450,7 @@ def plain_environment() -> dict[str, str]:
 
 
 def open_log(path: Path) -> BinaryIO:
-    """For appending; a log that has grown large is put aside first, and one old one is kept."""
+    """Opens for appending; a log that has grown large is renamed first, and one old one is kept."""
     if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
         path.replace(path.with_name(f"{path.name}.1"))
     return path.open("ab")
@@ -482,8 +482,8 @@ def end_orphan(pid_file: Path, *, folder: Path, death_signal: signal.Signals) ->
     """Make sure that no server of a parent that was killed still works on `folder`.
 
     Callers hold the folder's lock, so whoever works there has lost its parent. A pid file whose number now belongs to
-    some other program, or that is damaged, would keep PostgreSQL from starting and is removed. One whose process is
-    gone stays: PostgreSQL learns from it whether children of that process still use the data.
+    some other program, or that is damaged, would keep PostgreSQL from starting and is removed. One whose process
+    has ended stays: PostgreSQL learns from it whether children of that process still use the data.
     """
     try:
         process = psutil.Process(int(pid_file.read_text(encoding="utf-8").split()[0]))

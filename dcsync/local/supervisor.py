@@ -231,7 +231,7 @@ def _how(exit_code: int | None, *, polite: bool = False) -> str:
 
 
 def shrink_log(path: Path, *, limit: int = MAX_LOG_BYTES) -> None:
-    """Put a large log's content aside and go on with an empty one; its writer appends, and notices nothing."""
+    """Moves a large log's content to an old file and empties the log; its writer appends, and is not disturbed."""
     if path.exists() and path.stat().st_size > limit:
         shutil.copyfile(path, path.with_name(f"{path.name}.1"))
         with path.open("rb+") as log:

@@ -109,12 +109,12 @@ def test_a_file_is_imported_whole_or_not_at_all(cli: Cli, tmp_path: Path) -> Non
     file.write_text("name,management_ip,region_name,software_version\na,10.0.0.1,,\nb,nowhere,,\na,10.0.0.3,,\n")
     told = refused(cli("subcloud", "import", str(file), expect=2))
     assert "line 3: 'nowhere' is not an IP address" in told
-    assert "line 4: name a stands in line 2 already" in told
+    assert "line 4: name a is already in line 2" in told
     assert stored(cli) == []
     file.write_text(json.dumps([{"name": f"edge-{n:04}", "management_ip": "10.0.0.1"} for n in range(5000)]))
     assert cli("subcloud", "import", str(file)).stdout == "5000 subclouds added, unmanaged\n"
     assert "5000 subclouds now managed" in cli("subcloud", "manage", "--all", "--force").stdout
-    assert "entry 1: name edge-0000 exists already" in refused(cli("subcloud", "import", str(file), expect=1))
+    assert "entry 1: name edge-0000 already exists" in refused(cli("subcloud", "import", str(file), expect=1))
     assert len(stored(cli)) == 5000
 
 

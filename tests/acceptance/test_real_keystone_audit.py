@@ -238,7 +238,7 @@ def diff(kept: Kept, name: str) -> subprocess.CompletedProcess[str]:
 
     def is_free() -> bool:
         seen.append(kept.processes.cli("diff", name, environ=kept.environ))
-        return "is being worked on" not in seen[-1].stderr
+        return "has a run in progress" not in seen[-1].stderr
 
     wait_until(is_free, seconds=WAIT_SECONDS, what=f"no run at work on {name}")
     return seen[-1]

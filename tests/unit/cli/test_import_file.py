@@ -66,8 +66,8 @@ def test_every_problem_is_told_with_its_line() -> None:
     assert "line 4: name '!' is not usable" in text
     assert "line 5: name missing" in text
     assert "line 6: has 5 fields, the header 4" in text
-    assert "line 7: name a stands in line 2 already" in text
-    assert "line 8: region name a stands in line 2 already" in text
+    assert "line 7: name a is already in line 2" in text
+    assert "line 8: region name a is already in line 2" in text
     assert "line 2:" not in text
 
 
@@ -88,7 +88,7 @@ def test_many_problems_are_counted() -> None:
         (csv(), "lists no subclouds"),
         (b"[]", "lists no subclouds"),
         (csv("a,b", header="name,ip"), "unknown column 'ip'; no column management_ip"),
-        (csv("a,10.0.0.1,b", header="name,management_ip,name"), "column name comes twice"),
+        (csv("a,10.0.0.1,b", header="name,management_ip,name"), "column name is there twice"),
         (csv('a,"10.0.0.1'), "is not CSV"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"[{]", "line 1: not JSON"),
@@ -106,7 +106,7 @@ def test_what_is_no_list_of_subclouds_is_told(content: bytes, told: str) -> None
 
 
 def test_what_exists_already_is_told_with_its_line() -> None:
-    with pytest.raises(DuplicateSubcloud, match=r"line 3: region name r1 exists already"):
+    with pytest.raises(DuplicateSubcloud, match=r"line 3: region name r1 already exists"):
         subclouds(csv("a,10.0.0.1", "b,10.0.0.2,r1"), taken=frozenset({"region name r1", "name x"}))
 
 

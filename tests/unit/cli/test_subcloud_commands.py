@@ -131,7 +131,7 @@ def test_a_file_is_imported_whole(dcsync: Shell, tmp_path: Path) -> None:
     [
         ("a,10.0.0.1\nb,bad\n", 2, "line 3: 'bad' is not an IP address"),
         ("a,10.0.0.1\nb,127.0.0.1\n", 2, "line 3: 127.0.0.1 is a loopback address"),
-        ("a,10.0.0.1\nedge-1,10.0.0.2\n", 1, "line 3: name edge-1 exists already"),
+        ("a,10.0.0.1\nedge-1,10.0.0.2\n", 1, "line 3: name edge-1 already exists"),
     ],
 )
 def test_nothing_of_a_file_is_stored_when_one_row_is_wrong(

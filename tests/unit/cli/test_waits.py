@@ -164,9 +164,9 @@ def test_interrupted_is_130(fleet: Fleet, waits: Callable[..., Answer]) -> None:
 @pytest.mark.parametrize(
     ("command", "last_line"),
     [
-        ("audit", "a         platform  unknown  asked for 20 s ago"),
-        ("sync-request", "a         identity  unknown  asked for 20 s ago"),
-        ("keys rotate", "still idle after 20 s: 1 of 1 sites lack the keys"),
+        ("audit", "a         platform  unknown  requested 20 s ago"),
+        ("sync-request", "a         identity  unknown  requested 20 s ago"),
+        ("keys rotate", "still idle after 20 s: 1 of 1 subclouds lack the keys"),
         ("sync", "  a: requested, waits for a worker, asked for 20 s ago"),
     ],
 )
