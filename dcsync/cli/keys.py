@@ -75,7 +75,7 @@ def rotate(
     """
     operator.requires("database_url", "redis_url")
     before = _look(operator)
-    subclouds = many(before.spread.sites)
+    subclouds = many(before.spread.subclouds)
     if not force:
         _refuse_if_unsafe(operator, before)
     ask(operator, f"Rotate the keys of the central cloud and {subclouds}?", yes=yes)
@@ -116,7 +116,7 @@ def _wait(operator: Operator, before: Sight, *, timeout: float | None) -> tuple[
     if not _is_over(seen):
         note(
             f"still {seen.row.state} after {span(elapsed)}: "
-            f"{seen.spread.behind} of {seen.spread.sites} subclouds lack the keys"
+            f"{seen.spread.behind} of {seen.spread.subclouds} subclouds lack the keys"
         )
         return 1, seen
     is_rotated = seen.row.last_rotated_at != before.row.last_rotated_at
@@ -143,7 +143,9 @@ def show(operator: Operator, *, as_json: bool) -> None:
     row, spread = seen.row, seen.spread
     lines = {
         "keys": seen.shown_fingerprint or "not read yet",
-        "subclouds": f"{spread.sites - spread.behind} of {spread.sites} have the keys" if seen.fingerprint else "-",
+        "subclouds": f"{spread.subclouds - spread.behind} of {spread.subclouds} have the keys"
+        if seen.fingerprint
+        else "-",
         "rotation": row.state + (f": {row.detail}" if row.detail else ""),
         "last": ago(row.last_rotated_at, now=now),
         "next": _next(row, now=now),
@@ -172,7 +174,7 @@ def _object(seen: Sight) -> dict[str, object]:
         "state": row.state,
         "detail": row.detail,
         "fingerprint": seen.shown_fingerprint,
-        "sites": spread.sites,
+        "sites": spread.subclouds,
         "behind": spread.behind,
         "last_rotated_at": row.last_rotated_at,
         "next_due_at": row.next_due_at,

@@ -151,7 +151,7 @@ def outlook(subcloud: Subcloud, *, now: datetime) -> str:
         return "offline: starts when it comes online"
     match subcloud.initial_sync_state:
         case InitialSyncState.REQUESTED:
-            return f"waits for a worker, asked for {ago(subcloud.requested_at, now=now)}"
+            return f"waits for a worker, requested {ago(subcloud.requested_at, now=now)}"
         case InitialSyncState.IN_PROGRESS:
             return f"at work on {subcloud.step or 'its first step'}, {ago(subcloud.claimed_at, now=now)} claimed"
         case InitialSyncState.FAILED:

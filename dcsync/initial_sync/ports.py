@@ -24,7 +24,7 @@ class Run:
     identity_fingerprint: str | None
     """Of the central identity data this subcloud was last given, None if never (or forgotten on unmanage)."""
     groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Group id -> member ids of site-only groups an earlier attempt emptied and did not fill again."""
+    """Group id -> member ids of subcloud-only groups an earlier attempt emptied and did not fill again."""
 
 
 @dataclass(frozen=True)

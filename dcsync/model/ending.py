@@ -24,7 +24,7 @@ class Ending(StrEnum):
 class Failure:
     """Why an attempt failed: a reason from the closed list, and one line for people, without secrets.
 
-    `retry_after`: seconds the cloud itself asked to be left alone; obeyed up to the longest hold-off.
+    `retry_after`: seconds the cloud itself asked for as a pause; obeyed up to the longest hold-off.
     """
 
     reason: Reason

@@ -43,7 +43,7 @@ class CloudError(TemporaryError):
     """A subcloud or the central cloud did not do its part.
 
     Raised by adapters with the cause chained. `detail` names host, verb, path and status, never a body.
-    `retry_after` is how many seconds the cloud itself asked to be left alone, where it did (429, 503).
+    `retry_after` is how many seconds the cloud itself asked for as a pause, where it did (429, 503).
     """
 
     def __init__(self, reason: Reason, detail: str, retry_after: float | None = None) -> None:
@@ -107,7 +107,7 @@ class BadRecord(PermanentError):
 
 
 class BadReport(PermanentError):
-    """A report to the state service that cannot be used; it is put aside with this reason and stops nothing else."""
+    """A report to the state service that cannot be used; it is rejected with this reason and stops nothing else."""
 
 
 class RefusedByGuard(PermanentError):

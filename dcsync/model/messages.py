@@ -43,8 +43,8 @@ QUEUE_OF = {
     TaskName.WATCH_CENTRAL: Queue.CONTROL,
     TaskName.ROTATE_KEYS: Queue.CONTROL,
     TaskName.AUDIT: Queue.AUDIT,
-    # Not behind the audits: after a change at the central cloud thousands wait there, and nobody would see a site go or
-    # come.
+    # Not behind the audits: after a change at the central cloud thousands wait there, and nobody would see a subcloud
+    # go or come.
     TaskName.AVAILABILITY_SWEEP: Queue.CONTROL,
     TaskName.PROBE: Queue.CONTROL,
     TaskName.STATE_UPDATES: Queue.STATE,

@@ -68,7 +68,7 @@ _ADVICE = {
     Reason.TLS_FAILED: "check the subcloud's certificate and DCSYNC_CA_FILE",
     Reason.AUTH_FAILED: "check DCSYNC_USERNAME and its password on the subcloud",
     Reason.REFUSED: "the subcloud refused a request as wrong or forbidden; see its dcdbsync and sysinv logs",
-    Reason.TOO_MANY_REQUESTS: "the subcloud asked to be left alone for a while; it is tried again when it said",
+    Reason.TOO_MANY_REQUESTS: "the subcloud asked for a pause; the next attempt is made when the pause ends",
     Reason.SERVER_ERROR: "see the subcloud's own logs for the request id req-<run id>",
     Reason.BAD_REPLY: "something other than the expected service answers at this address",
     Reason.REPLY_TOO_LARGE: "something other than the expected service answers at this address",

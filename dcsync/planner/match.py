@@ -1,4 +1,4 @@
-"""Which records of two clouds are the same thing, which are left alone, and when no write could do good.
+"""Which records of two clouds are the same thing, which are excluded, and when no write could do good.
 
 Two rules: an audit matches by id and then by name, and may create and delete; an initial sync matches same-named
 records only. Not here: what differs between matched records, and whether they can be written.

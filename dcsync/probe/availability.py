@@ -23,8 +23,8 @@ REPORT_EVERY = 20
 """Each subcloud's probe of this number is reported whatever it found, so that what observers' marks say stays young."""
 
 CHUNK = 500
-"""Subclouds in one message: a message costs more than a probe, and one with a silent site among them holds a thread
-until that site's time is up."""
+"""Subclouds in one message: a message costs more than a probe, and one with a silent subcloud among them holds a thread
+until that subcloud's time is up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Pure: what a rotation makes of a set of fernet keys, whether one may be done now, and when the next one is due.
 
-Carrying it out is `rotate_keys.py`; comparing and repairing a site's keys is the audit's own business.
+Carrying it out is `rotate_keys.py`; comparing and repairing a subcloud's keys is the audit's own business.
 
-Why no site ever rejects a token that the central cloud issues
+Why no subcloud ever rejects a token that the central cloud issues
 -------------------------------------------------------
 Keystone issues tokens with the primary key (the highest id) and takes tokens of every key it holds, the staged one
 (id 0) among them. A rotation makes the staged key primary and stages a new one. So, for the n-th set S(n):
@@ -11,15 +11,16 @@ Keystone issues tokens with the primary key (the highest id) and takes tokens of
    cloud issues from the moment of the rotation on: rotate first, distribute afterwards, in any order and at any pace.
 2. The other way round: such a subcloud still issues with primary(n-1), which is in S(n) as a secondary as long as a set
    holds three keys or more (staged, primary, one secondary). Hence FEWEST_KEYS: the central cloud accepts its tokens.
-3. A site that holds only S(n-2) lacks staged(n-1): the next rotation must wait until S(n-1) is everywhere, or nearly so
-   (`refusal`). A site that is away does not count: nobody can reach it, and when it comes back it gets the whole set
-   before anything else.
+3. A subcloud that holds only S(n-2) lacks staged(n-1): the next rotation must wait until S(n-1) is everywhere, or
+nearly so
+   (`refusal`). A subcloud that is away does not count: nobody can reach it, and when it comes back it gets the whole
+   set before anything else.
 4. Tokens issued before live on under a secondary key: with three keys, until the rotation after this one. Two rotations
    closer together than a token lives would end tokens that are still good (`refusal` again).
 5. While a set is written, file by file, all this holds as well: it is sent with the primary first and the staged key
    last (`adapters/sysinv.py`).
 
-tests/unit/audit/test_key_rotation.py holds all four to a model of sites that get each set late and in any order.
+tests/unit/audit/test_key_rotation.py holds all four to a model of subclouds that get each set late and in any order.
 Source: keystone.common.fernet_utils (rotate_keys), docs/upstream/generic-sync-and-audit.md section 11,
 docs/upstream/lessons.md R24, R25.
 """
@@ -35,7 +36,7 @@ STAGED = 0
 """The id of the key that becomes primary next."""
 
 FEWEST_KEYS = 3
-"""Staged, primary and one secondary; with fewer a rotation would reject what sites still issue."""
+"""Staged, primary and one secondary; with fewer a rotation would reject what subclouds still issue."""
 
 
 def rotated(current: FernetKeys, *, staged: str, max_active_keys: int) -> FernetKeys:
@@ -77,8 +78,8 @@ def refusal(
         )
     if spread.share_behind > max_share_behind:
         return (
-            f"{spread.behind} of {spread.sites} sites have not been seen with the current keys, the staged one among "
-            f"them; at most {max_share_behind:.0%} may be missing, for they would reject every new token"
+            f"{spread.behind} of {spread.subclouds} subclouds have not been seen with the current keys, the staged one "
+            f"among them; at most {max_share_behind:.0%} may be missing, for they would reject every new token"
         )
     return None
 

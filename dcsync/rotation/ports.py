@@ -12,15 +12,16 @@ from dcsync.model.states.rotation import RotationEvent, RotationState
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How far the central cloud's current keys have got, in numbers of sites that are managed, online and completed."""
+    """How far the central cloud's current keys have got, in numbers of subclouds that are managed, online and
+    completed."""
 
-    sites: int
+    subclouds: int
     behind: int
     """Not seen to hold exactly these keys."""
 
     @property
     def share_behind(self) -> float:
-        return self.behind / self.sites if self.sites else 0.0
+        return self.behind / self.subclouds if self.subclouds else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class KeyRotationRow:
 
 
 class KeyRotationStore(Protocol):
-    """The one row of key rotation, and the sites' rows as far as their keys go."""
+    """The one row of key rotation, and the subclouds' rows as far as their keys go."""
 
     def row(self) -> KeyRotationRow: ...
 
@@ -79,10 +80,10 @@ class KeyRotationStore(Protocol):
         `forget` what was found before is, too. False when the claim is lost."""
 
     def spread(self, fingerprint: str) -> Spread:
-        """How many sites hold the set with this fingerprint."""
+        """How many subclouds hold the set with this fingerprint."""
 
     def next_wave(self, fingerprint: str, *, max_in_flight: int, asked_before: datetime, now: datetime) -> int:
-        """Ask so many sites that lack this set to be audited that `max_in_flight` are being served, each once after
+        """Ask so many subclouds that lack this set to be audited that `max_in_flight` are being served, each once after
         `asked_before`; how many were asked. 0 as well while another process does the same."""
 
     def end_distribution(self, *, now: datetime, detail: str) -> bool:

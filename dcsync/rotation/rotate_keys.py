@@ -1,10 +1,10 @@
-"""Rotate the central cloud's keys once when it is due, then let the sites have them in waves.
+"""Rotate the central cloud's keys once when it is due, then let the subclouds have them in waves.
 
 What is safe and why is `key_rotation.py`. Exactly one of many beats and workers rotates: the row is claimed by
 conditional UPDATE, and whether a rotation that was cut short (crash, deadline, lost answer) was done is told by the
-fingerprints kept before it, never guessed. The keys themselves reach a site through its audit, as any difference does.
-Source: docs/upstream/generic-sync-and-audit.md section 11; unlike upstream the due time is a row's
-(docs/upstream/lessons.md R24, R25), and waves bound how many sites get new keys at once (R37).
+fingerprints kept before it, never guessed. The keys themselves reach a subcloud through its audit, as any difference
+does. Source: docs/upstream/generic-sync-and-audit.md section 11; unlike upstream the due time is a row's
+(docs/upstream/lessons.md R24, R25), and waves bound how many subclouds get new keys at once (R37).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Outcome:
     result: Result
     detail: str = ""
     asked: int = 0
-    """Sites that were asked in this wave."""
+    """Subclouds that were asked in this wave."""
 
     @property
     def is_idle(self) -> bool:
@@ -89,7 +89,7 @@ class KeyRotation:
     new_run_id: Callable[[], str]
 
     def look(self) -> Outcome:
-        """Rotate if it is due, else let more sites have the keys if some lack them, else plan the next rotation."""
+        """Rotate if it is due, else let more subclouds have the keys if some lack them, else plan the next rotation."""
         row = self._scheduled()
         now = self.now()
         if row.is_due(now) or row.state is RotationState.ROTATING:
@@ -200,9 +200,11 @@ class KeyRotation:
         fingerprint = self._read().fingerprint()
         spread = self.store.spread(fingerprint)
         if not spread.behind:
-            return self._end(f"{spread.sites} sites hold the current keys")
+            return self._end(f"{spread.subclouds} subclouds hold the current keys")
         if not row.is_window_open(now):
-            return self._end(f"the window is over, {spread.behind} of {spread.sites} sites lack the current keys")
+            return self._end(
+                f"the window is over, {spread.behind} of {spread.subclouds} subclouds lack the current keys"
+            )
         asked = self.store.next_wave(
             fingerprint,
             max_in_flight=row.max_in_flight or self.limits.max_in_flight,
@@ -211,7 +213,9 @@ class KeyRotation:
         )
         if asked:
             self.wake()
-        return Outcome(Result.DISTRIBUTING, f"{spread.behind} of {spread.sites} sites still lack the keys", asked)
+        return Outcome(
+            Result.DISTRIBUTING, f"{spread.behind} of {spread.subclouds} subclouds still lack the keys", asked
+        )
 
     def _end(self, detail: str) -> Outcome:
         ended = self.store.end_distribution(now=self.now(), detail=detail)

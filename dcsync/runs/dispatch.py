@@ -57,7 +57,7 @@ class Dispatcher(Generic[Hint]):
     waiting_ids: Callable[[], set[str]]
 
     def take_back_abandoned(self, now: datetime) -> int:
-        """Runs whose worker is gone become due again, or are quarantined when that came too often; of how many
+        """Runs whose worker died become due again, or are quarantined when that came too often; of how many
         subclouds."""
         abandoned = self._abandoned(now)
         again = self.rows.take_back([run for run in abandoned if not run.is_last_straw], now=now)

@@ -34,7 +34,7 @@ ONLINE_MARKS_KEPT = 8
 """How many "online" reports are remembered for telling when the subcloud came back from an outage known late."""
 
 MAX_CLOCK_LEAD = timedelta(minutes=5)
-"""A report from further in the future is put aside: accepted, it would outrank every true one until then."""
+"""A report from further in the future is rejected: accepted, it would outrank every true one until then."""
 
 _WEIGHT = {SyncStatus.UNKNOWN: 0, SyncStatus.IN_SYNC: 1, SyncStatus.OUT_OF_SYNC: 2}
 

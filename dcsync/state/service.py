@@ -1,6 +1,6 @@
 """Carries reports out: one transaction per batch, in which rows, alarms, follow-ups and lifecycle change together.
 
-What a report means is `rules`; how facts and rows relate is `memory`. A report that cannot be used is put aside with
+What a report means is `rules`; how facts and rows relate is `memory`. A report that cannot be used is rejected with
 its reason and stops nothing else. Nothing is remembered between two calls: any number of workers may do this at once.
 """
 
@@ -25,12 +25,12 @@ BATCH_SUBCLOUDS = 500
 """How many subclouds one transaction holds locked."""
 
 KEPT_TEXT = 2_000
-"""Characters kept of a report that is put aside."""
+"""Characters kept of a report that is rejected."""
 
 
 @dataclass
 class Tally:
-    """What became of a batch: reports by verdict, those put aside, and the initial syncs asked for."""
+    """What became of a batch: reports by verdict, those rejected, and the initial syncs asked for."""
 
     verdicts: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
@@ -63,7 +63,7 @@ class StateService:
     batch_subclouds: int = BATCH_SUBCLOUDS
 
     def apply_payloads(self, payloads: Iterable[object]) -> Tally:
-        """Apply what one message carries; payloads that are no report are put aside."""
+        """Apply what one message carries; payloads that are no report are rejected."""
         reports: list[Report] = []
         rejected: list[RejectedReport] = []
         for payload in payloads:
@@ -114,7 +114,7 @@ class StateService:
         return tally
 
     def _without_future(self, reports: Sequence[EndpointReport], tally: Tally) -> list[EndpointReport]:
-        """One that is refused is put aside once, not once for each subcloud."""
+        """One that is refused is rejected once, not once for each subcloud."""
         usable = []
         for report in reports:
             try:

@@ -378,7 +378,7 @@ def test_a_window_that_is_over_ends_the_distribution_and_names_how_many_are_miss
     world.pass_(LIMITS.window)
     outcome = process.look()
     assert outcome.result is Result.DISTRIBUTED
-    assert "1 of 3 sites lack" in outcome.detail
+    assert "1 of 3 subclouds lack" in outcome.detail
 
 
 def test_the_watch_finds_nothing_new_in_keys_dcsync_rotated_itself(world: World) -> None:

@@ -65,7 +65,7 @@ def _is_message(message: Any) -> bool:
 
 
 def _forget(transport: Any, tag: str) -> None:
-    """Or it would be handed out again after the visibility timeout, and for ever."""
+    """Or it would be distributed again after the visibility timeout, and for ever."""
     for channel in transport.channels:
         if tag in channel.qos._delivered:
             channel.basic_reject(tag, requeue=False)

@@ -91,7 +91,7 @@ class _Shared(Generic[T]):
         return self._max_age if max_age is None else min(self._max_age, max_age)
 
     async def get(self, *, max_age: float | None = None) -> T:
-        """At most `max_age` seconds old when handed out (never more than usual), or being fetched when asked for.
+        """At most `max_age` seconds old when distributed (never more than usual), or being fetched when asked for.
 
         A caller that goes away leaves the fetch to the others, and a fetch that failed is not remembered.
         Raises CloudError with a central-* reason.

@@ -93,7 +93,7 @@ def _record(reply: Reply, type_: ResourceType, body: object) -> Record:
 
 
 def _usable(record: Record) -> bool:
-    """Whether ids can stand in an address, and texts in a table and a log: a site is not trusted with either."""
+    """Whether ids can stand in an address, and texts in a table and a log: a subcloud is not trusted with either."""
     return all(usable_id(id_) for id_ in (record.id, *record.member_ids)) and all(
         _storable(text) for text in (record.name, record.domain_id)
     )

@@ -1,6 +1,6 @@
 """Where the services answer: addresses of a subcloud from templates, addresses of the central cloud from its catalog.
 
-A subcloud's own catalog is never asked: a site is not trusted to say where our password and token are sent.
+A subcloud's own catalog is never asked: a subcloud is not trusted to say where our password and token are sent.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from dcsync.model.errors import CloudError
 from dcsync.model.reasons import Reason
 
 LONGEST_RETRY_AFTER = 86400.0
-"""Seconds: the longest hold-off there can be. A site may ask for more than any clock can count."""
+"""Seconds: the longest hold-off there can be. A subcloud may ask for more than any clock can count."""
 
 CONNECTIONS_PER_CLOUD = 16
 """At most; a run has four lists or a few users under way at once."""

@@ -1,7 +1,8 @@
 """Probes subclouds over HTTP (port `Prober`): does Keystone's version document come, in time and as it should be?
 
-It is asked without a login: no password is sent to a site only to see whether it is there, no user is locked out, and
-it is the cheapest thing that shows network, TLS, web server and Keystone alive. Whether a login works, the sync tells.
+It is asked without a login: no password is sent to a subcloud only to see whether it is there, no user is locked out,
+and it is the cheapest thing that shows network, TLS, web server and Keystone alive. Whether a login works, the sync
+tells.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dcsync.model.errors import CloudError
 from dcsync.probe.ports import ProbeTarget
 
 PROBES_AT_ONCE = 1000
-"""Of one process: so many dead sites must be met at once before one that lives has to wait."""
+"""Of one process: so many dead subclouds must be met at once before one that lives has to wait."""
 
 MAX_REPLY_BYTES = 64 * 1024
 

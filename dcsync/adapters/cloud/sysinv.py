@@ -33,7 +33,7 @@ class SysinvFernetRepo:
     async def replace(self, keys: FernetKeys) -> None:
         """Send the whole set; may be repeated. The token used is void afterwards. Raises CloudError.
 
-        Raises ValueError for an empty set, before anything is sent: an empty POST makes the site invent keys.
+        Raises ValueError for an empty set, before anything is sent: an empty POST makes the subcloud invent keys.
         """
         await self._session.request("POST", self._url, expected=(201, 200, 202), body=_rows(keys))
 

@@ -1,4 +1,5 @@
-"""The one row of key rotation (port `KeyRotationStore`), and the sites' rows as far as their keys go, in PostgreSQL.
+"""The one row of key rotation (port `KeyRotationStore`), and the subclouds' rows as far as their keys go, in
+PostgreSQL.
 
 Each method is one transaction, and each write of whoever rotates is "where the row still carries my run id": of several
 beats and workers exactly one rotates. Rows hold fingerprints, never keys.
@@ -86,7 +87,7 @@ class SqlKeyRotationStore:
         self, *, run_id: str, current: KeySet, now: datetime, next_due_at: datetime | None, window_until: datetime
     ) -> bool:
         rotated: dict[str, Any] = {
-            "detail": "rotated; the sites are getting the keys",
+            "detail": "rotated; the subclouds are getting the keys",
             "last_rotated_at": now,
             "next_due_at": next_due_at,
             "window_until": window_until,
@@ -121,14 +122,14 @@ class SqlKeyRotationStore:
         with self._engine.begin() as connection:
             return connection.execute(_ended(run_id, event, values)).rowcount == 1
 
-    # --- the sites ---
+    # --- the subclouds ---
 
     @database_errors()
     def spread(self, fingerprint: str) -> Spread:
         behind = sa.func.count().filter(_lacks(fingerprint))
         with self._engine.connect() as connection:
             row = connection.execute(sa.select(sa.func.count(), behind).select_from(_SITES).where(_ELIGIBLE)).one()
-            return Spread(sites=row[0], behind=row[1])
+            return Spread(subclouds=row[0], behind=row[1])
 
     @database_errors()
     def next_wave(self, fingerprint: str, *, max_in_flight: int, asked_before: datetime, now: datetime) -> int:
@@ -139,7 +140,7 @@ class SqlKeyRotationStore:
             room = max_in_flight - _being_served(connection, fingerprint)
             if room <= 0:
                 return 0
-            # Waves neither hurry a site that is held off nor wait for it.
+            # Waves neither hurry a subcloud that is held off nor wait for it.
             waiting = (
                 sa.select(_SITE.subcloud_id)
                 .select_from(_SITES)

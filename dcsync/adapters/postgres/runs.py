@@ -325,7 +325,7 @@ def _standing(run_id: str, row: Any) -> Standing | None:
     if row.owner == run_id:
         return None
     if row.generation == row.own_generation and row.initial_sync_state is not InitialSyncState.NONE:
-        return Standing(Ending.SUPERSEDED, "the run was taken back, for its lock was gone")
+        return Standing(Ending.SUPERSEDED, "the run was taken back, for its lock was missing")
     if row.initial_sync_state is InitialSyncState.NONE:
         return Standing(Ending.CANCELLED, "the subcloud is no longer managed and online")
     return Standing(Ending.SUPERSEDED, "the subcloud was requested anew")

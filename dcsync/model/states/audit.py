@@ -27,7 +27,7 @@ class AuditEvent(StrEnum):
     SUCCEEDED = "compared, and repaired what differed"
     FAILED = "comparison or repair failed"
     RELEASED = "run ended without a finding"
-    ABANDONED = "its worker is gone"
+    ABANDONED = "its worker died"
     QUARANTINED = "killed its worker too often"
     RESET = "initial sync reset it"
 

@@ -34,7 +34,7 @@ class InitialSyncEvent(StrEnum):
     SUCCEEDED = "all steps read back"
     STEP_FAILED = "a step failed"
     RETRY_DUE = "hold-off over"
-    ABANDONED = "its worker is gone"
+    ABANDONED = "its worker died"
     GIVEN_BACK = "its worker stops"
     QUARANTINED = "killed its worker too often"
 

@@ -69,7 +69,7 @@ class OneRotation:
         self.kept = replace(self.kept, requested_at=NOON)
 
     def spread(self, _: str) -> Spread:
-        return Spread(sites=1, behind=self.behind)
+        return Spread(subclouds=1, behind=self.behind)
 
     def end(self) -> None:
         self.behind = 0
@@ -167,7 +167,7 @@ def test_interrupted_is_130(fleet: Fleet, waits: Callable[..., Answer]) -> None:
         ("audit", "a         platform  unknown  requested 20 s ago"),
         ("sync-request", "a         identity  unknown  requested 20 s ago"),
         ("keys rotate", "still idle after 20 s: 1 of 1 subclouds lack the keys"),
-        ("sync", "  a: requested, waits for a worker, asked for 20 s ago"),
+        ("sync", "  a: requested, waits for a worker, requested 20 s ago"),
     ],
 )
 def test_what_is_not_done_when_the_time_is_up_is_exit_code_1(

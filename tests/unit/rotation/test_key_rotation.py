@@ -78,14 +78,14 @@ def refused(spread: Spread, *, since: timedelta = WEEK) -> str | None:
 
 
 def test_a_rotation_waits_for_sites_that_lack_the_staged_key() -> None:
-    assert "6 of 100" in str(refused(Spread(sites=100, behind=6)))
-    assert refused(Spread(sites=100, behind=5)) is None
-    assert refused(Spread(sites=0, behind=0)) is None
+    assert "6 of 100" in str(refused(Spread(subclouds=100, behind=6)))
+    assert refused(Spread(subclouds=100, behind=5)) is None
+    assert refused(Spread(subclouds=0, behind=0)) is None
 
 
 def test_two_rotations_within_the_life_of_a_token_are_refused() -> None:
-    assert "still good" in str(refused(Spread(sites=100, behind=0), since=timedelta(minutes=59)))
-    assert refused(Spread(sites=100, behind=0), since=HOUR) is None
+    assert "still good" in str(refused(Spread(subclouds=100, behind=0), since=timedelta(minutes=59)))
+    assert refused(Spread(subclouds=100, behind=0), since=HOUR) is None
 
 
 def test_the_first_rotation_is_due_one_interval_after_the_first_look() -> None:

@@ -1,4 +1,5 @@
-"""What a rotation of keys keeps: who asked, who rotates, what was there before; which keys each site was seen with."""
+"""What a rotation of keys keeps: who asked, who rotates, what was there before; which keys each subcloud was seen
+with."""
 
 from __future__ import annotations
 
