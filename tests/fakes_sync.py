@@ -1,4 +1,4 @@
-"""In-memory ports of the initial sync: rows, locks, hints, and a subcloud with Keystone's manners.
+"""In-memory ports of the initial sync: rows, locks and hints.
 
 `MemoryRunStore` is held to the same contract as the real one (tests/contract/test_run_store_contract.py).
 """
@@ -6,24 +6,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
 from dcsync.initial_sync.ports import Claim, Run
 from dcsync.model.ending import Ending, Failure
-from dcsync.model.errors import BrokerUnreachable, CloudError
-from dcsync.model.identity import CentralData, FernetKeys, NewIds, Placed, Record, Records, ResourceType
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import AuditHint, SyncHint
-from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ownership import Rows
 from dcsync.runs.ports import Owner, Standing
-from tests.builders import a_subcloud, central_data, records, some_keys
+from tests.builders import a_subcloud
 
 T = TypeVar("T")
 
@@ -387,70 +385,6 @@ class DirectOwnership:
         if found is None and self._locks.held.get(run.subcloud.region_name) != run.run_id:
             return Standing(Ending.LOCK_LOST, "its lock ran out")
         return found
-
-
-class MemoryClouds:
-    """A central cloud and one subcloud; every call is noted in `calls`, and `before_call` may do something just before
-    one."""
-
-    def __init__(self, *, central: CentralData | None = None, subcloud: Records | None = None) -> None:
-        self.central = central or central_data()
-        self.site = subcloud or records()
-        self.site_keys = some_keys("site")
-        self.calls: list[str] = []
-        self.before_call: Callable[[str], None] = lambda call: None
-        self.identity = self
-        self.fernet_repo = _MemoryFernetRepo(self)
-
-    def note(self, call: str) -> None:
-        self.before_call(call)
-        self.calls.append(call)
-
-    @property
-    def writes(self) -> list[str]:
-        return [call for call in self.calls if call.startswith(("PUT", "POST"))]
-
-    async def central_data(self) -> CentralData:
-        self.note("central data")
-        return self.central
-
-    async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
-        self.note("central audit data")
-        return self.central
-
-    @asynccontextmanager
-    async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[MemoryClouds]:
-        await self.login()
-        yield self
-
-    async def login(self) -> None:
-        self.note("login")
-
-    async def list(self, type_: ResourceType) -> tuple[Record, ...]:
-        self.note(f"GET {type_}")
-        return self.site.of(type_)
-
-    async def update(self, old_id: str, record: Record) -> Record:
-        self.note(f"PUT {record.type} {record.name}")
-        await asyncio.sleep(0)
-        kept = tuple(r for r in self.site.of(record.type) if r.id != old_id)
-        if len(kept) == len(self.site.of(record.type)):
-            raise CloudError(Reason.REFUSED, f"no {record.type} {old_id}")
-        self.site = replace(self.site, **{record.type.value: (*kept, record)})
-        return record
-
-
-@dataclass
-class _MemoryFernetRepo:
-    clouds: MemoryClouds
-
-    async def read(self) -> FernetKeys:
-        self.clouds.note("GET fernet_repo")
-        return self.clouds.site_keys
-
-    async def replace(self, keys: FernetKeys) -> None:
-        self.clouds.note("POST fernet_repo")
-        self.clouds.site_keys = keys
 
 
 def a_requested_store(*region_names: str) -> MemoryRunStore:

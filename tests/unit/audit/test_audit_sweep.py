@@ -19,8 +19,9 @@ from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import EndpointType
 from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
-from tests.fakes_audit import AuditClouds, MemoryAuditStore
+from tests.fakes_audit import MemoryAuditStore
 from tests.fakes_sync import MemoryLocks, MemoryMessenger, OwnLoop
+from tests.memory_clouds import MemoryClouds
 
 PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 TTL = timedelta(seconds=30)
@@ -39,7 +40,7 @@ class World:
     store: MemoryAuditStore = field(default_factory=three_due)
     locks: MemoryLocks = field(default_factory=MemoryLocks)
     messenger: MemoryMessenger = field(default_factory=MemoryMessenger)
-    clouds: AuditClouds = field(default_factory=AuditClouds)
+    clouds: MemoryClouds = field(default_factory=MemoryClouds)
     max_in_flight: int = 100
 
     @property

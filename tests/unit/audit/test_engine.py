@@ -26,8 +26,9 @@ from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.outcome import Outcome, Result
 from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_project, a_role, a_subcloud, a_user, central_data, records, some_keys
-from tests.fakes_audit import AuditClouds, Kept, MemoryAuditStore, MemorySite
+from tests.fakes_audit import Kept, MemoryAuditStore
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop
+from tests.memory_clouds import MemoryClouds, MemorySite
 
 REGION = "subcloud1"
 PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
@@ -53,7 +54,7 @@ class World:
         default_factory=lambda: MemoryAuditStore().add(a_subcloud(initial_sync_state=InitialSyncState.COMPLETED))
     )
     locks: MemoryLocks = field(default_factory=MemoryLocks)
-    clouds: AuditClouds = field(default_factory=AuditClouds)
+    clouds: MemoryClouds = field(default_factory=MemoryClouds)
     faults: list[BaseException] = field(default_factory=list)
     reports: list[tuple[EndpointType, SyncStatus, bool]] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
@@ -144,7 +145,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 def test_a_subcloud_in_line_is_read_once_and_reported_in_sync(world: World) -> None:
     assert world.run().result is Result.DONE
     assert world.site.writes == []
-    assert len(world.site.calls) == 8
+    assert len(world.site.calls) == 9
     assert world.reports == [(IDENTITY, IN_SYNC, True), (PLATFORM, IN_SYNC, True)]
     row = world.row()
     assert (row.status, row.result, row.last_good_at, row.due_at) == (

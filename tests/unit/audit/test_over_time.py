@@ -28,8 +28,8 @@ from dcsync.planner.differences import TAKEN
 from dcsync.planner.match import Cloud
 from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_project, a_role, a_user, central_data, records
-from tests.fakes_audit import MemorySite
 from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop, a_requested_store
+from tests.memory_clouds import MemorySite
 from tests.unit.audit import test_engine as audits
 from tests.unit.initial_sync import test_engine as syncs
 

@@ -20,12 +20,14 @@ from dcsync.model.messages import SyncHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import Step
+from dcsync.planner.match import Cloud
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.outcome import Outcome, Result
 from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_user, central_data, records, some_keys
-from tests.fakes_sync import DirectOwnership, MemoryClouds, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
+from tests.fakes_sync import DirectOwnership, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
 from tests.loop_time import time_passes
+from tests.memory_clouds import MemoryClouds, MemorySite
 
 REGION = "subcloud1"
 LIMITS = SyncLimits(
@@ -85,7 +87,7 @@ class World:
                 done.append(about_to)
                 action()
 
-        self.clouds.before_call = hook
+        self.clouds.site.before_call = hook
 
     @property
     def attempt(self) -> Any:
@@ -97,7 +99,9 @@ class World:
 def world() -> World:
     central = records(users=(a_user("vim", "c-vim"),), groups=(a_group("ops", "c-ops", members=("c-vim",)),))
     site = records(users=(a_user("vim", "s-vim"),), groups=(a_group("ops", "s-ops", members=("s-vim",)),))
-    return World(clouds=MemoryClouds(central=central_data(central), subcloud=site))
+    return World(
+        clouds=MemoryClouds(central=central_data(central), site=MemorySite(Cloud(site), keys=some_keys("site")))
+    )
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -112,13 +116,13 @@ def test_a_requested_subcloud_is_brought_to_completed_in_the_specified_order(wor
     assert outcome.result is Result.COMPLETED
     assert world.store.state(REGION) is InitialSyncState.COMPLETED
     kinds = [
-        call.split()[0] + " " + call.split()[-1] for call in world.clouds.calls if not call.startswith("PUT users")
+        call.split()[0] + " " + call.split()[-1] for call in world.clouds.site.calls if not call.startswith("PUT users")
     ]
     assert kinds == [
-        "central data", "login login", "GET users", "GET groups", "GET projects", "GET roles", "PUT ops", "PUT ops",
+        "GET data", "login login", "GET users", "GET groups", "GET projects", "GET roles", "PUT ops", "PUT ops",
         "POST fernet_repo", "login login", "GET fernet_repo",
     ]  # fmt: skip
-    assert world.clouds.site_keys == world.clouds.central.keys
+    assert world.clouds.site.keys == world.clouds.central.keys
     assert world.attempt.ending is Ending.COMPLETED
     assert world.attempt.steps == [(Step.IDENTITY, "done"), (Step.FERNET_KEYS, "done"), (Step.AUDIT_INIT, "done")]
     assert world.store.rows[REGION].audit_is_due
@@ -128,21 +132,21 @@ def test_a_requested_subcloud_is_brought_to_completed_in_the_specified_order(wor
 
 def test_a_hint_that_comes_twice_runs_once(world: World) -> None:
     world.run()
-    writes = len(world.clouds.writes)
+    writes = len(world.clouds.site.writes)
     assert world.run().result is Result.STALE
-    assert len(world.clouds.writes) == writes
+    assert len(world.clouds.site.writes) == writes
 
 
 def test_a_hint_of_an_older_generation_does_nothing(world: World) -> None:
     world.store.ask(REGION, now=NOON)
     assert world.run(generation=1).result is Result.STALE
-    assert world.clouds.calls == []
+    assert world.clouds.site.calls == []
 
 
 def test_a_hint_for_a_deleted_subcloud_does_nothing(world: World) -> None:
     world.store.delete(REGION)
     assert world.run().result is Result.STALE
-    assert world.clouds.calls == []
+    assert world.clouds.site.calls == []
 
 
 def test_a_subcloud_somebody_else_works_on_is_busy_and_stays_requested(world: World) -> None:
@@ -156,14 +160,14 @@ def test_a_subcloud_somebody_else_works_on_is_busy_and_stays_requested(world: Wo
 def test_unmanaged_while_syncing_ends_as_cancelled_without_a_further_write(world: World, moment: str) -> None:
     def unmanage() -> None:
         world.store.leave(REGION)
-        world.clouds.calls.append("unmanaged")
+        world.clouds.site.calls.append("unmanaged")
 
     world.just_before(moment, unmanage)
     outcome = world.run()
     assert outcome.result is Result.CANCELLED
     assert world.store.state(REGION) is InitialSyncState.NONE
     assert world.attempt.ending is Ending.CANCELLED
-    after = world.clouds.calls[world.clouds.calls.index("unmanaged") + 1 :]
+    after = world.clouds.site.calls[world.clouds.site.calls.index("unmanaged") + 1 :]
     # The call at whose beginning it happened was already allowed; users go side by side, up to four of them.
     assert len([call for call in after if call.startswith(("PUT", "POST"))]) <= (4 if moment == "PUT users" else 1)
     assert not world.store.rows[REGION].audit_is_due
@@ -184,14 +188,14 @@ def test_unmanaged_and_managed_again_while_syncing_leaves_the_new_request_alone(
 def test_deleted_while_syncing_ends_as_cancelled(world: World) -> None:
     world.just_before("GET roles", lambda: world.store.delete(REGION))
     assert world.run().result is Result.CANCELLED
-    assert world.clouds.writes == []
+    assert world.clouds.site.writes == []
 
 
 def test_a_run_that_loses_its_lock_gives_the_subcloud_back_without_a_write(world: World) -> None:
     world.just_before("GET users", lambda: world.locks.held.update({REGION: "another run"}))
     outcome = world.run()
     assert outcome.result is Result.LOCK_LOST
-    assert world.clouds.writes == []
+    assert world.clouds.site.writes == []
     assert world.store.state(REGION) is InitialSyncState.REQUESTED
     assert world.locks.held == {REGION: "another run"}
 
@@ -203,7 +207,7 @@ def test_when_ownership_cannot_be_checked_nothing_is_written(world: World) -> No
 
     world.changes["ownership"] = Blind()
     assert world.run().result is Result.LOCK_LOST
-    assert world.clouds.writes == []
+    assert world.clouds.site.writes == []
     assert world.store.state(REGION) is InitialSyncState.REQUESTED
 
 
@@ -212,7 +216,7 @@ def test_a_failed_identity_step_sends_no_keys_and_is_retried_after_the_hold_off(
     outcome = world.run()
     row = world.store.rows[REGION].subcloud
     assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.SERVER_ERROR)
-    assert "POST fernet_repo" not in world.clouds.calls
+    assert "POST fernet_repo" not in world.clouds.site.calls
     assert (row.initial_sync_state, row.reason) == (InitialSyncState.FAILED, Reason.SERVER_ERROR)
     assert row.retry_at == NOON + timedelta(seconds=60)
     assert world.attempt.steps == [(Step.IDENTITY, "failed")]
@@ -239,19 +243,19 @@ def test_a_cloud_that_asks_to_be_left_alone_is_left_alone_so_long(world: World, 
 
 
 def test_a_subcloud_that_answers_other_keys_is_not_completed(world: World) -> None:
-    world.just_before("GET fernet_repo", lambda: setattr(world.clouds, "site_keys", some_keys("forged")))
+    world.just_before("GET fernet_repo", lambda: setattr(world.clouds.site, "keys", some_keys("forged")))
     outcome = world.run()
     assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.KEYS_NOT_VERIFIED)
 
 
 def test_a_subcloud_that_stores_something_else_is_not_completed(world: World) -> None:
     async def forgetful(old_id: str, record: Any) -> Any:
-        world.clouds.note(f"PUT {record.type} {record.name}")
+        world.clouds.site.note(f"PUT {record.type} {record.name}")
         return replace(record, id=old_id)
 
-    world.clouds.update = forgetful  # type: ignore[method-assign]
+    world.clouds.site.update = forgetful  # type: ignore[method-assign]
     assert world.run().reason is Reason.IDENTITY_NOT_VERIFIED
-    assert "POST fernet_repo" not in world.clouds.calls
+    assert "POST fernet_repo" not in world.clouds.site.calls
 
 
 def test_central_keys_that_are_no_keys_are_never_sent(world: World) -> None:
@@ -259,23 +263,23 @@ def test_central_keys_that_are_no_keys_are_never_sent(world: World) -> None:
     world.clouds.central = replace(world.clouds.central, keys=replace(bad, keys={**bad.keys, 2: "CANARY-not-a-key"}))
     outcome = world.run()
     assert outcome.reason is Reason.CENTRAL_KEYS_INVALID
-    assert "POST fernet_repo" not in world.clouds.calls
+    assert "POST fernet_repo" not in world.clouds.site.calls
     assert "CANARY" not in repr(outcome)
 
 
 def test_an_unreachable_central_cloud_writes_nothing_to_the_subcloud(world: World) -> None:
-    world.just_before("central data", raising(CloudError(Reason.CENTRAL_UNREACHABLE, "refused")))
+    world.just_before("GET central data", raising(CloudError(Reason.CENTRAL_UNREACHABLE, "refused")))
     outcome = world.run()
     assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.CENTRAL_UNREACHABLE)
-    assert world.clouds.calls == []
+    assert world.clouds.site.calls == []
 
 
 def test_a_subcloud_that_comes_back_skips_identity_if_nothing_changed_centrally(world: World) -> None:
     world.run()
     world.store.ask(REGION, now=NOON)
-    world.clouds.calls.clear()
+    world.clouds.site.calls.clear()
     assert world.run(generation=2).result is Result.COMPLETED
-    assert world.clouds.writes == ["POST fernet_repo"]
+    assert world.clouds.site.writes == ["POST fernet_repo"]
 
 
 def test_a_subcloud_that_comes_back_gets_what_changed_centrally_meanwhile(world: World) -> None:
@@ -284,7 +288,7 @@ def test_a_subcloud_that_comes_back_gets_what_changed_centrally_meanwhile(world:
     changed = records(users=(a_user("vim", "c-vim2"),), groups=world.clouds.central.records.groups)
     world.clouds.central = central_data(changed)
     world.run(generation=2)
-    assert "PUT users vim" in world.clouds.writes
+    assert "PUT users vim" in world.clouds.site.writes
 
 
 def test_an_unforeseen_fault_fails_the_run_with_its_traceback_logged_once(world: World) -> None:
@@ -300,7 +304,7 @@ def test_a_run_that_takes_too_long_fails_with_timeout(world: World) -> None:
         time_passes(3600)
         await asyncio.Event().wait()
 
-    world.clouds.list = hang  # type: ignore[method-assign]
+    world.clouds.site.list = hang  # type: ignore[method-assign]
     outcome = world.run()
     assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.TIMEOUT)
     assert world.attempt.steps == [(Step.IDENTITY, "interrupted")]
@@ -327,7 +331,8 @@ def test_a_run_taken_back_meanwhile_cannot_write_its_result(world: World) -> Non
 
 def test_a_site_group_is_remembered_before_it_is_emptied_and_forgotten_when_filled() -> None:
     site = records(users=(a_user("vim", "s-vim"),), groups=(a_group("site", "s-site", members=("s-vim",)),))
-    world = World(clouds=MemoryClouds(central=central_data(records(users=(a_user("vim", "c-vim"),))), subcloud=site))
+    central = records(users=(a_user("vim", "c-vim"),))
+    world = World(clouds=MemoryClouds(central=central_data(central), site=MemorySite(Cloud(site))))
     remembered = []
     world.just_before("PUT groups site", lambda: remembered.append(dict(world.store.rows[REGION].groups_to_refill)))
     assert world.run().result is Result.COMPLETED
@@ -365,14 +370,14 @@ def test_a_run_that_dies_before_any_call_is_finished_by_the_next(world: World, d
         if next(count) == death_before:
             raise Killed
 
-    world.clouds.before_call = kill
+    world.clouds.site.before_call = kill
     with pytest.raises(Killed):
         world.run()
-    world.clouds.before_call = lambda call: None
+    world.clouds.site.before_call = lambda call: None
     world.locks.held.clear()
     stuck = world.store.in_progress_since_before(NOON + timedelta(seconds=1))
     world.store.take_back(stuck, now=NOON)
     assert world.run().result is Result.COMPLETED
-    assert {user.name: user.id for user in world.clouds.site.users}["vim"] == "c-vim"
-    assert world.clouds.site.groups[0].member_ids == ("c-vim",)
-    assert world.clouds.site_keys == world.clouds.central.keys
+    assert world.clouds.site.named(ResourceType.USERS, "vim").id == "c-vim"
+    assert world.clouds.site.named(ResourceType.GROUPS, "ops").member_ids == ("c-vim",)
+    assert world.clouds.site.keys == world.clouds.central.keys

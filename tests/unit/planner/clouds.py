@@ -25,7 +25,7 @@ from dcsync.planner.plan import IdentityPlan, plan_audit
 from dcsync.planner.writes import Update
 from dcsync.runs.delivery import carry_out, read_cloud
 from tests.builders import a_group, a_project, a_role, a_user, records
-from tests.fakes_audit import MemorySite
+from tests.memory_clouds import MemorySite
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from dcsync.planner.match import Cloud, is_excluded, is_vital
 from dcsync.planner.writes import AddEvent, Grant
 from dcsync.runs.delivery import carry_out, read_cloud
 from tests.builders import a_group, a_project, a_role, a_user, records
-from tests.fakes_audit import MemorySite
+from tests.memory_clouds import MemorySite
 from tests.unit.planner.clouds import (
     GROUPS,
     PROJECTS,

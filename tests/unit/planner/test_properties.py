@@ -23,7 +23,7 @@ from dcsync.planner.plan import IdentityPlan, plan_initial_sync
 from dcsync.planner.writes import Create, Update, Write
 from dcsync.runs.delivery import carry_out
 from tests.builders import a_group, a_project, a_role, a_user, records
-from tests.fakes_audit import MemorySite
+from tests.memory_clouds import MemorySite
 from tests.unit.planner.clouds import (
     PROJECTS,
     REGION,

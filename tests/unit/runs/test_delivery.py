@@ -15,7 +15,7 @@ from dcsync.planner.order import as_writes
 from dcsync.planner.writes import Action, SetPassword, Update
 from dcsync.runs.delivery import carry_out
 from tests.builders import a_group, a_role, a_user, records
-from tests.fakes_audit import MemorySite
+from tests.memory_clouds import MemorySite
 
 
 class SlowSite(MemorySite):
@@ -74,9 +74,9 @@ def test_nothing_is_written_after_the_first_refusal() -> None:
     site = MemorySite(Cloud(records(roles=(a_role("x"),))))
     role = a_role("x")
     with pytest.raises(CloudError) as error:
-        sent(site, Update(a_role("missing"), role), Update(role, role))
+        sent(site, Update(a_role("missing"), a_role("missing")), Update(role, role))
     assert error.value.reason is Reason.REFUSED
-    assert site.writes == ["PUT roles x"]
+    assert site.writes == ["PUT roles missing"]
 
 
 def test_a_record_that_is_stored_otherwise_than_it_was_sent_is_an_error() -> None:
