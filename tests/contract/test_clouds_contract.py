@@ -1,7 +1,8 @@
-"""What the steps rely on when they talk to clouds through `HttpClouds`, told once and held to by every backend.
+"""What the steps rely on when they talk to clouds through the ports of `runs.clouds`, held to by every backend.
 
-A backend is clouds that run: the fake ones, and a real Keystone with our dcdbsync on its tables. To add one, write a
-module-scoped fixture that yields a `Backend` and put its name into `BACKENDS`.
+A backend is clouds that run: the fake ones, and a real Keystone with our dcdbsync on its tables, both through
+`HttpClouds`. To add one, write a module-scoped fixture that yields a `Backend` and put its name into `BACKENDS`.
+The memory cloud of the unit tests stands beside them in every test that is not about HTTP, logins or tokens.
 
 A backend must hold users barbican, operator1 (a member of group ops) and dcmanager, roles reader and member, with ids
 of their own on each subcloud but for what deployment aligns. Only facts that hold on all backends stand here, so no
@@ -24,7 +25,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from dcsync.adapters.cloud.clouds import HttpClouds, HttpSubcloudSession
+from dcsync.adapters.cloud.clouds import HttpClouds
 from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls
 from dcsync.adapters.cloud.http import Limits
 from dcsync.adapters.cloud.keystone import Credentials
@@ -34,6 +35,7 @@ from dcsync.model.errors import CloudError
 from dcsync.model.identity import (
     ActorType,
     Assignment,
+    CentralData,
     Record,
     ResourceType,
     RevocationEvent,
@@ -43,7 +45,13 @@ from dcsync.model.identity import (
 )
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import Subcloud
-from tests.builders import a_subcloud
+from dcsync.planner.match import Cloud
+from dcsync.runs.clouds import Clouds, SubcloudSession
+from tests.builders import a_group as group_of
+from tests.builders import a_role as role_of
+from tests.builders import a_subcloud, central_data, records, some_keys
+from tests.builders import a_user as user_of
+from tests.memory_clouds import MemoryClouds, MemorySite
 from tests.real_cloud.clouds import RealClouds
 
 BACKENDS = (
@@ -139,8 +147,55 @@ def clouds_of(backend: Backend, **credentials: str) -> HttpClouds:
 
 
 @pytest.fixture
-def clouds(backend: Backend) -> HttpClouds:
+def http_clouds(backend: Backend) -> HttpClouds:
     return clouds_of(backend)
+
+
+def memory_clouds() -> MemoryClouds:
+    """A central cloud and one subcloud with what a backend must hold."""
+    return MemoryClouds(
+        central=_content("c", central_only="central-only"),
+        site=MemorySite(_cloud(_content("s")), keys=some_keys("subcloud")),
+    )
+
+
+def _content(prefix: str, **more_users: str) -> CentralData:
+    """What deployment aligns has the same id on either side; all else has an id of its own."""
+    users = {name: user_of(name, f"{prefix}-{name}") for name in ("barbican", "vim", "operator1", *more_users.values())}
+    of = records(
+        users=tuple(users.values()),
+        groups=(group_of("ops", f"{prefix}-ops", members=(users["operator1"].id,)),),
+        roles=(role_of("reader", f"{prefix}-reader"), role_of("member", f"{prefix}-member")),
+    )
+    grants = {
+        Assignment("project-services", ActorType.USER, "user-dcmanager", "role-admin"),
+        Assignment("project-admin", ActorType.USER, users["operator1"].id, f"{prefix}-member"),
+        Assignment("project-services", ActorType.GROUP, f"{prefix}-ops", f"{prefix}-member"),
+    }
+    return dataclasses.replace(central_data(of), assignments=frozenset(grants))
+
+
+def _cloud(data: CentralData) -> Cloud:
+    return Cloud(data.records, data.assignments, data.revocation_events)
+
+
+@pytest.fixture(scope="module", params=("memory", *BACKENDS))
+def running(request: pytest.FixtureRequest) -> Backend | None:
+    """Clouds of any kind, for what the ports alone promise; None is the memory cloud, of which each test has its own.
+
+    A test about HTTP, logins or tokens asks for `backend`, `http_clouds` or `site` instead: there it does not apply.
+    """
+    return None if request.param == "memory" else request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def clouds(running: Backend | None) -> Clouds:
+    return memory_clouds() if running is None else clouds_of(running)
+
+
+@pytest.fixture
+def subcloud(running: Backend | None) -> Subcloud:
+    return a_subcloud() if running is None else Site(running).subcloud
 
 
 class Site:
@@ -209,11 +264,11 @@ def named(records: tuple[Record, ...], name: str) -> Record:
     return found
 
 
-async def central(clouds: HttpClouds, type_: ResourceType, name: str) -> Record:
+async def central(clouds: Clouds, type_: ResourceType, name: str) -> Record:
     return named((await clouds.central_data()).records.of(type_), name)
 
 
-async def held(session: HttpSubcloudSession, type_: ResourceType, name: str) -> Record:
+async def held(session: SubcloudSession, type_: ResourceType, name: str) -> Record:
     return named(await session.identity.list(type_), name)
 
 
@@ -221,8 +276,8 @@ def request_id() -> str:
     return f"req-{uuid.uuid4()}"
 
 
-async def test_the_central_cloud_gives_records_of_every_type_and_keys_that_are_keys(backend: Backend) -> None:
-    data = await clouds_of(backend).central_data()
+async def test_the_central_cloud_gives_records_of_every_type_and_keys_that_are_keys(clouds: Clouds) -> None:
+    data = await clouds.central_data()
     assert all(data.records.of(type_) for type_ in ResourceType)
     assert data.keys.problems() == []
     assert len(data.keys.keys) >= 2
@@ -235,8 +290,10 @@ async def test_the_fingerprint_is_the_same_each_time_though_logins_leave_traces(
     assert first.identity_fingerprint == second.identity_fingerprint == fingerprint(second.records)
 
 
-async def test_before_a_sync_only_what_deployment_aligned_has_the_central_id(clouds: HttpClouds, site: Site) -> None:
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+async def test_before_a_sync_only_what_deployment_aligned_has_the_central_id(
+    clouds: Clouds, subcloud: Subcloud
+) -> None:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         for name in ("admin", "sysinv", "dcmanager"):
             assert (await held(session, USERS, name)).id == (await central(clouds, USERS, name)).id
         for name in ("admin", "services"):
@@ -258,10 +315,10 @@ async def test_a_wrong_password_is_auth_failed_on_either_side(backend: Backend, 
     assert caught.value.reason is Reason.CENTRAL_AUTH_FAILED
 
 
-async def test_an_update_gives_the_record_its_new_id_and_may_be_repeated(clouds: HttpClouds, site: Site) -> None:
+async def test_an_update_gives_the_record_its_new_id_and_may_be_repeated(clouds: Clouds, subcloud: Subcloud) -> None:
     """R3; docs/upstream/recorded-traffic.md 05: 4, 10, 11."""
     wanted = await central(clouds, USERS, "barbican")
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         before = await held(session, USERS, "barbican")
         for old_id in (before.id, before.id, wanted.id):
             stored = await session.identity.update(old_id, wanted)
@@ -277,28 +334,28 @@ def hashes(user: Record) -> list[str]:
 
 
 async def test_tokens_of_a_rewritten_user_are_answered_404_until_the_keys_come_and_401_after(
-    clouds: HttpClouds, site: Site
+    http_clouds: HttpClouds, site: Site
 ) -> None:
     """K4, K5, K6, K7: the reason for the order identity, then keys, and for logging in anew on 404 as well as 401."""
-    wanted = await central(clouds, USERS, "barbican")
+    wanted = await central(http_clouds, USERS, "barbican")
     status, old = site.login("barbican", site.own_password("barbican"))
     assert status == 201
     _, untouched = site.login("dcmanager", site.own_password("dcmanager"))
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with http_clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         await session.identity.update((await held(session, USERS, "barbican")).id, wanted)
         await site.says(404, old)
         await site.says(200, untouched)
         assert site.login("barbican", site.own_password("barbican"))[0] == 401
         assert site.login("barbican", site.central_password("barbican"))[0] == 201
-        await session.fernet_repo.replace((await clouds.central_data()).keys)
+        await session.fernet_repo.replace((await http_clouds.central_data()).keys)
     await site.says(401, old)
     await site.says(401, untouched)
     assert site.login("barbican", site.central_password("barbican"))[0] == 201
 
 
-async def test_keys_that_were_replaced_are_read_back_after_a_fresh_login(clouds: HttpClouds, site: Site) -> None:
+async def test_keys_that_were_replaced_are_read_back_after_a_fresh_login(clouds: Clouds, subcloud: Subcloud) -> None:
     keys = (await clouds.central_data()).keys
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         await session.fernet_repo.replace(keys)
         await session.login()
         assert await session.fernet_repo.read() == keys
@@ -307,34 +364,34 @@ async def test_keys_that_were_replaced_are_read_back_after_a_fresh_login(clouds:
         assert await session.fernet_repo.read() == keys
 
 
-async def test_a_session_survives_the_death_of_its_own_token(clouds: HttpClouds, site: Site) -> None:
+async def test_a_session_survives_the_death_of_its_own_token(http_clouds: HttpClouds, site: Site) -> None:
     """The token that pushed the keys is dead by its own success; four requests at once find out together."""
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
-        await session.fernet_repo.replace((await clouds.central_data()).keys)
+    async with http_clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.fernet_repo.replace((await http_clouds.central_data()).keys)
         lists = await asyncio.gather(*(session.identity.list(type_) for type_ in ResourceType))
     assert all(lists)
 
 
 async def test_central_tokens_count_on_the_site_once_ids_and_keys_are_the_central_ones(
-    backend: Backend, clouds: HttpClouds, site: Site
+    backend: Backend, http_clouds: HttpClouds, site: Site
 ) -> None:
     """K2, for a user whose id deployment aligned."""
     auth_url = backend.environment()["DCSYNC_CENTRAL_AUTH_URL"]
     status, token = login_at(auth_url, "dcmanager", site.central_password("dcmanager"))
     assert status == 201
     assert site.validated(token) == 401, "not before"
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
-        await session.fernet_repo.replace((await clouds.central_data()).keys)
+    async with http_clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.fernet_repo.replace((await http_clouds.central_data()).keys)
     await site.says(200, token)
 
 
-async def test_writing_what_nobody_has_is_refused(clouds: HttpClouds, site: Site) -> None:
+async def test_writing_what_nobody_has_is_refused(clouds: Clouds, subcloud: Subcloud) -> None:
     """docs/upstream/recorded-traffic.md 07: 10."""
     ghost = record_from_body(
         ROLES,
         {"role": {"id": "d" * 32, "name": "ghost", "extra": "{}", "domain_id": "<<null>>", "description": None}},
     )
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         with pytest.raises(CloudError) as caught:
             await session.identity.update("deadbeef", ghost)
         assert caught.value.reason is Reason.REFUSED
@@ -342,9 +399,9 @@ async def test_writing_what_nobody_has_is_refused(clouds: HttpClouds, site: Site
         assert "ghost" not in {record.name for record in await session.identity.list(ROLES)}
 
 
-async def test_a_name_that_is_taken_is_a_server_error_and_changes_nothing(clouds: HttpClouds, site: Site) -> None:
+async def test_a_name_that_is_taken_is_a_server_error_and_changes_nothing(clouds: Clouds, subcloud: Subcloud) -> None:
     """docs/upstream/recorded-traffic.md 07: 11."""
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         before = await session.identity.list(ROLES)
         member = named(before, "member")
         taken = record_from_body(ROLES, {"role": {**member.body["role"], "name": "reader"}})
@@ -354,10 +411,12 @@ async def test_a_name_that_is_taken_is_a_server_error_and_changes_nothing(clouds
         assert {r.key: r.id for r in await session.identity.list(ROLES)} == {r.key: r.id for r in before}
 
 
-async def test_a_member_of_a_group_gets_a_new_id_only_while_the_group_is_empty(clouds: HttpClouds, site: Site) -> None:
+async def test_a_member_of_a_group_gets_a_new_id_only_while_the_group_is_empty(
+    clouds: Clouds, subcloud: Subcloud
+) -> None:
     """R2; docs/upstream/recorded-traffic.md 11."""
     wanted = await central(clouds, USERS, "operator1")
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         old_id = (await held(session, USERS, "operator1")).id
         group = await held(session, GROUPS, "ops")
         assert old_id in group.member_ids
@@ -402,12 +461,11 @@ def ended_users(events: frozenset[RevocationEvent]) -> set[str | None]:
     return {event.body["user_id"] for event in events} - {None}
 
 
-async def ids(session: HttpSubcloudSession, type_: ResourceType) -> set[str]:
+async def ids(session: SubcloudSession, type_: ResourceType) -> set[str]:
     return {record.id for record in await session.identity.list(type_)}
 
 
-async def test_audits_get_the_centres_grants_and_events_besides_what_initial_syncs_get(backend: Backend) -> None:
-    clouds = clouds_of(backend)
+async def test_audits_get_the_centres_grants_and_events_besides_what_initial_syncs_get(clouds: Clouds) -> None:
     plain = await clouds.central_data()
     data = await clouds.central_audit_data()
     assert (data.identity_fingerprint, data.keys) == (plain.identity_fingerprint, plain.keys)
@@ -424,11 +482,11 @@ async def test_audits_get_the_centres_grants_and_events_besides_what_initial_syn
 
 
 async def test_a_created_user_logs_in_with_the_central_password_once_it_has_a_role(
-    clouds: HttpClouds, site: Site
+    http_clouds: HttpClouds, site: Site
 ) -> None:
     """docs/upstream/recorded-traffic.md 10: 1."""
-    wanted = await central(clouds, USERS, "central-only")
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    wanted = await central(http_clouds, USERS, "central-only")
+    async with http_clouds.subcloud(site.subcloud, request_id=request_id()) as session:
         stored = await session.identity.create(wanted)
         assert (stored.id, stored.key, hashes(stored)) == (wanted.id, wanted.key, hashes(wanted))
         assert (await held(session, USERS, "central-only")).body == stored.body
@@ -438,9 +496,9 @@ async def test_a_created_user_logs_in_with_the_central_password_once_it_has_a_ro
         assert site.login("central-only", site.central_password("central-only"))[0] == 201
 
 
-async def test_records_of_every_other_type_are_created_under_their_own_id(clouds: HttpClouds, site: Site) -> None:
+async def test_records_of_every_other_type_are_created_under_their_own_id(clouds: Clouds, subcloud: Subcloud) -> None:
     """docs/upstream/recorded-traffic.md 10: 3-5."""
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         member = await held(session, USERS, "vim")
         project = a_project("lab-1")
         for record in (
@@ -453,9 +511,9 @@ async def test_records_of_every_other_type_are_created_under_their_own_id(clouds
             assert (await held(session, record.type, record.name)).body == record.body
 
 
-async def test_creating_what_is_there_is_a_server_error_and_changes_nothing(clouds: HttpClouds, site: Site) -> None:
+async def test_creating_what_is_there_is_a_server_error_and_changes_nothing(clouds: Clouds, subcloud: Subcloud) -> None:
     """docs/upstream/recorded-traffic.md 10: 2."""
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         for type_, name in ((USERS, "vim"), (PROJECTS, "services"), (ROLES, "reader"), (GROUPS, "ops")):
             before = await session.identity.list(type_)
             with pytest.raises(CloudError) as caught:
@@ -464,8 +522,10 @@ async def test_creating_what_is_there_is_a_server_error_and_changes_nothing(clou
             assert {record.id for record in before} == await ids(session, type_)
 
 
-async def test_a_grant_and_its_revocation_may_be_repeated_for_users_and_groups(clouds: HttpClouds, site: Site) -> None:
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+async def test_a_grant_and_its_revocation_may_be_repeated_for_users_and_groups(
+    clouds: Clouds, subcloud: Subcloud
+) -> None:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         services, reader = await held(session, PROJECTS, "services"), await held(session, ROLES, "reader")
         before = await session.keystone.assignments()
         assert {grant.actor_type for grant in before} == set(ActorType)
@@ -480,8 +540,8 @@ async def test_a_grant_and_its_revocation_may_be_repeated_for_users_and_groups(c
                 assert await session.keystone.assignments() == before
 
 
-async def test_a_grant_to_or_of_what_is_not_there_is_refused(clouds: HttpClouds, site: Site) -> None:
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+async def test_a_grant_to_or_of_what_is_not_there_is_refused(clouds: Clouds, subcloud: Subcloud) -> None:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         user = (await held(session, USERS, "vim")).id
         project, role = (await held(session, PROJECTS, "services")).id, (await held(session, ROLES, "reader")).id
         ghost = "d" * 32
@@ -493,9 +553,9 @@ async def test_a_grant_to_or_of_what_is_not_there_is_refused(clouds: HttpClouds,
 
 
 async def test_a_deleted_user_takes_grants_and_memberships_along_and_its_tokens_end(
-    clouds: HttpClouds, site: Site
+    clouds: Clouds, subcloud: Subcloud
 ) -> None:
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         user = await held(session, USERS, "operator1")
         assert any(grant.actor_id == user.id for grant in await session.keystone.assignments())
         for _ in range(2):
@@ -506,8 +566,8 @@ async def test_a_deleted_user_takes_grants_and_memberships_along_and_its_tokens_
         assert ended_users(await session.identity.revocation_events()) == {user.id}
 
 
-async def test_groups_projects_and_roles_are_deleted_with_their_grants(clouds: HttpClouds, site: Site) -> None:
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+async def test_groups_projects_and_roles_are_deleted_with_their_grants(clouds: Clouds, subcloud: Subcloud) -> None:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         user = await held(session, USERS, "vim")
         before = await session.keystone.assignments()
         group = await session.identity.create(a_group("watch", user.id))
@@ -524,7 +584,7 @@ async def test_groups_projects_and_roles_are_deleted_with_their_grants(clouds: H
         assert user.id in ended_users(await session.identity.revocation_events())
 
 
-async def test_a_project_is_put_only_under_one_that_is_there_and_follows_it(clouds: HttpClouds, site: Site) -> None:
+async def test_a_project_is_put_only_under_one_that_is_there_and_follows_it(clouds: Clouds, subcloud: Subcloud) -> None:
     """What the order of a plan is for: an initial sync that writes a child first is refused at each try."""
 
     def under(parent_id: str, project: Record) -> Record:
@@ -532,7 +592,7 @@ async def test_a_project_is_put_only_under_one_that_is_there_and_follows_it(clou
 
     parent, child = a_project("parent"), a_project("child")
     moved = a_project("parent")
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         await session.identity.create(parent)
         await session.identity.create(under(parent.id, child))
         with pytest.raises(CloudError) as refusal:
@@ -543,8 +603,8 @@ async def test_a_project_is_put_only_under_one_that_is_there_and_follows_it(clou
         await session.identity.update(child.id, under(moved.id, child))
 
 
-async def test_a_project_goes_only_after_those_below_it(clouds: HttpClouds, site: Site) -> None:
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+async def test_a_project_goes_only_after_those_below_it(clouds: Clouds, subcloud: Subcloud) -> None:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         above = await session.identity.create(a_project("lab-1"))
         below = await session.identity.create(a_project("lab-2", parent_id=above.id))
         with pytest.raises(CloudError) as caught:
@@ -555,18 +615,26 @@ async def test_a_project_goes_only_after_those_below_it(clouds: HttpClouds, site
         assert not {above.id, below.id} & await ids(session, PROJECTS)
 
 
-async def test_a_password_that_was_set_opens_the_former_one_stays_as_history(clouds: HttpClouds, site: Site) -> None:
+async def test_a_password_that_was_set_opens_and_the_former_one_does_not(http_clouds: HttpClouds, site: Site) -> None:
+    fresh = "Fresh-barbican-pw-9!"
+    async with http_clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.keystone.set_password((await held(session, USERS, "barbican")).id, fresh)
+    assert site.login("barbican", fresh)[0] == 201
+    assert site.login("barbican", site.own_password("barbican"))[0] == 401
+
+
+async def test_a_password_that_was_set_is_added_and_the_former_ones_stay_as_history(
+    clouds: Clouds, subcloud: Subcloud
+) -> None:
     """K7 the other way round: what a PATCH makes of the rows, before a PUT writes the central hashes over them."""
     fresh = "Fresh-barbican-pw-9!"
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         before = await held(session, USERS, "barbican")
         await session.keystone.set_password(before.id, fresh)
         after = await held(session, USERS, "barbican")
         assert set(hashes(before)) < set(hashes(after))
         assert len(hashes(after)) == len(hashes(before)) + 1
         assert before.id in ended_users(await session.identity.revocation_events())
-        assert site.login("barbican", fresh)[0] == 201
-        assert site.login("barbican", site.own_password("barbican"))[0] == 401
         with pytest.raises(CloudError) as caught:
             await session.keystone.set_password("d" * 32, fresh)
         assert caught.value.reason is Reason.REFUSED
@@ -598,7 +666,7 @@ async def test_a_token_ended_at_the_central_cloud_ends_on_the_site_with_the_even
         await site.says(401, token)
 
 
-async def test_an_event_may_be_sent_again(clouds: HttpClouds, site: Site) -> None:
+async def test_an_event_may_be_sent_again(clouds: Clouds, subcloud: Subcloud) -> None:
     """An answer may be lost: the second one is stored beside the first and means the same."""
     event = revocation_event(
         {
@@ -607,7 +675,7 @@ async def test_an_event_may_be_sent_again(clouds: HttpClouds, site: Site) -> Non
             "revoked_at": "2026-01-31 08:15:00", "audit_id": None, "audit_chain_id": None,
         }
     )  # fmt: skip
-    async with clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
         for _ in range(2):
             await session.identity.create_revocation_event(event)
             assert await session.identity.revocation_events() == {event}
