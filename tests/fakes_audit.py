@@ -14,9 +14,7 @@ from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import SETTLED, AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import refuse_unknown
-from dcsync.model.identity import (
-    Placed,
-)
+from dcsync.model.identity import Placed
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AUDIT, AuditEvent, AuditStatus
