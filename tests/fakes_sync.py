@@ -265,9 +265,6 @@ class MemoryRunStore:
     def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
         self._end(run.run_id, ending, detail)
 
-    def delete_history(self, *, ended_before: datetime, limit: int) -> int:
-        return 0
-
     def _finish(self, run: Run, event: InitialSyncEvent, ending: Ending, told: str, **changes: Any) -> bool:
         if not self._owns(run):
             return False

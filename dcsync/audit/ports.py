@@ -13,8 +13,7 @@ from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent, AuditStatus
 from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
-from dcsync.runs.abandoned import RunInProgress
-from dcsync.runs.ports import Standing
+from dcsync.runs.dispatch import DueRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,55 +160,14 @@ class CentralState:
     shrink_allowed: bool = False
 
 
-class AuditStore(Protocol):
-    """Rows as audits see them, one per (subcloud, endpoint type). Eligible is managed, online and completed."""
+class DueAudits(DueRows[AuditHint], Protocol):
+    """Rows as the sweep sees them, one per (subcloud, endpoint type). Eligible is managed, online and completed.
 
-    # What is asked.
-
-    def request(
-        self,
-        names: Sequence[str] | None,
-        endpoint_types: Collection[EndpointType],
-        *,
-        now: datetime,
-        by: str,
-        allow_deletes: bool = False,
-        resource_types: Collection[str] | None = None,
-    ) -> list[str]:
-        """An operator asks for an audit of these (None: all), at once also after a failure, and with every difference
-        to be repaired anew. Raises UnknownSubcloud. Those not eligible catch up when they are. The region names.
-        With `resource_types` these alone are repaired, and what others have asked for and was not done yet.
-
-        With `allow_deletes` for all, a central list that shrank is accepted as well."""
-
-    def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
-        """The central cloud changed: every row of that type is due, but those held off after a failure (SETTLED ones
-        are not), and for everything, whatever it was restricted to; how many rows."""
+    A run whose rows differ in `deaths` is in `in_progress_since_before` once for each.
+    """
 
     def take_follow_ups(self, *, now: datetime) -> int:
         """Turn the state service's requests for audits of ours into due rows; how many requests."""
-
-    def audits(self, names: Sequence[str] | None) -> list[AuditRow]:
-        """By name and endpoint type; raises UnknownSubcloud."""
-
-    # The sweep.
-
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
-        """Runs claimed before `moment` and still in progress; one whose rows differ in `deaths` is in it for each."""
-
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        """Their rows are failed and due again, where run id and `deaths` still stand; the region names changed."""
-
-    def quarantine(
-        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
-    ) -> list[str]:
-        """The same, but due at `retry_at`, with this failure and their deaths forgotten."""
-
-    def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
-        """Hints sent (and when) whose rows nobody has claimed since."""
-
-    def in_progress_count(self) -> int:
-        """How many subclouds are being audited."""
 
     def dispatch(
         self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
@@ -217,41 +175,19 @@ class AuditStore(Protocol):
         """Mark up to `room` due rows as dispatched, longest due first, and one hint for each subcloud among them:
         those never sent, and those whose hint is `lost`. `region_name`: of this subcloud only."""
 
-    def undo_dispatch(self, hints: Collection[AuditHint]) -> None:
-        """The hints could not be sent."""
 
-    # One run.
-
-    def claim(self, regions: Mapping[str, str], *, now: datetime) -> list[AuditRun]:
-        """Run id -> region name: take what is due of each eligible subcloud; those of which nothing is are left out."""
-
-    def look(self, name: str) -> AuditRun:
-        """The same for all endpoint types, taking nothing: for a comparison that writes nothing.
-        Raises UnknownSubcloud."""
-
-    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
-        """As RunStore.standing."""
-
-    def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
-        """Keep what is on the subcloud from the central cloud; False when the rows are no longer its own."""
-
-    def remember_groups(self, run: AuditRun, groups: Mapping[str, tuple[str, ...]]) -> bool:
-        """As RunStore.remember_groups."""
-
-    def settle(self, settlements: Sequence[Settlement]) -> set[str]:
-        """End runs and record what they found, where a row is still the run's own. The ids of the runs all of whose
-        rows were."""
-
-    def release(self, run: AuditRun, *, now: datetime) -> bool:
-        """The run ends without a finding: its rows are due again as if it had not been."""
-
-    # The central cloud.
+class CentralStates(Protocol):
+    """The central cloud as the watch last accepted it, and the rows that are due when it changes."""
 
     def central_state(self, kind: EndpointType) -> CentralState | None:
         """None before the watch first looked."""
 
     def add_rows(self, endpoint_type: EndpointType, *, now: datetime) -> int:
         """Every subcloud has a row of this audited endpoint type from now on; how many had none."""
+
+    def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
+        """The central cloud changed: every row of that type is due, but those held off after a failure (SETTLED ones
+        are not), and for everything, whatever it was restricted to; how many rows."""
 
     def accept_central(
         self, state: CentralState, *, old: CentralState | None, now: datetime, unless_rotating: bool = False
@@ -266,6 +202,30 @@ class AuditStore(Protocol):
     def confirm_central(self, kind: EndpointType, *, now: datetime) -> None:
         """Records that the watch looked and saw what is kept. A shrinking that an operator allowed is no longer
         allowed: it was meant for what there was to see at that time."""
+
+
+class AuditStore(Protocol):
+    """Rows as runs see them. Every write of a run is conditional on its run id; `Rows.standing` is beside it."""
+
+    def claim(self, regions: Mapping[str, str], *, now: datetime) -> list[AuditRun]:
+        """Run id -> region name: take what is due of each eligible subcloud; those of which nothing is are left out."""
+
+    def look(self, name: str) -> AuditRun:
+        """The same for all endpoint types, taking nothing: for a comparison that writes nothing.
+        Raises UnknownSubcloud."""
+
+    def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
+        """Keep what is on the subcloud from the central cloud; False when the rows are no longer its own."""
+
+    def remember_groups(self, run: AuditRun, groups: Mapping[str, tuple[str, ...]]) -> bool:
+        """As RunStore.remember_groups."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> set[str]:
+        """End runs and record what they found, where a row is still the run's own. The ids of the runs all of whose
+        rows were."""
+
+    def release(self, run: AuditRun, *, now: datetime) -> bool:
+        """The run ends without a finding: its rows are due again as if it had not been."""
 
 
 class AuditReports(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dcsync.audit.endpoints import audited_types
-from dcsync.audit.ports import AuditMessenger, AuditStore
+from dcsync.audit.ports import AuditMessenger, DueAudits
 from dcsync.model.messages import AuditHint
 from dcsync.runs.dispatch import Dispatcher, SweepLimits
 from dcsync.runs.ports import Locks
@@ -34,7 +34,7 @@ class AuditSweepReport:
 class AuditSweep:
     """The periodic search for audits that are due."""
 
-    store: AuditStore
+    store: DueAudits
     locks: Locks
     messenger: AuditMessenger
     limits: SweepLimits

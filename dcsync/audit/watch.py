@@ -13,7 +13,7 @@ from typing import Any
 from dcsync.audit import guards
 from dcsync.audit.endpoints import REGISTRY, audited_types
 from dcsync.audit.endpoints.base import AuditedEndpoint
-from dcsync.audit.ports import AuditStore, CentralState
+from dcsync.audit.ports import CentralState, CentralStates
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import CentralData
 from dcsync.model.subcloud import EndpointType
@@ -41,7 +41,7 @@ class Sight:
 class CentralWatch:
     """The periodic look at the central cloud. Two at once are harmless: one of them is told that it came second."""
 
-    store: AuditStore
+    store: CentralStates
     clouds: Clouds
     loop: Loop
 

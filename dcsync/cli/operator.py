@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from celery import Celery
     from sqlalchemy import Engine
 
-    from dcsync.audit.ports import AuditStore
     from dcsync.bootstrap import PreviewServices
-    from dcsync.cli.ports import Inventory, Triggers
+    from dcsync.cli.ports import Alarms, AuditRequests, Inventory, RotationRequests, Triggers
     from dcsync.model.reports import Report
-    from dcsync.rotation.ports import KeyRotationStore
     from dcsync.settings import Settings
-    from dcsync.state.ports import AlarmStore, RejectedReports
+    from dcsync.state.ports import RejectedReports
 
 
 ANSWER_SECONDS = 5
@@ -82,7 +80,7 @@ class Operator:
         return SqlInventory(self.engine, endpoint_types=self.settings.endpoint_types)
 
     @cached_property
-    def alarm_store(self) -> AlarmStore:
+    def alarm_store(self) -> Alarms:
         """The rows of alarms."""
         from dcsync.adapters.postgres.alarms import SqlAlarmStore
 
@@ -96,14 +94,14 @@ class Operator:
         return SqlRejectedReports(self.engine)
 
     @cached_property
-    def audit_store(self) -> AuditStore:
+    def audit_store(self) -> AuditRequests:
         """The rows of audits."""
         from dcsync.adapters.postgres.audits import SqlAuditStore
 
         return SqlAuditStore(self.engine)
 
     @cached_property
-    def key_rotation_store(self) -> KeyRotationStore:
+    def key_rotation_store(self) -> RotationRequests:
         """The row of key rotation."""
         from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 

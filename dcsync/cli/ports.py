@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from dcsync.audit.ports import AuditRow, CentralState
 from dcsync.model.history import RequestHistory
 from dcsync.model.states.initial_sync import Transition
-from dcsync.model.subcloud import ManagementState, NewSubcloud, Subcloud
+from dcsync.model.subcloud import EndpointType, ManagementState, NewSubcloud, Subcloud
+from dcsync.rotation.ports import KeyRotationRow, Spread
+from dcsync.state.ports import AlarmNotice
 
 
 class Inventory(Protocol):
@@ -62,3 +65,48 @@ class Triggers(Protocol):
 
     def send_key_rotation(self) -> None:
         """A look at the key rotation."""
+
+
+class AuditRequests(Protocol):
+    """What operators ask of audits, and what they read of them."""
+
+    def request(
+        self,
+        names: Sequence[str] | None,
+        endpoint_types: Collection[EndpointType],
+        *,
+        now: datetime,
+        by: str,
+        allow_deletes: bool = False,
+        resource_types: Collection[str] | None = None,
+    ) -> list[str]:
+        """An operator asks for an audit of these (None: all), at once also after a failure, and with every difference
+        to be repaired anew. Raises UnknownSubcloud. Those not eligible catch up when they are. The region names.
+        With `resource_types` these alone are repaired, and what others have asked for and was not done yet.
+
+        With `allow_deletes` for all, a central list that shrank is accepted as well."""
+
+    def audits(self, names: Sequence[str] | None) -> list[AuditRow]:
+        """By name and endpoint type; raises UnknownSubcloud."""
+
+    def central_state(self, kind: EndpointType) -> CentralState | None:
+        """None before the watch first looked."""
+
+
+class RotationRequests(Protocol):
+    """What operators ask of the key rotation, and what they read of it."""
+
+    def row(self) -> KeyRotationRow: ...
+
+    def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
+        """An operator wants a rotation; one that is asked for already is asked for in this way now."""
+
+    def spread(self, fingerprint: str) -> Spread:
+        """How many subclouds hold the set with this fingerprint."""
+
+
+class Alarms(Protocol):
+    """Alarms as operators read them."""
+
+    def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
+        """Active alarms, gravest and oldest first; with `history` cleared ones as well, newest first."""

@@ -11,7 +11,7 @@ from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
 from dcsync.model.subcloud import Step, Subcloud
-from dcsync.runs.abandoned import RunInProgress
+from dcsync.runs.dispatch import DueRows
 from dcsync.runs.ports import Standing
 
 
@@ -36,22 +36,11 @@ class Claim:
     generation: int
 
 
-class RunStore(Protocol):
-    """Rows as the sweep and the runs see them. Every write of a run is conditional on its run id."""
+class DueSyncs(DueRows[SyncHint], Protocol):
+    """Rows as the sweep sees them."""
 
     def requeue_due(self, *, now: datetime) -> int:
         """failed -> requested for every row whose hold-off is over; how many."""
-
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
-        """Runs claimed before `moment` and still in progress."""
-
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        """in-progress -> requested for these, where the run id still stands; the region names changed."""
-
-    def quarantine(
-        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
-    ) -> list[str]:
-        """in-progress -> failed for these, where the run id still stands, their deaths forgotten; the region names."""
 
     def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
         """(region name, run id) of attempts without an end that own no row any more: unmanaged, or requested anew."""
@@ -59,18 +48,9 @@ class RunStore(Protocol):
     def end_overtaken(self, run_ids: Collection[str], *, now: datetime) -> None:
         """These attempts are over: their workers are gone, and can no longer write their end themselves."""
 
-    def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
-        """Hints sent (and when) whose subcloud is still only requested."""
 
-    def in_progress_count(self) -> int:
-        """How many subclouds are being worked on."""
-
-    def dispatch(self, *, room: int, lost: Collection[SyncHint], now: datetime) -> list[SyncHint]:
-        """Mark up to `room` requested rows as dispatched, oldest request first: those never sent, and those whose hint
-        is `lost`. Rows another sweep is marking at this moment are passed over."""
-
-    def undo_dispatch(self, hints: Collection[SyncHint]) -> None:
-        """The hints could not be sent: mark the rows unsent again."""
+class RunStore(Protocol):
+    """Rows as the runs see them. Every write of a run is conditional on its run id."""
 
     def claim(self, claims: Sequence[Claim], *, worker: str, now: datetime) -> list[Run]:
         """requested -> in-progress where state and generation still match; the others are left out: somebody else moved
@@ -114,10 +94,6 @@ class RunStore(Protocol):
 
     def end_attempt(self, run: Run, ending: Ending, *, detail: str, now: datetime) -> None:
         """Close the history row of a run that may not touch the subcloud's row any more."""
-
-    def delete_history(self, *, ended_before: datetime, limit: int) -> int:
-        """Remove up to `limit` old attempts (never a subcloud's latest), and as many old requests that have none (never
-        its latest either); how many rows."""
 
 
 class Progress(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from dcsync.initial_sync.ports import RunStore, SyncMessenger
+from dcsync.initial_sync.ports import DueSyncs, SyncMessenger
 from dcsync.model.messages import SyncHint
 from dcsync.runs.dispatch import Dispatcher, SweepLimits
 from dcsync.runs.ports import Locks
@@ -34,7 +34,7 @@ class SweepReport:
 class Sweep:
     """The periodic search for what is due."""
 
-    store: RunStore
+    store: DueSyncs
     locks: Locks
     messenger: SyncMessenger
     limits: SweepLimits

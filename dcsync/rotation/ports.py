@@ -54,9 +54,6 @@ class KeyRotationStore(Protocol):
 
     def row(self) -> KeyRotationRow: ...
 
-    def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
-        """An operator wants a rotation; one that is asked for already is asked for in this way now."""
-
     def schedule(self, due: datetime | None, *, was: datetime | None) -> None:
         """The next one is due then, if it was due at `was`."""
 

@@ -21,17 +21,32 @@ Hint = TypeVar("Hint", SyncHint, AuditHint)
 
 
 class DueRows(Protocol[Hint]):
-    """What a dispatcher asks of RunStore and AuditStore; promised there."""
+    """Rows of one kind of run, as a sweep sees them."""
 
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]: ...
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]: ...
+    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
+        """Runs claimed before `moment` and still in progress."""
+
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
+        """Their rows may be dispatched again at once, where run id and `deaths` still stand; the region names
+        changed."""
+
     def quarantine(
         self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
-    ) -> list[str]: ...
-    def unstarted_hints(self) -> list[tuple[Hint, datetime]]: ...
-    def in_progress_count(self) -> int: ...
-    def dispatch(self, *, room: int, lost: Collection[Hint], now: datetime) -> list[Hint]: ...
-    def undo_dispatch(self, hints: Collection[Hint]) -> None: ...
+    ) -> list[str]:
+        """The same, but failed until `retry_at`, with this failure and their deaths forgotten."""
+
+    def unstarted_hints(self) -> list[tuple[Hint, datetime]]:
+        """Hints sent (and when) whose rows nobody has claimed since."""
+
+    def in_progress_count(self) -> int:
+        """How many subclouds are being worked on."""
+
+    def dispatch(self, *, room: int, lost: Collection[Hint], now: datetime) -> list[Hint]:
+        """Mark up to `room` due rows as dispatched, longest due first: those never sent, and those whose hint is
+        `lost`. Rows another sweep is marking at this moment are passed over."""
+
+    def undo_dispatch(self, hints: Collection[Hint]) -> None:
+        """The hints could not be sent: mark the rows unsent again."""
 
 
 @dataclass(frozen=True)

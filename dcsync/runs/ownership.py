@@ -19,7 +19,8 @@ _LOCK_LOST = Standing(Ending.LOCK_LOST, "its lock ran out or went to another run
 class Rows(Protocol):
     """Whoever knows whether the rows of a run are still its own: RunStore, AuditStore."""
 
-    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]: ...
+    def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
+        """For each run: None while its row is still its own, else why it must stop."""
 
 
 class BatchedOwnership:

@@ -156,10 +156,7 @@ class SinkTurn:
 
 
 class AlarmStore(Protocol):
-    """Alarms as operators and sinks see them; that they are raised and cleared is `StateTransaction`'s."""
-
-    def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
-        """Active alarms, gravest and oldest first; with `history` cleared ones as well, newest first."""
+    """Alarms as sinks are told of them; that they are raised and cleared is `StateTransaction`'s."""
 
     def take_turn(self, sink: str, *, now: datetime, until: datetime) -> SinkTurn | None:
         """None while another process tells this sink, or its hold-off lasts."""
@@ -169,12 +166,6 @@ class AlarmStore(Protocol):
 
     def end_turn(self, turn: SinkTurn, *, reached: AlarmPosition, next_attempt_at: datetime, attempt: int) -> None:
         """Note how far the sink was told, and when it is told again at the earliest."""
-
-    def reconcile(self, *, now: datetime) -> tuple[int, int]:
-        """Make active alarms agree with rows; how many were raised and how many cleared."""
-
-    def prune(self, *, cleared_before: datetime, rejected_kept: int) -> int:
-        """Remove old history, and all but the newest rejected reports; how many rows went."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""What an AuditStore promises, held against the one in memory and the one in PostgreSQL.
+"""What the rows of audits promise, held against those in memory and those in PostgreSQL.
+
+The ports are DueAudits, AuditStore and CentralStates, and AuditRequests of the commands.
 
 The rows are made and changed by others through `Rows`, which each backend fills in.
 """
@@ -18,7 +20,7 @@ from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import audit_request, key_rotation, subcloud, subcloud_sync
 from dcsync.audit.endpoints import REGISTRY, audited_types
-from dcsync.audit.ports import SETTLED, AuditRow, AuditRun, AuditStore, CentralState, Finding
+from dcsync.audit.ports import SETTLED, AuditRow, AuditRun, CentralState, Finding
 from dcsync.audit.settlement import settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import UnknownSubcloud
@@ -43,7 +45,7 @@ NEXT = NOON + timedelta(minutes=20)
 class Rows:
     """A store with three eligible subclouds, s1 to s3, all due since NOON, and what others do to them."""
 
-    store: AuditStore
+    store: SqlAuditStore | MemoryAuditStore
     leave: Callable[[str], None]
     delete: Callable[[str], object]
     ask_follow_up: Callable[[str | None, EndpointType], None]

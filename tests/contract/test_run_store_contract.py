@@ -1,4 +1,4 @@
-"""What a RunStore promises, held against the one in memory and the one in PostgreSQL.
+"""What the rows of initial syncs promise (ports DueSyncs and RunStore), held against memory and PostgreSQL.
 
 The rows are made and looked at through `Rows`, which each backend fills in: the port itself cannot add a subcloud.
 """
@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.runs import SqlRunStore
-from dcsync.initial_sync.ports import Claim, Run, RunStore
+from dcsync.initial_sync.ports import Claim, Run
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.reasons import Reason
@@ -35,7 +35,7 @@ USERS = ResourceType.USERS
 class Rows:
     """A store with three requested subclouds, s1 to s3, and what others do to them."""
 
-    store: RunStore
+    store: SqlRunStore | MemoryRunStore
     subcloud: Callable[[str], Subcloud]
     ask: Callable[[str], None]
     leave: Callable[[str], None]
@@ -164,7 +164,7 @@ def test_giving_back_makes_the_row_due_again_as_if_not_tried(rows: Rows) -> None
     assert "s1" in [hint.region_name for hint in rows.store.dispatch(room=9, lost=[], now=NOON)]
 
 
-WRITES: dict[str, Callable[[RunStore, Run], bool]] = {
+WRITES: dict[str, Callable[[SqlRunStore | MemoryRunStore, Run], bool]] = {
     "start_step": lambda store, run: store.start_step(run, Step.IDENTITY, now=NOON),
     "record_identity": lambda store, run: store.record_identity(run, fingerprint="f"),
     "remember_groups": lambda store, run: store.remember_groups(run, {"g": ("u",)}),

@@ -89,7 +89,9 @@ class SqlAlarmStore:
 
     @database_errors()
     def reconcile(self, *, now: datetime) -> tuple[int, int]:
-        """One statement each way over all rows; state workers go on meanwhile, and win where both write."""
+        """Make active alarms agree with rows; how many were raised and how many cleared.
+
+        One statement each way over all rows; state workers go on meanwhile, and win where both write."""
         with self._engine.begin() as connection:
             dbapi_connection: Any = connection.connection.dbapi_connection
             with dbapi_connection.cursor() as cursor:
@@ -100,6 +102,7 @@ class SqlAlarmStore:
 
     @database_errors()
     def prune(self, *, cleared_before: datetime, rejected_kept: int) -> int:
+        """Remove old history, and all but the newest rejected reports; how many rows were removed."""
         old = select(alarm.c.id).where(alarm.c.cleared_at < cleared_before).limit(_PRUNED_AT_ONCE)
         newest = select(func.max(rejected_report.c.id)).scalar_subquery()
         with self._engine.begin() as connection:

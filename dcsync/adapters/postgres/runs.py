@@ -264,6 +264,8 @@ class SqlRunStore:
 
     @database_errors()
     def delete_history(self, *, ended_before: datetime, limit: int) -> int:
+        """Remove up to `limit` old attempts (never a subcloud's latest), and as many old requests that have none (never
+        its latest either); how many rows."""
         given = {"before": ended_before, "most": limit}
         with self._single.connect() as connection:
             attempts = connection.execute(_OLD_ATTEMPTS, given).rowcount
