@@ -80,10 +80,10 @@ class Firmware(AuditedEndpoint[Images]):
         puts, deletes = comparison.plan
         images = writer.session.service(self.endpoint_type)
         for name in puts:
-            await writer.may_write()
+            await writer.check_ownership()
             await images.put(name, self._wanted(central)[name])
         for name in deletes:
-            await writer.may_write()
+            await writer.check_ownership()
             await images.delete(name)
 
     def _wanted(self, central: CentralData) -> Images:

@@ -169,7 +169,7 @@ class Audit:
         async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
             for each in progress:
                 await self._endpoint(run, each, session, central)
-        await self._may_write(run)
+        await self._check_ownership(run)
 
     def _since_asked(self, run: AuditRun) -> float | None:
         """Seconds since the newest request among what is due. A central change is told to the rows at one moment; what
@@ -247,7 +247,7 @@ class Audit:
     def _writer(self, run: AuditRun, session: SubcloudSession) -> Writer:
         return Writer(
             session=session,
-            may_write=lambda: self._may_write(run),
+            check_ownership=lambda: self._check_ownership(run),
             users_at_once=self.limits.users_at_once,
             admin_password=self.admin_password,
         )
@@ -288,7 +288,7 @@ class Audit:
 
     # --- ownership, and what the rows keep ---
 
-    async def _may_write(self, run: AuditRun) -> None:
+    async def _check_ownership(self, run: AuditRun) -> None:
         await require_ownership(self.ownership, run)
 
     async def _own(self, run: AuditRun, write: Callable[..., bool], *args: object) -> None:

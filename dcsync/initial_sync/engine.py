@@ -85,10 +85,12 @@ class InitialSync:
             await self._in_step(
                 run,
                 Step.FERNET_KEYS,
-                lambda: replace_fernet_keys(session=session, keys=central.keys, may_write=lambda: self._may_write(run)),
+                lambda: replace_fernet_keys(
+                    session=session, keys=central.keys, check_ownership=lambda: self._check_ownership(run)
+                ),
             )
         await self._in_step(run, Step.AUDIT_INIT, lambda: self._init_audit(run))
-        await self._may_write(run)
+        await self._check_ownership(run)
 
     def _needs_identity(self, run: Run, fingerprint: str) -> bool:
         """A subcloud that merely came back skips the step if it was given exactly what the central cloud holds now."""
@@ -111,7 +113,7 @@ class InitialSync:
                 groups_to_refill=run.groups_to_refill,
                 remember_groups=remember,
                 remember_placed=remember_placed,
-                may_write=lambda: self._may_write(run),
+                check_ownership=lambda: self._check_ownership(run),
                 users_at_once=self.limits.users_at_once,
             ),
         )
@@ -144,7 +146,7 @@ class InitialSync:
             self.progress(run, step)
         return is_own
 
-    async def _may_write(self, run: Run) -> None:
+    async def _check_ownership(self, run: Run) -> None:
         await require_ownership(self.ownership, run)
 
     async def _own(self, run: Run, write: Callable[..., bool], *args: object) -> None:

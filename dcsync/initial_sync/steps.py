@@ -14,7 +14,7 @@ from dcsync.model.identity import NewIds, Placed, Records
 from dcsync.model.reasons import Reason
 from dcsync.planner.plan import plan_initial_sync
 from dcsync.runs.clouds import SubcloudSession
-from dcsync.runs.delivery import MayWrite, carry_out, read_records
+from dcsync.runs.delivery import OwnershipCheck, carry_out, read_records
 
 PLANS = 2
 """Domains first, if their ids differ, then everything in them."""
@@ -39,7 +39,7 @@ async def align_identity(
     groups_to_refill: Mapping[str, tuple[str, ...]],
     remember_groups: Callable[[Mapping[str, tuple[str, ...]]], Awaitable[None]],
     remember_placed: Callable[[Placed, NewIds], Awaitable[None]],
-    may_write: MayWrite,
+    check_ownership: OwnershipCheck,
     users_at_once: int,
 ) -> IdentityWritten:
     """Gives the subcloud's same-named records everything that an audit compares: the central ids first of all.
@@ -59,7 +59,7 @@ async def align_identity(
         await remember_placed(plan.placed, plan.new_ids)
         if plan.groups_to_refill:
             await remember_groups(plan.groups_to_refill)
-        await carry_out(plan.writes, session=session, may_write=may_write, users_at_once=users_at_once)
+        await carry_out(plan.writes, session=session, check_ownership=check_ownership, users_at_once=users_at_once)
         written += len(plan.writes)
         ids_changed += len(plan.new_ids)
         if not plan.moves_domains:

@@ -1,1 +1,1 @@
-"""What every room speaks of, as plain values: subclouds, identity data, states, reports, reasons, errors. Pure."""
+"""The values every layer uses: subclouds, identity data, states, reports, reasons, errors. Pure."""

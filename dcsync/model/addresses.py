@@ -14,7 +14,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def parse_address(text: str) -> Address:
-    """An IP address; an IPv4 address written inside IPv6 (::ffff:a.b.c.d) counts as the IPv4 address it is."""
+    """Returns the IP address; an IPv4 address written inside IPv6 (::ffff:a.b.c.d) counts as the IPv4 address it is."""
     try:
         address = ipaddress.ip_address(text.strip())
     except ValueError as exc:
@@ -28,10 +28,10 @@ def parse_address(text: str) -> Address:
 
 
 def check_address(text: str, *, allowed_networks: Sequence[Network]) -> Address:
-    """The parsed address, or BadAddress when dcsync must not connect to it.
+    """Returns the parsed address; raises BadAddress when dcsync must not connect to it.
 
     With no allowed networks, anything is allowed but loopback, link-local, multicast, unspecified and reserved.
-    Checked when written and again when dialled, for the rule may have become stricter in between.
+    Called when the address is stored and again before each connection, because the setting may have changed.
     """
     address = parse_address(text)
     if allowed_networks:

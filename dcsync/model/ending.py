@@ -1,4 +1,4 @@
-"""How a run may end, whatever its kind: the words of the history, and why it failed if it did."""
+"""How a run of any service may end, and why it failed if it did."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ending(StrEnum):
 class Failure:
     """Why an attempt failed: a reason from the closed list, and one line for people, without secrets.
 
-    `retry_after`: seconds the cloud itself asked for as a pause; obeyed up to the longest hold-off.
+    `retry_after`: the pause in seconds that the cloud requested; respected up to the longest hold-off.
     """
 
     reason: Reason

@@ -1,18 +1,18 @@
-"""Everything that can go wrong, drawn as one tree, and the closed list of reasons an operator may see.
+"""The tree of errors. Reasons shown to operators are in `reasons`.
 
     DcsyncError
       TemporaryError             worth another try after a hold-off
-        CloudError               a cloud (subcloud or central) did not do its part; carries a Reason
+        CloudError               a request to a subcloud or the central cloud failed; carries a Reason
         BrokerUnreachable        Redis does not answer
         DatabaseUnreachable      PostgreSQL does not answer
-        WorkerStopping           this worker stops, and what it was doing is given back
-        KeyRotationFailed        the central cloud's keys were not rotated, or nobody can tell whether they were
+        WorkerStopping           this worker is stopping; its runs are returned to the queue
+        KeyRotationFailed        the central cloud's keys were not rotated, or it is unknown whether they were
         LocalProcessFailed       a process of `dcsync up` did not start or did not stop
-      PermanentError             another try gives the same answer; a person must look
+      PermanentError             a retry gives the same result; a person must act
         UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  BadReport  RefusedByGuard
         MisconfiguredError  SchemaOutOfDate
 
-Expected endings of a run (busy, cancelled, superseded) are not here: they are outcomes, see `initial_sync.engine`.
+Expected endings of a run (busy, cancelled, superseded) are outcomes, not errors: see `runs.outcome`.
 No error carries a secret: messages are made from names, addresses, status codes and reasons only.
 """
 
@@ -32,18 +32,18 @@ class DcsyncError(Exception):
 
 
 class TemporaryError(DcsyncError):
-    """Worth another try, perhaps after a while."""
+    """A retry may succeed, perhaps after a while."""
 
 
 class PermanentError(DcsyncError):
-    """Another try gives the same answer."""
+    """A retry gives the same result."""
 
 
 class CloudError(TemporaryError):
-    """A subcloud or the central cloud did not do its part.
+    """A request to a subcloud or to the central cloud failed.
 
     Raised by adapters with the cause chained. `detail` names host, verb, path and status, never a body.
-    `retry_after` is how many seconds the cloud itself asked for as a pause, where it did (429, 503).
+    `retry_after` is the pause in seconds that the cloud requested, if it did (429, 503).
     """
 
     def __init__(self, reason: Reason, detail: str, retry_after: float | None = None) -> None:
@@ -57,23 +57,23 @@ class CloudError(TemporaryError):
 
 
 class BrokerUnreachable(TemporaryError):
-    """Redis does not answer, or refuses us."""
+    """Redis does not answer, or rejects the connection."""
 
 
 class DatabaseUnreachable(TemporaryError):
-    """PostgreSQL does not answer, or refuses us."""
+    """PostgreSQL does not answer, or rejects the connection."""
 
 
 class WorkerStopping(TemporaryError):
-    """This worker stops; what was running was cancelled and has ended."""
+    """This worker is stopping; the running coroutine was cancelled and has ended."""
 
 
 class KeyRotationFailed(TemporaryError):
-    """The central cloud's keys were not rotated, or it cannot be told whether they were; no key is in the message."""
+    """The central cloud's keys were not rotated, or it is unknown whether they were; the message contains no key."""
 
 
 class LocalProcessFailed(TemporaryError):
-    """A server or worker of `dcsync up` did not start in time, or would not stop; its last log ends the message."""
+    """A server or worker of `dcsync up` did not start or stop in time; the message ends with its last log lines."""
 
 
 class UnknownSubcloud(PermanentError):
@@ -107,11 +107,11 @@ class BadRecord(PermanentError):
 
 
 class BadReport(PermanentError):
-    """A report to the state service that cannot be used; it is rejected with this reason and stops nothing else."""
+    """An invalid report to the state service; it is rejected with this reason, and other reports are applied."""
 
 
 class RefusedByGuard(PermanentError):
-    """The request is understood and refused, because carrying it out would do harm or could not work now."""
+    """A valid request that is refused because carrying it out would do harm or cannot work now."""
 
 
 class MisconfiguredError(PermanentError):

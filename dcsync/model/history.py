@@ -1,4 +1,4 @@
-"""What was asked for one subcloud and what was tried: requests, their attempts, and the steps of each."""
+"""The history of one subcloud: initial sync requests, their attempts, and the steps of each attempt."""
 
 from __future__ import annotations
 

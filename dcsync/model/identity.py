@@ -1,7 +1,7 @@
-"""What Keystone holds and dcsync aligns: users, groups, projects, roles, and the fernet keys.
+"""The Keystone data that dcsync synchronizes: users, groups, projects, roles, and the fernet keys.
 
-Records are raw Keystone rows as dcdbsync speaks them. Their bodies hold password hashes and keys, so nothing here
-shows a body in its `repr`. How records are matched and ordered is `dcsync.planner`.
+Records are raw Keystone rows in the format of dcdbsync. Their bodies hold password hashes and keys, so no `repr` here
+shows a body. How records are matched and ordered is `dcsync.planner`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class ResourceType(StrEnum):
 
 @dataclass(frozen=True)
 class Shape:
-    """How dcdbsync spells records of one kind, reduced to the columns that every release knows.
+    """How dcdbsync represents records of one type, reduced to the columns that every release knows.
 
     A part of a body is one row (`rows`), a list of rows (`lists`), or a list of user ids (`has_members`). `row` is the
-    part that holds id and domain, `named_by` the one that holds the name.
+    part that holds id and domain, `named_by` the part that holds the name.
     """
 
     row: str
@@ -41,7 +41,7 @@ class Shape:
     rows: Mapping[str, tuple[str, ...]]
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
-    """Lists that an older release leaves out; absent is not empty."""
+    """Lists that an older release omits; an absent list is not an empty one."""
     has_members: bool = False
 
 
@@ -83,7 +83,7 @@ SHAPES: Mapping[ResourceType, Shape] = {
 
 @dataclass(frozen=True)
 class Record:
-    """One user, group, project or role. `body` is the JSON object dcdbsync lists and takes back."""
+    """One user, group, project or role. `body` is the JSON object that dcdbsync returns and accepts."""
 
     type: ResourceType
     id: str
@@ -93,7 +93,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes records of the two sides the same thing: name and domain."""
+        """Name and domain, by which records of the two clouds are matched."""
         return self.name, self.domain_id
 
     @property
@@ -109,12 +109,11 @@ def _only(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
 
 
 def record_from_body(type_: ResourceType, body: Mapping[str, Any]) -> Record:
-    """A record from one element of a dcdbsync list, reduced to the columns every release knows.
+    """Returns a record from one element of a dcdbsync list, reduced to the columns every release knows.
 
-    Unknown columns are dropped: the server passes what it gets to its tables unfiltered, and one column its table
-    lacks is a 500. An absent `user_option` stays absent (an empty list would remove the subcloud's options).
-    Raises KeyError, TypeError or ValueError for a body of another shape. Source: docs/upstream/identity-sync.md section
-    5.
+    Unknown columns are dropped: the server writes every column it receives to its table, and answers 500 for a column
+    the table lacks. An absent `user_option` stays absent (an empty list would remove the subcloud's options). Raises
+    KeyError, TypeError or ValueError for a malformed body. Source: docs/upstream/identity-sync.md section 5.
     """
     shape = SHAPES[type_]
     kept: dict[str, Any] = {part: _only(body[part], columns) for part, columns in shape.rows.items()}
@@ -159,12 +158,12 @@ class Records:
 
 
 VOLATILE_COLUMNS = frozenset({"last_active_at", "failed_auth_count", "failed_auth_at", "local_user_id"})
-"""Columns that change by themselves (a login, a wrong password) or count per database; never decide anything by them.
+"""Columns that change by themselves (a login, a wrong password) or are numbered per database; they are never compared.
 Source: docs/upstream/real-keystone.md K11."""
 
 
 def fingerprint(records: Records) -> str:
-    """A digest of what a subcloud is given, equal for equal content in any order; volatile columns do not count."""
+    """Returns a digest of the records, equal for equal content in any order; volatile columns are ignored."""
     digest = hashlib.sha256()
     for type_ in ResourceType:
         for line in sorted(json.dumps(_stable(record.body), sort_keys=True) for record in records.of(type_)):
@@ -175,7 +174,7 @@ def fingerprint(records: Records) -> str:
 
 
 def record_digest(record: Record) -> str:
-    """A digest of one record as `fingerprint` sees it."""
+    """Returns a digest of one record, computed as in `fingerprint`."""
     return hashlib.sha256(json.dumps(_stable(record.body), sort_keys=True).encode()).hexdigest()
 
 
@@ -203,12 +202,12 @@ class FernetKeys:
         return f"FernetKeys(ids={sorted(self.keys)})"
 
     def fingerprint(self) -> str:
-        """A digest for comparing and reporting; the keys cannot be got back from it."""
+        """Returns a digest for comparing and reporting; the keys cannot be derived from it."""
         text = "\n".join(f"{key_id}:{self.keys[key_id]}" for key_id in sorted(self.keys))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def problems(self) -> list[str]:
-        """What is wrong with this set, in words without key material; empty when it may be sent."""
+        """Returns what is wrong with this set, without key material; empty when it may be sent."""
         found = [] if self.keys else ["the set is empty"]
         for key_id, key in sorted(self.keys.items()):
             if key_id < 0:
@@ -220,7 +219,7 @@ class FernetKeys:
 
 @dataclass(frozen=True)
 class KeySet:
-    """What rows may know of a set of keys: fingerprints only, of the whole and of each key."""
+    """What the database stores about a set of keys: fingerprints only, of the whole set and of each key."""
 
     fingerprint: str
     """As `FernetKeys.fingerprint`."""
@@ -229,27 +228,27 @@ class KeySet:
 
     @property
     def primary(self) -> str:
-        """Of the key that tokens are issued with now."""
+        """Fingerprint of the key that tokens are issued with now."""
         return self.keys[-1][1] if self.keys else ""
 
     @property
     def staged(self) -> str:
-        """Of the key that is primary after the next rotation; empty when there is none."""
+        """Fingerprint of the key that becomes primary at the next rotation; empty when there is none."""
         return dict(self.keys).get(0, "")
 
 
 def key_set(keys: FernetKeys) -> KeySet:
-    """The keys cannot be got back from it."""
+    """Returns the fingerprints of these keys; the keys cannot be derived from them."""
     ids = sorted(keys.keys)
     return KeySet(keys.fingerprint(), tuple((id_, hashlib.sha256(keys.keys[id_].encode()).hexdigest()) for id_ in ids))
 
 
 def fernet_keys(pairs: Iterable[tuple[int, str]]) -> FernetKeys:
-    """Keys from (id, key) pairs; raises ValueError when an id comes twice."""
+    """Returns the keys of these (id, key) pairs; raises ValueError for a duplicate id."""
     keys: dict[int, str] = {}
     for key_id, key in pairs:
         if key_id in keys:
-            raise ValueError(f"key id {key_id} comes twice")
+            raise ValueError(f"duplicate key id {key_id}")
         keys[key_id] = key
     return FernetKeys(keys)
 
@@ -280,18 +279,18 @@ class Assignment:
 
     @property
     def ids(self) -> tuple[tuple[ResourceType, str], ...]:
-        """Of the records it ties together: the actor's, the project's, the role's."""
+        """Types and ids of the actor, the project and the role."""
         actors = ACTORS[self.actor_type]
         return (actors, self.actor_id), (ResourceType.PROJECTS, self.project_id), (ResourceType.ROLES, self.role_id)
 
     def moved(self, new_ids: NewIds) -> Assignment:
-        """As it is once these records have other ids: grants follow."""
+        """Returns the assignment after these records take their new ids."""
         actor, project, role = (new_ids.get(each, each[1]) for each in self.ids)
         return Assignment(project_id=project, actor_type=self.actor_type, actor_id=actor, role_id=role)
 
 
 NewIds = Mapping[tuple[ResourceType, str], str]
-"""(type, old id) -> new id, of the records of a cloud that change theirs."""
+"""(type, old id) -> new id, for records whose id changes."""
 
 
 REVOCATION_EVENT_COLUMNS = (
@@ -301,25 +300,27 @@ REVOCATION_EVENT_COLUMNS = (
 
 
 EVENT_LEFT_OVER = timedelta(minutes=30)
-"""How long Keystone keeps a revocation event once the tokens it revokes have expired."""
+"""How long Keystone keeps a revocation event after the tokens it revokes have expired."""
 
 
 @dataclass(frozen=True)
 class RevocationEvent:
-    """One row of Keystone's revocation events; two are the same when all columns but the automatic `id` are."""
+    """One row of Keystone's revocation events; two are equal when all columns except the automatic `id` are equal."""
 
     columns: tuple[tuple[str, str | None], ...]
-    """(column, value) in the order of REVOCATION_EVENT_COLUMNS; a column the cloud does not know is left out."""
+    """(column, value) in the order of REVOCATION_EVENT_COLUMNS; a column the cloud does not have is omitted."""
 
     @property
     def body(self) -> dict[str, str | None]:
         return dict(self.columns)
 
     def matters_at(self, now: datetime, *, token_lifetime: timedelta) -> bool:
-        """Whether a token it revokes may still be alive; True where the cloud does not say when it was revoked.
+        """Returns whether a token it revokes may still be valid; True when the cloud does not report the revocation
+        time.
 
-        Keystone removes older events itself, each cloud when it next revokes something: what one side has removed
-        already is no difference. Source: keystone's `prune` (an expired token's event, half an hour later).
+        Each Keystone removes older events when it next revokes something, so an event missing on one cloud for that
+        reason is not a difference. Source: keystone's `prune` (removes the event of an expired token half an hour
+        later).
         """
         try:
             revoked_at = datetime.fromisoformat(self.body.get("revoked_at") or "")
@@ -329,14 +330,14 @@ class RevocationEvent:
 
 
 def revocation_event(row: Mapping[str, Any]) -> RevocationEvent:
-    """An event from the object dcdbsync lists under `revocation_event`."""
+    """Returns the event of the object that dcdbsync lists under `revocation_event`."""
     return RevocationEvent(tuple((column, row[column]) for column in REVOCATION_EVENT_COLUMNS if column in row))
 
 
 @dataclass(frozen=True)
 class Placed:
-    """What dcsync put on a subcloud, or found there under the central cloud's name: ids only. A central deletion
-    deletes exactly these."""
+    """Ids of what dcsync wrote to a subcloud, or found there with the same name as a central record. When a record is
+    deleted centrally, only these are deleted from the subcloud."""
 
     ids: Mapping[ResourceType, frozenset[str]] = field(default_factory=dict)
     assignments: frozenset[Assignment] = frozenset()
@@ -345,26 +346,26 @@ class Placed:
         return self.ids.get(type_, frozenset())
 
     def __or__(self, other: Placed) -> Placed:
-        """What either of them holds."""
+        """Returns the union of both."""
         ids = {type_: self.of(type_) | other.of(type_) for type_ in ResourceType}
         return Placed(ids=ids, assignments=self.assignments | other.assignments)
 
     def followed(self, new_ids: NewIds) -> Placed:
-        """With its grants under both their old and their new ids: who was deleted and made anew at the central cloud
-        must not inherit for good what the other was granted."""
+        """Returns it with each grant under both its old and its new ids, so that a user deleted and created again at
+        the central cloud does not keep the earlier user's grants."""
         return self | Placed(assignments=frozenset(each.moved(new_ids) for each in self.assignments))
 
 
 @dataclass(frozen=True)
 class CentralData:
-    """What the central cloud gives its subclouds, fetched once per wave and shared; lives in memory only."""
+    """The central data that subclouds receive; fetched once, shared by concurrent runs, kept in memory only."""
 
     records: Records
     keys: FernetKeys
     identity_fingerprint: str
-    """Of `records`: what an initial sync gives."""
+    """Fingerprint of `records`, which an initial sync writes."""
     assignments: frozenset[Assignment] = frozenset()
-    """Read for audits only, as the events: empty in what `Clouds.central_data` gives."""
+    """Read for audits only, like the events; empty in the result of `Clouds.central_data`."""
     revocation_events: frozenset[RevocationEvent] = frozenset()
     others: Mapping[EndpointType, Any] = field(default_factory=dict, repr=False)
-    """What the services behind other audited endpoint types answered, each as its own adapter reads it."""
+    """Data of other audited endpoint types, as returned by the adapter of each."""

@@ -1,6 +1,6 @@
-"""What is said between processes: queues, task names, and the small payloads they carry.
+"""Messages between processes: queues, task names, and the small payloads they carry.
 
-A task name is a wire contract: it is never renamed, only joined by a new one that is accepted beside it for a release.
+A task name is a wire contract: it is never renamed. A new name is accepted beside the old one for a release.
 A message carries a region name, a generation and small plain values; never a secret, never a record.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 PAYLOAD_VERSION = 1
-"""Grows when a payload changes its meaning; a worker takes this version and the one before."""
+"""Increased when a payload changes its meaning; a worker accepts this version and the previous one."""
 
 
 class Queue(StrEnum):
@@ -43,8 +43,8 @@ QUEUE_OF = {
     TaskName.WATCH_CENTRAL: Queue.CONTROL,
     TaskName.ROTATE_KEYS: Queue.CONTROL,
     TaskName.AUDIT: Queue.AUDIT,
-    # Not behind the audits: after a change at the central cloud thousands wait there, and nobody would see a subcloud
-    # go or come.
+    # Not the audit queue: after a central change thousands of audits wait there, and availability would be detected
+    # late.
     TaskName.AVAILABILITY_SWEEP: Queue.CONTROL,
     TaskName.PROBE: Queue.CONTROL,
     TaskName.STATE_UPDATES: Queue.STATE,
@@ -55,7 +55,7 @@ QUEUE_OF = {
 
 @dataclass(frozen=True)
 class SyncHint:
-    """ "Somebody should sync this subcloud": lost, doubled, late or stale, the row decides what it is worth."""
+    """A hint that a subcloud is due for initial sync. It may be lost, duplicated or late: the row decides."""
 
     region_name: str
     generation: int
@@ -64,7 +64,7 @@ class SyncHint:
 
     @property
     def task_id(self) -> str:
-        """Tells the story in Flower, and lets the sweep see which hints still wait in the queue."""
+        """Identifies the run in Flower, and the hints that are still queued to the sweep."""
         return f"{self.region_name}.g{self.generation}.a{self.attempt}"
 
     def payload(self) -> dict[str, object]:
@@ -73,7 +73,7 @@ class SyncHint:
 
 @dataclass(frozen=True)
 class AuditHint:
-    """ "Somebody should look what is due of this subcloud's audits"; `number` counts the hints sent for it."""
+    """A hint that audits of this subcloud are due; `number` counts the hints sent for it."""
 
     region_name: str
     number: int = 0

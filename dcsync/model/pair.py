@@ -1,4 +1,4 @@
-"""Management state and availability status of a subcloud, and what a change of the two means for its initial sync."""
+"""Management state and availability status of a subcloud, and what a change of them means for its initial sync."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairChange:
-    """What follows from a new pair: the event, and whether the memory of an earlier identity sync is dropped."""
+    """The event caused by a new pair, and whether the record of an earlier identity sync is dropped."""
 
     event: InitialSyncEvent
     forget_subsequent_sync: bool
 
 
 def pair_change(*, old: Pair, new: Pair) -> PairChange | None:
-    """What a new pair means, None when it is the old one. Source: docs/upstream/initial-sync.md section 3.1."""
+    """Returns the change from the old pair to the new one, None when they are equal. Source:
+    docs/upstream/initial-sync.md section 3.1."""
     if new == old:
         return None
     return PairChange(

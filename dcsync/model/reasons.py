@@ -34,12 +34,12 @@ class Reason(StrEnum):
 
     @property
     def needs_a_person(self) -> bool:
-        """True where waiting alone is unlikely to help; the run is still retried, at its hold-off."""
+        """Whether waiting alone is unlikely to help; the run is retried after its hold-off all the same."""
         return self in _NEEDS_A_PERSON
 
     @property
     def advice(self) -> str:
-        """One sentence that says what to do next."""
+        """What the operator should do next, in one sentence."""
         return _ADVICE[self]
 
 
@@ -67,23 +67,23 @@ _ADVICE = {
     Reason.TIMEOUT: "the subcloud accepts connections but is too slow to answer; look at its load",
     Reason.TLS_FAILED: "check the subcloud's certificate and DCSYNC_CA_FILE",
     Reason.AUTH_FAILED: "check DCSYNC_USERNAME and its password on the subcloud",
-    Reason.REFUSED: "the subcloud refused a request as wrong or forbidden; see its dcdbsync and sysinv logs",
-    Reason.TOO_MANY_REQUESTS: "the subcloud asked for a pause; the next attempt is made when the pause ends",
+    Reason.REFUSED: "the subcloud rejected a request as invalid or forbidden; see its dcdbsync and sysinv logs",
+    Reason.TOO_MANY_REQUESTS: "the subcloud is rate limiting; the next attempt is made after the pause it requested",
     Reason.SERVER_ERROR: "see the subcloud's own logs for the request id req-<run id>",
-    Reason.BAD_REPLY: "something other than the expected service answers at this address",
-    Reason.REPLY_TOO_LARGE: "something other than the expected service answers at this address",
+    Reason.BAD_REPLY: "the reply is not from the expected service; check what listens at this address",
+    Reason.REPLY_TOO_LARGE: "the reply exceeds DCSYNC_MAX_REPLY_BYTES; check what listens at this address",
     Reason.ADDRESS_REFUSED: "correct the management IP or DCSYNC_ALLOWED_NETWORKS",
     Reason.SUBCLOUD_EMPTY: "the subcloud lists no users, projects or roles; check its Keystone database",
     Reason.IDS_NOT_ALIGNED: "redeploy or align the service users' and projects' ids on the subcloud first",
     Reason.IDENTITY_NOT_VERIFIED: "the subcloud did not store what it was sent; see its dcdbsync log",
-    Reason.KEYS_NOT_VERIFIED: "the subcloud did not take the keys; see its sysinv log",
+    Reason.KEYS_NOT_VERIFIED: "the subcloud did not store the keys it was sent; see its sysinv log",
     Reason.CENTRAL_UNREACHABLE: "check that the central Keystone, dcdbsync and sysinv are up",
     Reason.CENTRAL_AUTH_FAILED: "check DCSYNC_USERNAME, its password and DCSYNC_CENTRAL_AUTH_URL",
-    Reason.CENTRAL_BAD_REPLY: "check DCSYNC_CENTRAL_*_URL: something else answers there",
+    Reason.CENTRAL_BAD_REPLY: "check DCSYNC_CENTRAL_*_URL: the reply is not from the expected service",
     Reason.CENTRAL_EMPTY: "the central cloud lists no users, projects, roles or keys; nothing is sent until it does",
     Reason.CENTRAL_KEYS_INVALID: "check the central fernet repository: a key is not 32 bytes of url-safe base64",
-    Reason.GUARD_REFUSED: "look at what would be lost with `dcsync diff`; if it is meant, audit with --allow-deletes",
-    Reason.NOT_CONVERGING: "three repairs did not last; look at the named fields on the subcloud",
-    Reason.QUARANTINED: "its runs ended with the worker's death three times; look at the worker's log",
-    Reason.INTERNAL_ERROR: "a fault in dcsync: please report it with the worker's log",
+    Reason.GUARD_REFUSED: "review the deletions with `dcsync diff`; if they are intended, audit with --allow-deletes",
+    Reason.NOT_CONVERGING: "the same difference returned after three repairs; check the named fields on the subcloud",
+    Reason.QUARANTINED: "the worker died three times while running it; see the worker's log",
+    Reason.INTERNAL_ERROR: "a fault in dcsync: report it with the worker's log",
 }

@@ -1,9 +1,9 @@
-"""What reports travel as: JSON values, checked by pydantic against one description of each kind.
+"""The JSON payloads of reports, validated by pydantic against one type per kind of report.
 
-Kept out of `reports`, because importing pydantic costs a command 0.1 s. Measured (CPU time, CPython 3.11, compared with
-the hand-written readers that this replaced): an availability report 3.3 µs (1.4 times as much), an endpoint, a bulk of
-two or endpoint types 3.0 to 6.6 µs (1.0 to 1.1 times), a message of 200 mixed reports 1.2 ms (1.1 times). Models
-instead of typed dictionaries would cost an availability report 1.6 times as much.
+Separate from `reports`, because importing pydantic adds 0.1 s to the start of a command. Measured (CPU time, CPython
+3.11, compared with the hand-written readers used before): an availability report 3.3 µs (1.4 times as much), an
+endpoint, a bulk of two or endpoint types 3.0 to 6.6 µs (1.0 to 1.1 times), a message of 200 mixed reports 1.2 ms (1.1
+times). With models instead of typed dictionaries an availability report would cost 1.6 times as much.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
 
 
 def report_payload(report: Report) -> dict[str, object]:
-    """The report as JSON values; what says nothing beyond the default is left out."""
+    """Returns the report as JSON values; fields with default values are omitted."""
     payload: dict[str, object] = {
         "kind": _KINDS[type(report)],
         "region_name": report.region_name,
@@ -69,7 +69,8 @@ def _availability_payload(report: AvailabilityReport) -> dict[str, object]:
 
 
 def report_from_payload(payload: object) -> Report:
-    """The report that `report_payload` made; raises BadReport that says what is wrong with anything else."""
+    """Returns the report of this payload, the inverse of `report_payload`; raises BadReport naming the first
+    problem."""
     try:
         fields = _PAYLOADS.validate_python(payload)
     except ValidationError as exc:
@@ -91,11 +92,11 @@ def _endpoint_report(*, region_name: str | None = None, **others: Any) -> Endpoi
 
 
 HIDDEN = "***"
-"""Stands for what nobody may read: it might be a secret that was sent by mistake."""
+"""Replaces unexpected values, which may be secrets sent by mistake."""
 
 
 def readable(payload: object) -> object:
-    """What may be stored and shown of a payload that is no report: the plain values of the fields a report has."""
+    """Returns what may be stored and shown of an invalid payload: plain values of the known fields of a report."""
     if not isinstance(payload, dict):
         return HIDDEN
     return {str(name): _readable(value) if name in _FIELDS else HIDDEN for name, value in payload.items()}
@@ -112,7 +113,7 @@ def _plain(value: object) -> object:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """Where it is, what is wrong, and what was found; cut, and printable whatever was found."""
+    """Returns field, problem and value found, truncated and printable."""
     problem = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, problem["loc"][1:]))[:80]
     is_hidden = isinstance(problem["input"], dict) or problem["type"] == "extra_forbidden"
@@ -147,7 +148,7 @@ def _region_name(value: object) -> str:
 
 _Moment = Annotated[datetime, PlainValidator(_moment)]
 _RegionName = Annotated[str, PlainValidator(_region_name)]
-# JSON has words and lists where we have enums and sets; all else is strict, so that "1" is no number and 1 no truth.
+# JSON strings and lists become enums and sets; everything else is strict: "1" is not a number and 1 is not a boolean.
 _Availability = Annotated[AvailabilityStatus, Field(strict=False)]
 _Status = Annotated[SyncStatus, Field(strict=False)]
 _Endpoint = Annotated[EndpointType, Field(strict=False)]
@@ -204,7 +205,7 @@ _FIELDS = frozenset(
     for payload in (_AvailabilityPayload, _BulkPayload, _EndpointPayload, _EndpointTypesPayload)
     for field in payload.__annotations__
 ) | {"updates"}
-"""Of any report, and of a message of many."""
+"""The fields of any report, and of a message with many."""
 
 _AnyPayload: TypeAlias = _AvailabilityPayload | _BulkPayload | _EndpointPayload | _EndpointTypesPayload
 

@@ -1,4 +1,4 @@
-"""Reports to the state service, acknowledged only after they were committed. `report_payloads`: what they travel as."""
+"""Reports to the state service, acknowledged only after they were committed. `report_payloads` defines their JSON."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MAX_SEQUENCE = 2**62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AvailabilityReport:
-    """One subcloud's availability, and how many looks at it failed in a row (0 to MAX_FAIL_COUNT, None: not told).
+    """One subcloud's availability, and how many probes of it failed in a row (0 to MAX_FAIL_COUNT, None: not reported).
 
-    Without `availability_status` it tells the fail count only. `state_only` changes no row: it asks that the alarms of
-    this subcloud be made to agree with its row once more. Source: docs/upstream/state-service.md section 5.
+    Without `availability_status` it reports the fail count only. `state_only` changes no row: it requests that the
+    alarms of this subcloud are reconciled with its row. Source: docs/upstream/state-service.md section 5.
     """
 
     region_name: str
@@ -39,7 +39,8 @@ class AvailabilityReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointReport:
-    """The sync status of one endpoint type, or (None) of all but `ignored`; of one subcloud, or (None) of every one.
+    """The sync status of one endpoint type, or (None) of all except `ignored`; of one subcloud, or (None) of all
+    subclouds.
 
     Source: docs/upstream/state-service.md section 3.
     """
@@ -54,7 +55,7 @@ class EndpointReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BulkReport:
-    """What one look at one subcloud told: its availability and the status of several endpoints, at one instant.
+    """The result of one observation of one subcloud: its availability and the status of several endpoints.
 
     Source: docs/upstream/state-service.md section 6.
     """
@@ -73,7 +74,7 @@ class BulkReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointTypesReport:
-    """These endpoint types are there on this subcloud from now on, or (`present` false) are not.
+    """These endpoint types exist on this subcloud from now on, or (`present` false) no longer exist.
 
     Source: docs/upstream/state-service.md section 7.
     """
@@ -96,12 +97,12 @@ def bulk_report(
     fail_count: int | None = None,
     alarmable: bool = True,
 ) -> BulkReport:
-    """Availability (left out when neither status nor fail count is given) and endpoint statuses in one report.
+    """Returns availability (omitted when neither status nor fail count is given) and endpoint statuses in one report.
 
-    Raises BadReport when it would say nothing at all.
+    Raises BadReport when the report would be empty.
     """
     if not endpoints and availability_status is None and fail_count is None:
-        raise BadReport("the report says nothing")
+        raise BadReport("the report is empty")
     availability = AvailabilityReport(
         region_name=region_name, mark=mark, availability_status=availability_status, fail_count=fail_count
     )

@@ -1,7 +1,7 @@
-"""What a subcloud is: its names, its states and the closed sets of words they take.
+"""Subclouds: their names, their states and the closed sets of values.
 
 Values are spelled as operators know them from StarlingX, in tables, JSON and messages alike.
-Which states its rows move through, and how one follows from another, is `states/`.
+Transitions between states are in `states/`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class EndpointType(StrEnum):
 
 DEFAULT_ENDPOINT_TYPES = (EndpointType.PLATFORM, EndpointType.IDENTITY)
 """The endpoint types an installation has unless DCSYNC_ENDPOINT_TYPES adds others: a subcloud gets a status row for
-each when it is added. A row for any other type appears with the first report about it."""
+each when it is added. A row for any other type is created by the first report about it."""
 
 
 class Step(StrEnum):
-    """The steps of an initial sync, in their only order. Source: docs/upstream/initial-sync.md section 1 (why this
-    order)."""
+    """The steps of an initial sync, in the order in which they are run. Source: docs/upstream/initial-sync.md section
+    1."""
 
     IDENTITY = "identity"
     FERNET_KEYS = "fernet-keys"
@@ -62,7 +62,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class NewSubcloud:
-    """What an operator gives when a subcloud is added."""
+    """The input of an operator who adds a subcloud."""
 
     name: str
     management_ip: str
@@ -102,21 +102,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 def new_subcloud(
     *, name: str, management_ip: str, region_name: str | None, software_version: str | None
 ) -> NewSubcloud:
-    """A checked NewSubcloud; the region name defaults to the name, the address is put in its canonical form.
+    """Returns a validated NewSubcloud; the region name defaults to the name, the address is put in its canonical form.
 
     Raises BadRecord for a name that is not letters, digits, dots, dashes and underscores (255 at most), and
-    BadAddress for a management IP that is no IP address. Whether the address is allowed is `check_address`.
+    BadAddress for a management IP that is not an IP address. `check_address` checks whether the address is allowed.
     """
     region_name = region_name or name
     for what, value in (("name", name), ("region name", region_name)):
         if not _NAME.fullmatch(value):
             raise BadRecord(
-                f"{what} {value!r} is not usable: letters, digits, '.', '-' and '_', "
+                f"{what} {value!r} is invalid: use letters, digits, '.', '-' and '_', "
                 "starting with a letter or digit, 255 at most"
             )
     version = software_version or ""
     if len(version) > 255 or not version.isprintable():
-        raise BadRecord(f"software version {version!r} is not usable: 255 printable characters at most")
+        raise BadRecord(f"software version {version!r} is invalid: use at most 255 printable characters")
     return NewSubcloud(
         name=name, management_ip=str(parse_address(management_ip)), region_name=region_name, software_version=version
     )

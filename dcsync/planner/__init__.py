@@ -1,6 +1,6 @@
-"""What two clouds have in common, what differs, and which writes bring a subcloud into line, in which order. Pure.
+"""Compares two clouds and plans, in order, the writes that bring a subcloud into line. Pure.
 
-`match` pairs records, `differences` compares them, `resolve` sorts out who may take which name and id, `groups` and
-`grants` add what hangs on records, `order` says which of the `writes` needs which, and `plan` joins it all: the whole
-plan is what an audit repairs, its updates of same-named records are what an initial sync writes.
+`match` pairs records, `differences` compares them, `resolve` resolves conflicts over names and ids, `groups` and
+`grants` add members and role assignments, `order` computes dependencies between `writes`, and `plan` combines them: an
+audit carries out the whole plan, an initial sync only its updates of same-named records.
 """

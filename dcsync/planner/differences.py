@@ -1,6 +1,6 @@
-"""Which fields of two records of the same thing differ, and differences in words: names and fields, never a value.
+"""Compares matched records field by field, and describes differences by names and fields, never by values.
 
-Source: docs/upstream/identity-sync.md section 9, with its named defects left out.
+Source: docs/upstream/identity-sync.md section 9, without the defects named there.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
     },
     ResourceType.ROLES: {"role": ("id", "domain_id", "name", "description", "extra")},
 }
-"""The columns that decide. `last_active_at` is not among them: it changes with every first login of a day on each side
-(docs/upstream/real-keystone.md K11), upstream's comparison of it makes records differ again minutes after a sync."""
+"""The columns that are compared. `last_active_at` is not among them: it changes with every first login of a day on each
+side (docs/upstream/real-keystone.md K11), and upstream, which compares it, finds differences again minutes after a
+sync."""
 
 MEMBERS = "local_user_ids"
 MISSING = "missing"
@@ -37,14 +38,13 @@ REVOCATION_EVENTS = "revoke_events"
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that differs: what it is, by type and name, and in which fields; never a value."""
+    """One record, grant or key set that differs, by type and name, and the fields; never a value."""
 
     type: str
     name: str
     fields: tuple[str, ...]
     wanted: Record | str = field(default="", repr=False)
-    """What the central cloud has, or a digest of it, so that the same field with a newer value is another difference.
-    """
+    """The central value or a digest of it, so that a newer value of the same field is a new difference."""
 
     @property
     def digest(self) -> str:
@@ -55,10 +55,10 @@ class Difference:
 
 
 def digest(differences: Iterable[Difference]) -> str | None:
-    """What distinguishes one set of differences from another; None for none.
+    """Returns a digest of a set of differences, None when it is empty.
 
-    Revocations beside something else do not count: the central cloud makes new ones all the time, and what differs for
-    ever would never be seen to be the same.
+    Revocation events are ignored when anything else differs: they change constantly at the central cloud, and a lasting
+    difference would never be recognized as unchanged.
     """
     found = list(differences)
     others = [each for each in found if each.type != REVOCATION_EVENTS]
@@ -67,9 +67,9 @@ def digest(differences: Iterable[Difference]) -> str | None:
 
 
 def differing_fields(new: Record, old: Record) -> tuple[str, ...]:
-    """Names of the fields in which two records of the same thing differ, group members not among them.
+    """Returns the names of the fields in which two matched records differ, except group members.
 
-    A column counts only where both sides have it: an older subcloud that omits one is not out of sync.
+    A column is compared only if both clouds have it: an older subcloud without it is not out of sync.
     """
     found = [
         f"{part}.{column}"
@@ -87,9 +87,9 @@ def differing_fields(new: Record, old: Record) -> tuple[str, ...]:
 
 
 def stored_as_sent(*, sent: Record, stored: Record) -> bool:
-    """Whether what a PUT answered is the record it was given, as far as a PUT can write it.
+    """Returns whether the record in the reply to a PUT equals the record sent, in all columns a PUT can write.
 
-    Not compared: auto ids and what a login changes; `failed_auth_*` is not written together with an id
+    Not compared: automatic ids and columns that a login changes; `failed_auth_*` is not written together with an id
     (docs/upstream/recorded-traffic.md: local_user follows by cascade).
     """
     same = (sent.id, sent.name, sent.domain_id) == (stored.id, stored.name, stored.domain_id)
@@ -105,7 +105,7 @@ def stored_as_sent(*, sent: Record, stored: Record) -> bool:
 
 
 def password_hashes(user: Record) -> list[str]:
-    """Current and earlier hashes, sorted; never to be shown."""
+    """Returns current and earlier password hashes, sorted; they must never be shown."""
     return sorted(str(row.get("password_hash")) for row in user.body["password"])
 
 

@@ -1,4 +1,4 @@
-"""Role assignments and revocation events: what the subcloud lacks, and which grants it must lose."""
+"""Compares role assignments and revocation events: which ones are missing, and which grants are revoked."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from dcsync.planner.resolve import Part
 
 @dataclass(frozen=True)
 class Grants:
-    """Grants of both clouds, as they will be once records have their new ids."""
+    """Grants of both clouds, expressed with the new ids of records."""
 
     wanted: frozenset[Assignment]
     missing: tuple[Assignment, ...]
     grantable: tuple[Assignment, ...]
-    """Those of the missing ones whose user or group, project and role will all be there."""
+    """The missing ones whose user or group, project and role will all exist."""
     revocable: tuple[Assignment, ...]
-    """Placed, removed centrally, and not removed by themselves with a record that is deleted."""
+    """Placed by dcsync, removed centrally, and not removed already with a deleted record."""
 
 
 def compare_grants(
     *, central: Cloud, subcloud: Cloud, parts: Mapping[ResourceType, Part], placed: Placed, region_name: str
 ) -> Grants:
-    """Returns central grants among what both sides know; of the subcloud's other grants, those dcsync placed are extra.
+    """Compares grants on records that both clouds have. Of the subcloud's other grants, those dcsync placed are
+    revoked.
 
-    Grants follow a record's id when it changes, so the subcloud's are read as they will be after the writes, and those
-    that were placed as well.
+    Grants follow a record's id when it changes, so the subcloud's grants and the placed ones are compared as they will
+    be after the writes.
     """
     if not central.assignments and not placed.assignments:
         return Grants(frozenset(), (), (), ())
@@ -64,7 +65,7 @@ def _are_all_in(ids: Mapping[ResourceType, Collection[str]], assignment: Assignm
 def missing_events(
     central: frozenset[RevocationEvent], subcloud: frozenset[RevocationEvent]
 ) -> tuple[RevocationEvent, ...]:
-    """Central events the subcloud lacks, by the columns both clouds know; events are never deleted."""
+    """Returns central events missing on the subcloud, compared by the columns both clouds have; none is deleted."""
     if central <= subcloud:
         return ()
     common = {column for event in (*central, *subcloud) for column in event.body}

@@ -1,6 +1,6 @@
-"""How groups let go of members whose ids change, and get their members afterwards.
+"""Removes members whose ids change from their groups, and adds them again after the change.
 
-Source: docs/upstream/real-keystone.md R2: Keystone's foreign keys refuse the new id of a user who is in a group.
+Source: docs/upstream/real-keystone.md R2: Keystone's foreign keys reject a new id for a user who is in a group.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from dcsync.planner.writes import Create, Update
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What happens to a subcloud's groups when some of its users take other ids."""
+    """Updates of a subcloud's groups when ids of its users change."""
 
     emptied: tuple[Update, ...]
-    """To be written before the users: groups without the members that change."""
+    """Written before the users: groups without the members whose ids change."""
     filled: tuple[Update, ...]
-    """To be written after the users, also where only fields differ."""
+    """Written after the users, also where only fields differ."""
     created: tuple[Create, ...]
     differing: frozenset[str]
-    """Ids (the subcloud's) of groups whose members differ from what they must have."""
+    """Subcloud ids of groups whose members differ from the planned ones."""
     to_refill: Mapping[str, tuple[str, ...]]
-    """Groups of the subcloud's own among them, with the members they must have at the end: nobody else knows those if
-    the run dies half-way."""
+    """Subcloud-only groups that are emptied, with their final members: stored, because nothing else records them if the
+    run is interrupted."""
 
 
 def plan_groups(
     *, part: Part, groups: Collection[Record], users: Part, remembered: Mapping[str, tuple[str, ...]]
 ) -> GroupPlan:
-    """`groups`: the subcloud's; those not matched keep their own members under their new ids. `users`: what becomes of
-    the members: no group is given one that will not be there. `remembered`: `to_refill` of a plan whose run died.
+    """Plans how the members of groups are removed and added again. `groups`: the subcloud's; unmatched ones keep their
+    members under their new ids. `users`: the planned changes of users; only users that will exist are added.
+    `remembered`: `to_refill` of a plan whose run was interrupted.
     """
     new_ids = {update.old.id: update.record.id for update in users.updates if update.changes_id}
     user_ids = users.ids_after
@@ -79,5 +80,5 @@ def _known_members(group: Record, user_ids: Collection[str]) -> Record:
 
 
 def _with_members(group: Record, members: Collection[str]) -> Record:
-    """The group with exactly these members."""
+    """Returns the group with exactly these members."""
     return replace(group, body={**group.body, "local_user_ids": sorted(members)})

@@ -1,4 +1,4 @@
-"""Which records of two clouds are the same thing, which are excluded, and when no write could do good.
+"""Matches records of two clouds, excludes some, and refuses clouds that no write could repair.
 
 Two rules: an audit matches by id and then by name, and may create and delete; an initial sync matches same-named
 records only. Not here: what differs between matched records, and whether they can be written.
@@ -18,20 +18,20 @@ ALIGNED_AT_DEPLOYMENT = {
     ResourceType.USERS: frozenset({"admin", "sysinv", "dcmanager"}),
     ResourceType.PROJECTS: frozenset({"admin", "services"}),
 }
-"""Whose ids must agree before the first write: the services log in with them, and rewriting such an id locks them out
-(docs/upstream/real-keystone.md R1)."""
+"""Records whose ids must agree before the first write: services log in with them, and changing such an id locks them
+out (docs/upstream/real-keystone.md R1)."""
 
 EXCLUDED_USERS = frozenset({"dcdbsync", "dcorch", "heat_admin", "smapi", "usm", "fm"})
 EXCLUDED_ROLES = frozenset({"heat_stack_owner", "heat_stack_user", "ResellerAdmin"})
 NEVER_DELETED_ROLES = frozenset({"admin"})
 
 MANDATORY = (ResourceType.USERS, ResourceType.PROJECTS, ResourceType.ROLES)
-"""A cloud without any of these is not a cloud: an empty list is an error. Groups are optional."""
+"""Types of which every cloud has records: an empty list is an error. Groups are optional."""
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Everything an identity audit compares, of one cloud."""
+    """The data of one cloud that an identity audit compares."""
 
     records: Records
     assignments: frozenset[Assignment] = frozenset()
@@ -40,20 +40,20 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Match:
-    """The records of one type of two clouds."""
+    """Records of one type of two clouds, matched."""
 
     pairs: tuple[tuple[Record, Record], ...]
-    """(central, subcloud) records that are the same thing."""
+    """Pairs of matching (central, subcloud) records."""
     missing: tuple[Record, ...] = ()
-    """Central records to be created."""
+    """Central records to create."""
     surplus: tuple[Record, ...] = ()
-    """Records of the subcloud to be deleted."""
+    """Subcloud records to delete."""
     others: tuple[Record, ...] = ()
-    """Records of the subcloud that stay as they are."""
+    """Subcloud records that are not changed."""
 
 
 def excluded_names(type_: ResourceType, *, region_name: str) -> frozenset[str]:
-    """Names of records that belong to the subcloud although the central cloud has one of that name.
+    """Returns names that belong to the subcloud even if the central cloud has a record with the same name.
 
     Source: docs/upstream/identity-sync.md section 4.
     """
@@ -63,23 +63,23 @@ def excluded_names(type_: ResourceType, *, region_name: str) -> frozenset[str]:
 
 
 def is_excluded(record: Record, *, region_name: str) -> bool:
-    """Whether a record belongs to the subcloud by its name."""
+    """Returns whether a record belongs to the subcloud by its name."""
     return record.name in excluded_names(record.type, region_name=region_name)
 
 
 def concerned(records: Records, type_: ResourceType, *, region_name: str) -> list[Record]:
-    """Those of one type that are not left alone."""
+    """Returns the records of one type that are not excluded."""
     left_alone = excluded_names(type_, region_name=region_name)
     return [record for record in records.of(type_) if record.name not in left_alone]
 
 
 def is_domain(record: Record) -> bool:
-    """Domains are listed among the projects."""
+    """Returns whether a record is a domain; domains are listed among the projects."""
     return record.type is ResourceType.PROJECTS and bool(record.body["project"].get("is_domain"))
 
 
 def is_vital(record: Record) -> bool:
-    """Never deleted, whatever the central cloud seems to say: what services log in with, role admin, and domains."""
+    """Returns whether a record is never deleted: service users and projects, role admin, and domains."""
     return (
         record.name in ALIGNED_AT_DEPLOYMENT.get(record.type, ())
         or (record.type is ResourceType.ROLES and record.name in NEVER_DELETED_ROLES)
@@ -90,9 +90,9 @@ def is_vital(record: Record) -> bool:
 def match_all(
     central: Records, subcloud: Records, type_: ResourceType, *, region_name: str, placed: Collection[str]
 ) -> Match:
-    """The audit's rule: by id first, which an initial sync has aligned; what is left, by name and domain.
+    """Matches by id first (an initial sync has aligned ids), then the rest by name and domain; the rule of audits.
 
-    `placed`: ids of this type that dcsync placed; those among what is left on the subcloud are to be deleted.
+    `placed`: ids of this type that dcsync placed; unmatched subcloud records among them are to be deleted.
     """
     wanted = concerned(central, type_, region_name=region_name)
     own = {record.id: record for record in concerned(subcloud, type_, region_name=region_name)}
@@ -113,9 +113,9 @@ def match_all(
 
 
 def match_same_named(central: Records, subcloud: Records, type_: ResourceType, *, region_name: str) -> Match:
-    """The initial sync's rule: by name and domain, unless one of the two ids belongs to another record of the other
-    side. Then the record was renamed at the central cloud, or its name was given anew there, and which one it is is for
-    an audit, which can rename and create as well. Records on one side only stay as they are.
+    """Matches by name and domain, unless one of the two ids belongs to another record of the other cloud; the rule of
+    initial syncs. In that case the record was renamed centrally or its name was reused, which is left to an audit, as
+    it can rename and create. Records of one cloud only are not changed.
     """
     central_ids, subcloud_ids = ({record.id for record in side.of(type_)} for side in (central, subcloud))
     pairs = [
@@ -133,7 +133,7 @@ def match_same_named(central: Records, subcloud: Records, type_: ResourceType, *
 def _same_named(
     central: Records, subcloud: Records, type_: ResourceType, *, region_name: str
 ) -> list[tuple[Record, Record]]:
-    """In the order of the subcloud's list."""
+    """Returns matching pairs in the order of the subcloud's list."""
     known = {record.key: record for record in concerned(central, type_, region_name=region_name)}
     own = concerned(subcloud, type_, region_name=region_name)
     return [(known[old.key], old) for old in own if old.key in known]
@@ -142,8 +142,8 @@ def _same_named(
 def _under_known_parents(
     pairs: Iterable[tuple[Record, Record]], *, central: Iterable[Record], others: Iterable[Record]
 ) -> list[tuple[Record, Record]]:
-    """A project whose central parent is not on the subcloud stays under the parent it has there: Keystone would refuse
-    it, and only an audit creates the parent."""
+    """Keeps the subcloud parent of a project whose central parent does not exist there: Keystone would reject the
+    change, and only an audit creates the parent."""
     pairs = list(pairs)
     new_ids = {old.id: new.id for new, old in pairs}
     lacking = {record.id for record in central} - set(new_ids.values()) - {record.id for record in others}
@@ -159,7 +159,7 @@ def _under(old: Record, new: Record, new_ids: dict[str, str]) -> Record:
 
 
 def refuse_unusable(*, central: Records, subcloud: Records, region_name: str) -> None:
-    """Raises CloudError where no write could do good: central-empty, subcloud-empty, or ids-not-aligned."""
+    """Raises CloudError where no write could help: central-empty, subcloud-empty, or ids-not-aligned."""
     for records, reason, whose in (
         (central, Reason.CENTRAL_EMPTY, "the central cloud"),
         (subcloud, Reason.SUBCLOUD_EMPTY, "the subcloud"),
@@ -171,12 +171,12 @@ def refuse_unusable(*, central: Records, subcloud: Records, region_name: str) ->
     if misaligned:
         raise CloudError(
             Reason.IDS_NOT_ALIGNED,
-            f"{', '.join(misaligned)} must carry the central id since deployment; nothing was written",
+            f"{', '.join(misaligned)} must have the central id since deployment; nothing was written",
         )
 
 
 def _misaligned_at_deployment(central: Records, subcloud: Records) -> list[str]:
-    """Which records that services log in with carry other ids than the central ones, e.g. ["user sysinv"]."""
+    """Returns the service records whose ids differ from the central ones, e.g. ["user sysinv"]."""
     return [
         f"{type_.value.removesuffix('s')} {new.name}"
         for type_, names in ALIGNED_AT_DEPLOYMENT.items()

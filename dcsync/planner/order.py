@@ -1,9 +1,9 @@
-"""In which order a plan is written, and which write needs which earlier one.
+"""Orders the writes of a plan, and records which write depends on which earlier one.
 
-Every action says what it gives and what it requires as tags; a write needs whoever gives what it requires. What nobody
-gives is there already. The tags are the rules of Keystone's tables: a name is free only once its holder has given it
-up, a project stands under one that is there, a member exists, and a user whose id changes is in no group.
-Source: docs/upstream/real-keystone.md R1 to R7; what a real dcdbsync refuses.
+Every action provides and requires tags; a write depends on the writes that provide its required tags. A tag that none
+provides is satisfied already. The tags express constraints of Keystone's tables: a name is free only once its holder
+has been renamed, the parent of a project exists, a member exists, and a user whose id changes is in no group.
+Source: docs/upstream/real-keystone.md R1 to R7, as a real dcdbsync enforces them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ USERS, GROUPS, PROJECTS = ResourceType.USERS, ResourceType.GROUPS, ResourceType.
 
 
 def in_order(changes: Sequence[Change]) -> tuple[list[Change], list[Change]]:
-    """Changes of records of one type, each after all it needs; and those that need one another in a circle, or
-    something in it. Those that need nothing come first, and each in the order given where nothing else decides."""
+    """Returns changes of records of one type, each after its dependencies, and the changes that are part of a
+    dependency cycle or depend on one. Otherwise the given order is kept."""
     needs = needs_of(changes)
     waiting = set(range(len(changes)))
     ordered: list[Change] = []
@@ -30,18 +30,18 @@ def in_order(changes: Sequence[Change]) -> tuple[list[Change], list[Change]]:
 
 
 def children_first(projects: Sequence[Record]) -> list[Record]:
-    """Projects in the order in which Keystone deletes them."""
+    """Returns projects in an order in which Keystone allows their deletion."""
     ordered, circular = in_order([Create(project) for project in projects])
     return [change.record for change in reversed((*ordered, *circular))]
 
 
 def as_writes(actions: Sequence[Action]) -> tuple[Write, ...]:
-    """The actions, in the order given, with what each of them needs."""
+    """Returns the actions in the given order, each with its dependencies."""
     return tuple(Write(*each) for each in zip(actions, map(_sorted, needs_of(actions)), strict=True))
 
 
 def needs_of(actions: Sequence[Action]) -> list[set[int]]:
-    """For each action, the indices of those it needs."""
+    """Returns for each action the indices of the actions it depends on."""
     givers: dict[Hashable, list[int]] = {}
     for number, action in enumerate(actions):
         for tag in _gives(action):
@@ -55,7 +55,7 @@ def needs_of(actions: Sequence[Action]) -> list[set[int]]:
 
 
 def above(record: Record) -> tuple[str, ...]:
-    """Ids of the projects a project stands under: its parent and its domain; none for the other types."""
+    """Returns the ids of a project's parent and domain; none for the other types."""
     if record.type is not PROJECTS:
         return ()
     row = record.body["project"]
@@ -119,7 +119,7 @@ def _requires(action: Action) -> Iterator[Hashable]:
 
 
 def _referred_to(record: Record) -> Iterator[Hashable]:
-    """What must exist before a record does: its domain, the projects it stands under, its members."""
+    """Yields what must exist before a record: its domain, its parent project, its members."""
     yield "id", PROJECTS, record.domain_id
     if record.type is PROJECTS:
         yield from (("project", id_) for id_ in above(record))

@@ -1,10 +1,10 @@
-"""The plan: what differs, and one ordered list of writes that brings a subcloud into line. Values in, values out.
+"""The plan: the differences, and one ordered list of writes that brings a subcloud into line. Pure.
 
-An audit repairs the whole plan: it creates what is missing, corrects what differs in any field, and deletes what dcsync
-itself placed and the central cloud no longer has. An initial sync is the same plan restricted to updates of same-named
-records. What the subcloud made itself is never touched. What is shown to people and what is written is the same list.
-Source: docs/upstream/identity-sync.md sections 2 to 4 and 9, with the named defects of section 9 left out: adopted
-records are compared at once, a mismatch counts, an empty central list is refused.
+An audit carries out the whole plan: it creates missing records, updates differing ones, and deletes those that dcsync
+placed and the central cloud no longer has. An initial sync is the same plan restricted to updates of same-named
+records. Records created by the subcloud are never changed. Previews show the same list that is written.
+Source: docs/upstream/identity-sync.md sections 2 to 4 and 9, without the defects named in section 9: adopted records
+are compared immediately, a mismatch counts, an empty central list is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dcsync.planner.writes import Action, AddEvent, Delete, Grant, Revoke, SetPa
 USERS, GROUPS, PROJECTS, ROLES = ResourceType.USERS, ResourceType.GROUPS, ResourceType.PROJECTS, ResourceType.ROLES
 
 ALWAYS_WRITTEN_USERS = frozenset({"admin", "sysinv", "dcmanager"})
-"""Written by an initial sync even when nothing is seen to differ: services log in with them."""
+"""Users that an initial sync writes even when nothing differs, because services log in with them."""
 
 ADMIN = "admin"
 
@@ -44,17 +44,17 @@ ToRefill = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class IdentityPlan:
-    """What differs, the writes that repair it, and what is placed on the subcloud once they are done."""
+    """The differences, the writes that repair them, and what dcsync has placed on the subcloud afterwards."""
 
     differences: tuple[Difference, ...]
     writes: tuple[Write, ...]
-    """In the order in which they must be made."""
+    """In the order in which they must be sent."""
     placed: Placed
     groups_to_refill: ToRefill = field(default_factory=dict)
-    """To be remembered before the first write: see `GroupPlan.to_refill`."""
+    """Stored before the first write: see `GroupPlan.to_refill`."""
     moves_domains: bool = False
-    """These writes only give domains their ids, for users and projects follow their domain; what else differs shows
-    afterwards."""
+    """The writes only change ids of domains, because users and projects follow their domain; other differences are
+    planned afterwards."""
 
     @property
     def is_in_sync(self) -> bool:
@@ -62,34 +62,34 @@ class IdentityPlan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to write, be it that nothing differs or that nothing can be done about it."""
+        """Whether there is nothing to write, because nothing differs or the differences cannot be repaired."""
         return not self.writes
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Every write in its order, as verb, type and name."""
+        """Every write in order, as verb, type and name."""
         return tuple(write.words for write in self.writes)
 
     @property
     def deletions(self) -> int:
-        """Records and grants that would be removed: what a guard counts."""
+        """Number of records and grants that would be removed, as counted by the guard."""
         return sum(write.is_deletion for write in self.writes)
 
     @property
     def new_ids(self) -> NewIds:
-        """Of the records that take another id."""
+        """New ids of records whose id changes."""
         updates = [each.action for each in self.writes if isinstance(each.action, Update)]
         return {(each.record.type, each.old.id): each.record.id for each in updates if each.changes_id}
 
     @property
     def changes_ids(self) -> bool:
-        """Whether tokens name ids that no longer exist afterwards; none names a group."""
+        """Whether issued tokens refer to ids that no longer exist afterwards; no token refers to a group."""
         return any(type_ is not GROUPS for type_, _ in self.new_ids)
 
     @property
     def placed_meanwhile(self) -> Placed:
-        """What is placed as long as the writes are not done; what was placed before may be there as well. Grants to be
-        revoked are named as they will be, for they follow records that take other ids."""
+        """What may be placed while the writes are in progress, in addition to what was placed before. Grants to be
+        revoked are listed with their new ids, because they follow records whose ids change."""
         revoked = [each.action.assignment for each in self.writes if isinstance(each.action, Revoke)]
         return self.placed | Placed(assignments=frozenset(revoked))
 
@@ -104,11 +104,11 @@ def plan_audit(
     only: Collection[str] | None = None,
     knows_admin_password: bool = False,
 ) -> IdentityPlan:
-    """Returns the whole plan; all types are compared, and `only` these resource types (None: all) are repaired.
+    """Returns the whole plan; all types are compared, only the resource types in `only` (None: all) are repaired.
 
-    `placed`: what dcsync put on the subcloud, all that may be deleted. `groups_to_refill`: what an earlier plan left to
-    be remembered. `knows_admin_password`: where that of user admin differs, the subcloud's keyring is given it as well.
-    Raises CloudError: central-empty, subcloud-empty, or ids-not-aligned.
+    `placed`: what dcsync placed on the subcloud; nothing else is deleted. `groups_to_refill`: the value stored for an
+    earlier, interrupted plan. `knows_admin_password`: a differing password of user admin is also written to the
+    subcloud's keyring. Raises CloudError: central-empty, subcloud-empty, or ids-not-aligned.
     """
     refuse_unusable(central=central.records, subcloud=subcloud.records, region_name=region_name)
     parts = {
@@ -132,10 +132,10 @@ def plan_audit(
 def plan_initial_sync(
     *, central: Records, subcloud: Records, region_name: str, groups_to_refill: ToRefill | None = None
 ) -> IdentityPlan:
-    """Returns the plan restricted to updates of same-named records; records on one side only stay as they are.
+    """Returns the plan restricted to updates of same-named records; records of one cloud only are not changed.
 
     Users admin, sysinv and dcmanager are updated even when nothing differs. Central members and parents that the
-    subcloud does not have are left out. Applying a plan retires the old ids, so plan anew for every try.
+    subcloud does not have are omitted. Carrying out a plan removes the old ids, so every attempt needs a new plan.
     Raises CloudError: central-empty, subcloud-empty, or ids-not-aligned.
     """
     refuse_unusable(central=central, subcloud=subcloud, region_name=region_name)
@@ -168,7 +168,7 @@ def _plan(
     knows_admin_password: bool = False,
 ) -> IdentityPlan:
     def follow(chosen: Parts) -> tuple[GroupPlan, Grants]:
-        """What hangs on the records, when these are repaired."""
+        """Returns the changes of groups and grants that follow from these changes of records."""
         groups = plan_groups(
             part=chosen[GROUPS],
             groups=subcloud.records.groups,
@@ -205,7 +205,7 @@ def _plan(
         *(map(Grant, grants.grantable) if with_grants else ()),
         *(map(AddEvent, events) if with_events else ()),
         *(map(Revoke, grants.revocable) if with_grants else ()),
-        # Users first: a role or project that Keystone will not delete must not keep those who may log in.
+        # Users first: if Keystone refuses to delete a role or project, users who could log in are removed already.
         *(Delete(record) for type_ in (USERS, GROUPS, ROLES) for record in parts[type_].removed),
         *map(Delete, children_first(parts[PROJECTS].removed)),
     ]
@@ -221,10 +221,10 @@ def _plan(
 
 
 def _keyring(users: Part) -> Iterator[SetPassword]:
-    """User admin, where its password differs: the subcloud keeps that in its keyring as well.
+    """Yields a password change for user admin if its password differs: the subcloud keeps it in its keyring as well.
 
-    The plain password first, through Keystone; the central hash afterwards, over the one Keystone made. The other way
-    round never ends. Source: docs/upstream/identity-sync.md section 7.
+    The plain password is set first, through Keystone; the central hash then replaces the hash Keystone computed. In the
+    reverse order the hashes would differ after every repair. Source: docs/upstream/identity-sync.md section 7.
     """
     for pair in users.pairs if users.is_repaired else ():
         if pair.new.name == ADMIN and pair.new.id == pair.old.id and "password" in pair.fields:

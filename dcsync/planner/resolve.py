@@ -1,4 +1,4 @@
-"""Which changes of matched records can be made, and which are in one another's way. One type at a time."""
+"""Decides which changes of matched records are possible and which conflict. One type at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dcsync.planner.writes import Change, Create, Update
 
 @dataclass(frozen=True)
 class Pair:
-    """A central record, the subcloud's record of the same thing, and the fields in which they differ."""
+    """A central record, the matching subcloud record, and the fields in which they differ."""
 
     new: Record
     old: Record
@@ -23,25 +23,25 @@ class Pair:
 
 @dataclass(frozen=True)
 class Part:
-    """The records of one type: which are the same thing on both clouds, and what each of the others needs."""
+    """The records of one type: matching pairs, and the changes that the other records need."""
 
     pairs: tuple[Pair, ...]
-    """Without those that are `stuck`."""
+    """Matching records, except `stuck` ones."""
     changes: tuple[Change, ...]
-    """Updates of pairs, and creations: no name is taken before it is given up, no project is put under a parent that is
-    not there yet."""
+    """Updates of pairs, and creations, ordered: a name is released before it is reused, a parent project is created
+    before its children."""
     stuck: tuple[Record, ...]
-    """Central records whose name or id another record of the subcloud holds. If that one is deleted in this run, a
-    second look can put it right; else only a person can tell what is."""
+    """Central records whose name or id belongs to another subcloud record. If that one is deleted in this run, the next
+    pass can resolve it; otherwise an operator must."""
     deleted: tuple[Record, ...]
     in_use: tuple[Record, ...]
-    """Projects to be deleted that must stay, for something of the subcloud's own stands under them."""
+    """Projects that cannot be deleted because they are parents of records created by the subcloud."""
     others: tuple[Record, ...]
-    """Records of the subcloud that stay as they are."""
+    """Subcloud records that are not changed."""
     is_repaired: bool = True
 
     def without_repair(self) -> Part:
-        """The same when this type is compared only."""
+        """Returns the same part for a type that is only compared."""
         return replace(self, changes=(), is_repaired=False)
 
     @property
@@ -54,12 +54,12 @@ class Part:
 
     @property
     def removed(self) -> tuple[Record, ...]:
-        """What the repair deletes."""
+        """Records that the repair deletes."""
         return self.deleted if self.is_repaired else ()
 
     @property
     def placed_after(self) -> frozenset[str]:
-        """Ids the central cloud is answerable for once the repair is done."""
+        """Ids of records placed by dcsync once the repair is done."""
         ids = {pair.new.id if self.is_repaired else pair.old.id for pair in self.pairs}
         kept = () if self.is_repaired else self.deleted
         return frozenset(ids).union(
@@ -73,9 +73,9 @@ class Part:
 
 
 def resolve(match: Match, *, always: Collection[str] = ()) -> Part:
-    """Sorts out who may take which name and id; what is stuck stays as it is, and may be in the way of others.
+    """Resolves conflicts over names and ids; a stuck record is not changed, and may block others.
 
-    `always`: names of records that are updated also where no field differs.
+    `always`: names of records that are updated even if no field differs.
     """
     pairs = [Pair(new, old, differing_fields(new, old)) for new, old in match.pairs]
     missing, others, stuck = list(match.missing), list(match.others), list[Record]()
@@ -103,7 +103,7 @@ def resolve(match: Match, *, always: Collection[str] = ()) -> Part:
 
 
 def _taken(wanted: Iterable[Record], held: Collection[Record]) -> dict[str, Record]:
-    """Those whose id or name is that of a record which stays."""
+    """Returns the wanted records whose id or name belongs to a record that is not changed."""
     ids, keys = {record.id for record in held}, {record.key for record in held}
     return {record.id: record for record in wanted if record.id in ids or record.key in keys}
 
@@ -111,13 +111,13 @@ def _taken(wanted: Iterable[Record], held: Collection[Record]) -> dict[str, Reco
 def _under_the_stuck(
     changes: Iterable[Change], stuck: Iterable[Record], *, there: Collection[str]
 ) -> dict[str, Record]:
-    """Projects whose parent cannot be written and is not there already."""
+    """Returns projects whose parent cannot be written and does not exist yet."""
     lacking = {record.id for record in stuck}.difference(there)
     return {each.record.id: each.record for each in changes if lacking and not lacking.isdisjoint(above(each.record))}
 
 
 def _in_use(surplus: Iterable[Record], others: Iterable[Record]) -> set[str]:
-    """Ids of those under which something stands that stays: Keystone deletes no such project."""
+    """Returns ids of projects that are parents of remaining records: Keystone refuses to delete them."""
     left = list(surplus)
     needed = {id_ for record in others for id_ in above(record)}
     in_use: set[str] = set()

@@ -1,4 +1,4 @@
-"""Every kind of write a plan may hold. A closed set: who carries them out matches on it and ends in `assert_never`."""
+"""Every kind of write in a plan. A closed set: code that carries them out ends its `match` in `assert_never`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dcsync.planner.differences import ASSIGNMENTS, REVOCATION_EVENTS
 
 @dataclass(frozen=True)
 class Update:
-    """PUT `record` over what the subcloud holds as `old` by the time this is written."""
+    """Replaces the subcloud record `old`, as it is at that time, with `record` by PUT."""
 
     old: Record
     record: Record
@@ -26,7 +26,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Create:
-    """POST a record the subcloud does not have."""
+    """Creates a record by POST."""
 
     record: Record
 
@@ -37,7 +37,7 @@ class Create:
 
 @dataclass(frozen=True)
 class SetPassword:
-    """PATCH a user's plain password through Keystone, whose hook stores it in the subcloud's keyring."""
+    """Sets a user's plain password by PATCH through Keystone, whose hook stores it in the subcloud's keyring."""
 
     user: Record
 
@@ -48,7 +48,7 @@ class SetPassword:
 
 @dataclass(frozen=True)
 class Grant:
-    """A role that a user or group is granted on a project."""
+    """Grants a role to a user or group on a project."""
 
     assignment: Assignment
 
@@ -59,7 +59,7 @@ class Grant:
 
 @dataclass(frozen=True)
 class AddEvent:
-    """A revocation event the subcloud does not have."""
+    """Adds a revocation event that is missing on the subcloud."""
 
     event: RevocationEvent
 
@@ -70,7 +70,7 @@ class AddEvent:
 
 @dataclass(frozen=True)
 class Revoke:
-    """A grant taken back."""
+    """Revokes a grant."""
 
     assignment: Assignment
 
@@ -81,7 +81,7 @@ class Revoke:
 
 @dataclass(frozen=True)
 class Delete:
-    """A record deleted with what hangs on it."""
+    """Deletes a record with its dependent rows."""
 
     record: Record
 
@@ -91,27 +91,27 @@ class Delete:
 
 
 Change = Update | Create
-"""What a record of the central cloud becomes on the subcloud."""
+"""How a central record is written to the subcloud."""
 
 Action = Update | Create | SetPassword | Grant | AddEvent | Revoke | Delete
 
 
 @dataclass(frozen=True)
 class Write:
-    """One action in its place in a plan."""
+    """One action of a plan, with its dependencies."""
 
     action: Action
     needs: tuple[int, ...] = ()
-    """Indices of the earlier writes of the same plan without which this one cannot succeed."""
+    """Indices of earlier writes of the same plan that must succeed before this one."""
 
     @property
     def words(self) -> str:
-        """As people read it: verb, type and name."""
+        """Readable form: verb, type and name."""
         return self.action.words
 
     @property
     def is_deletion(self) -> bool:
-        """Whether a record or grant is removed: what a guard counts."""
+        """Whether a record or grant is removed, as counted by the guard."""
         return isinstance(self.action, Delete | Revoke)
 
     @property
@@ -119,9 +119,9 @@ class Write:
         return isinstance(self.action, Update) and self.action.changes_id
 
     @property
-    def goes_beside_others(self) -> bool:
-        """Whether it may be sent while another such write is under way: users only, for tied roles that are written
-        together are refused (docs/upstream/real-keystone.md R7)."""
+    def may_be_concurrent(self) -> bool:
+        """Whether it may be sent concurrently with other such writes: users only, because Keystone rejects concurrent
+        writes of roles that depend on each other (docs/upstream/real-keystone.md R7)."""
         return isinstance(self.action, Update) and self.action.record.type is ResourceType.USERS
 
 

@@ -1,1 +1,1 @@
-"""What every run shares, whichever service it works for: dispatch, ownership, delivery, and their ports."""
+"""Shared by the runs of all services: runner, dispatch, ownership, delivery, and their ports."""

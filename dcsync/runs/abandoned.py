@@ -1,6 +1,6 @@
-"""When nobody works on a run any more, and when its subcloud is held off for it.
+"""Decides when a run is abandoned, and when its subcloud is quarantined.
 
-Stores read how often it happened, and write what is decided here.
+Stores count abandoned runs, and write the decision made here.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from dcsync.model.ending import Failure
 from dcsync.model.reasons import Reason
 
 ABANDONED_LIMIT = 3
-"""Runs of one request that may end with their worker's death before it is held off like a failure."""
+"""Abandoned runs of one request in a row, after which the subcloud is quarantined like after a failure."""
 
-QUARANTINED = Failure(Reason.QUARANTINED, f"{ABANDONED_LIMIT} runs of it ended with the death of their worker")
+QUARANTINED = Failure(Reason.QUARANTINED, f"its worker died during {ABANDONED_LIMIT} runs in a row")
 
 
 @dataclass(frozen=True)
 class RunInProgress:
-    """A run as its row shows it to a sweep."""
+    """A run in progress, as stored in its row."""
 
     region_name: str
     run_id: str
     claimed_at: datetime
     deaths: int
-    """Runs right before it, of the same request, that ended with the death of their worker."""
+    """Preceding runs of the same request whose worker died."""
 
     @property
-    def is_last_straw(self) -> bool:
-        """Whether it is quarantined, should this run have died as well."""
+    def reaches_limit(self) -> bool:
+        """Whether the subcloud is quarantined if this run is abandoned as well."""
         return self.deaths + 1 >= ABANDONED_LIMIT
 
 
 def is_abandoned(*, claimed_at: datetime, lock_is_missing: bool, now: datetime, lock_ttl: timedelta) -> bool:
-    """In progress, its lock gone, claimed longer ago than one lock lifetime: nobody is working on it."""
+    """Returns whether a run in progress lost its lock and was claimed longer ago than one lock lifetime."""
     return lock_is_missing and now - claimed_at > lock_ttl

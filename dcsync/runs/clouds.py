@@ -1,4 +1,4 @@
-"""The way to the central cloud and the subclouds, as every run sees it. Calls are coroutines and raise `CloudError`."""
+"""Ports to the central cloud and the subclouds, used by every run. Calls are coroutines and raise `CloudError`."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from dcsync.model.subcloud import EndpointType, Subcloud
 
 
 class IdentityService(Protocol):
-    """dcdbsync of one subcloud, under one login."""
+    """dcdbsync of one subcloud, with one login."""
 
     async def list(self, type_: ResourceType) -> tuple[Record, ...]:
-        """Everything of one type."""
+        """Returns all records of one type."""
 
     async def update(self, old_id: str, record: Record) -> Record:
-        """PUT `record` over the record `old_id`; answers what is now stored."""
+        """Replaces the record `old_id` by PUT; returns the stored record."""
 
     async def create(self, record: Record) -> Record:
-        """POST a record the subcloud does not have, under its own id; answers what is now stored."""
+        """Creates a record under its own id by POST; returns the stored record."""
 
     async def revocation_events(self) -> frozenset[RevocationEvent]:
-        """Every revocation event of the subcloud."""
+        """Returns every revocation event of the subcloud."""
 
     async def create_revocation_event(self, event: RevocationEvent) -> None:
-        """POST an event the subcloud does not have."""
+        """Creates an event that is missing on the subcloud."""
 
 
 class KeystoneService(Protocol):
-    """Keystone's own API of one subcloud, under one login: what must run through Keystone's cascades and hooks."""
+    """Keystone's API of one subcloud, with one login, for writes that need Keystone's cascades and hooks."""
 
     async def assignments(self) -> frozenset[Assignment]:
-        """Roles granted on projects, to users and groups; grants on domains and the system are left out."""
+        """Returns roles granted on projects to users and groups, without grants on domains and the system."""
 
     async def grant(self, assignment: Assignment) -> None:
-        """A second call changes nothing."""
+        """Grants the role; a second call changes nothing."""
 
     async def revoke(self, assignment: Assignment) -> None:
-        """No such grant is an answer, not an error."""
+        """Revokes the grant; a missing grant is not an error."""
 
     async def delete(self, type_: ResourceType, id_: str) -> None:
-        """Delete a user, group, project or role with what hangs on it; not there is an answer, not an error."""
+        """Deletes a user, group, project or role with its dependent rows; a missing record is not an error."""
 
     async def set_password(self, user_id: str, password: str) -> None:
-        """PATCH a user's password, in plain text: the way that makes a subcloud update its keyring."""
+        """Sets a user's plain password by PATCH, which also updates the subcloud's keyring."""
 
 
 class FernetRepo(Protocol):
-    """sysinv's fernet_repo of one subcloud, under one login."""
+    """sysinv's fernet_repo of one subcloud, with one login."""
 
     async def read(self) -> FernetKeys:
-        """The keys now in use, possibly none."""
+        """Returns the keys in use, possibly none."""
 
     async def replace(self, keys: FernetKeys) -> None:
-        """Send the whole set; refuses an empty one, for an empty POST would reset the repository."""
+        """Sends the whole set; raises ValueError for an empty one, because an empty POST resets the repository."""
 
 
 class SubcloudSession(Protocol):
-    """One subcloud, logged in. Closed by its context manager."""
+    """A logged-in session with one subcloud; closed by its context manager."""
 
     @property
     def identity(self) -> IdentityService: ...
@@ -70,28 +70,29 @@ class SubcloudSession(Protocol):
     def fernet_repo(self) -> FernetRepo: ...
 
     def service(self, endpoint_type: EndpointType) -> Any:
-        """The adapter of the service behind an endpoint type that none of the others serves; KeyError if none is."""
+        """Returns the adapter of another service by endpoint type; raises KeyError if there is none."""
 
     async def login(self) -> None:
-        """Log in anew and drop the token held so far."""
+        """Logs in again and discards the previous token."""
 
 
 class Clouds(Protocol):
-    """The way to the central cloud and to each subcloud."""
+    """Access to the central cloud and to each subcloud."""
 
     async def central_data(self) -> CentralData:
-        """Central records and keys, at most a few seconds old, shared by all runs of the process.
+        """Returns central records and keys, at most a few seconds old, shared by all runs of the process.
 
-        Without assignments and revocation events: an initial sync gives none, and must not fail for want of them.
-        Raises CloudError with a central-* reason; an empty list of users, projects, roles or keys is `central-empty`.
+        Contains no assignments and revocation events: an initial sync does not need them and must not fail without
+        them. Raises CloudError with a central-* reason; an empty list of users, projects, roles or keys is
+        `central-empty`.
         """
 
     async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
-        """The same with the central cloud's assignments and revocation events, all of one fetch and shared in the same
-        way.
+        """Returns the same with the central cloud's assignments and revocation events, read together and shared in the
+        same way.
 
-        `max_age`: seconds, for who must not be given what was read before something happened.
+        `max_age`: seconds, for callers that need data read after a certain event.
         """
 
     def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AbstractAsyncContextManager[SubcloudSession]:
-        """A session, logged in. Every request carries `X-Openstack-Request-Id: <request_id>`."""
+        """Opens a logged-in session. Every request carries `X-Openstack-Request-Id: <request_id>`."""

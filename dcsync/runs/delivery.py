@@ -1,7 +1,7 @@
-"""How a plan and keys are written to a subcloud and read back; shared by the initial sync and the audit.
+"""Writes a plan and keys to a subcloud and verifies them; shared by initial sync and audit.
 
-Before each write the caller's `may_write` is asked, and raises when the run no longer owns its subcloud. A write that
-was not stored as sent is a CloudError. What is written, and in which order, is decided in `dcsync.planner`.
+Before each write `check_ownership` is called, which raises when the run no longer owns its subcloud. A record that is
+not stored as sent is a CloudError. `dcsync.planner` decides what is written, and in which order.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dcsync.runs.ports import Owner, Ownership, Standing
 
 T = TypeVar("T")
 
-MayWrite = Callable[[], Awaitable[None]]
-"""Returns if the run still owns its subcloud; raises what ends the run if not."""
+OwnershipCheck = Callable[[], Awaitable[None]]
+"""Returns if the run still owns its subcloud; otherwise raises an error that ends the run."""
 
 
 class Stopped(Exception):
-    """The run no longer owns its subcloud: raised before the write that would have been one too many."""
+    """The run no longer owns its subcloud; raised before its next write."""
 
     def __init__(self, standing: Standing) -> None:
         super().__init__(standing)
@@ -42,20 +42,20 @@ async def require_ownership(ownership: Ownership, run: Owner) -> None:
 
 
 async def write_own(ownership: Ownership, run: Owner, write: Callable[..., bool], *args: object) -> None:
-    """A write to our own rows, refused when the run lost its subcloud; raises Stopped with the reason why then."""
+    """Writes to the run's own rows; raises Stopped with the reason when the run no longer owns them."""
     if not await asyncio.to_thread(write, *args):
         standing = await ownership.standing(run)
-        raise Stopped(standing or Standing(Ending.SUPERSEDED, "its row was no longer its own"))
+        raise Stopped(standing or Standing(Ending.SUPERSEDED, "the run no longer owns its row"))
 
 
 async def read_records(identity: IdentityService) -> Records:
-    """The four lists of one cloud, read side by side."""
+    """Reads the four lists of one cloud concurrently."""
     lists = await all_or_first_error([identity.list(type_) for type_ in ResourceType])
     return Records(*lists)
 
 
 async def read_cloud(session: SubcloudSession) -> Cloud:
-    """Everything an identity audit compares, read side by side."""
+    """Reads everything an identity audit compares, concurrently."""
     reads: list[Coroutine[Any, Any, Any]] = [
         read_records(session.identity),
         session.keystone.assignments(),
@@ -69,19 +69,19 @@ async def carry_out(
     writes: Sequence[Write],
     *,
     session: SubcloudSession,
-    may_write: MayWrite,
+    check_ownership: OwnershipCheck,
     users_at_once: int,
     admin_password: str | None = None,
 ) -> None:
-    """Makes these writes in their order; it can be planned and begun again at any point.
+    """Sends these writes in order. After an interruption at any point, a new plan continues the work.
 
-    Users that do not need one another go side by side, `users_at_once` at a time. `admin_password`: the central one,
-    for the subcloud's keyring. Raises CloudError at the first write that is refused, as identity-not-verified for a
-    record that was stored otherwise than it was sent.
+    Independent writes of users are sent concurrently, `users_at_once` at a time. `admin_password`: the central one, for
+    the subcloud's keyring. Raises CloudError at the first rejected write, with identity-not-verified for a record that
+    was not stored as sent.
     """
 
     async def send(write: Write) -> None:
-        await may_write()
+        await check_ownership()
         await _send(write, session, admin_password)
 
     for batch in _batches(writes):
@@ -92,7 +92,7 @@ async def carry_out(
 
 
 async def _side_by_side(writes: Sequence[Write], send: Callable[[Write], Awaitable[None]], *, at_once: int) -> None:
-    """Sends them all, `at_once` at a time; at the first error the others are cancelled."""
+    """Sends all writes, `at_once` at a time; at the first error the others are cancelled."""
     waiting = iter(writes)
 
     async def sender() -> None:
@@ -103,12 +103,12 @@ async def _side_by_side(writes: Sequence[Write], send: Callable[[Write], Awaitab
 
 
 def _batches(writes: Sequence[Write]) -> Iterator[list[Write]]:
-    """The writes in their order, in batches that may be sent side by side."""
+    """Yields the writes in order, in batches that may be sent concurrently."""
     batch: list[Write] = []
     for number, write in enumerate(writes):
         begins_at = number - len(batch)
-        fits = write.goes_beside_others and all(need < begins_at for need in write.needs)
-        if batch and not (fits and batch[0].goes_beside_others):
+        fits = write.may_be_concurrent and all(need < begins_at for need in write.needs)
+        if batch and not (fits and batch[0].may_be_concurrent):
             yield batch
             batch = []
         batch.append(write)
@@ -124,7 +124,7 @@ async def _send(write: Write, session: SubcloudSession, admin_password: str | No
             _verify(sent=record, stored=await session.identity.create(record))
         case SetPassword(user):
             if admin_password is None:
-                raise ValueError(f"the plan sets a password of {user.name} that is not known")
+                raise ValueError(f"the plan sets the password of {user.name}, which is not known")
             await session.keystone.set_password(user.id, admin_password)
         case Grant(assignment):
             await session.keystone.grant(assignment)
@@ -139,15 +139,14 @@ async def _send(write: Write, session: SubcloudSession, admin_password: str | No
 
 
 def _verify(*, sent: Record, stored: Record) -> None:
-    """What the answer holds is what is stored, so it must be what was sent."""
+    """Raises CloudError unless the stored record, as returned in the reply, equals the record sent."""
     if not stored_as_sent(sent=sent, stored=stored):
-        raise CloudError(
-            Reason.IDENTITY_NOT_VERIFIED, f"{sent.type} {sent.name!r} was stored otherwise than it was sent"
-        )
+        raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"{sent.type} {sent.name!r} was not stored as sent")
 
 
 async def all_or_first_error(jobs: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; or, once the others are cancelled and ended, the first error itself (not in a group)."""
+    """Returns all results, or raises the first error itself (not in a group) once the others are cancelled and
+    ended."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
         return list(await asyncio.gather(*tasks))
@@ -157,17 +156,17 @@ async def all_or_first_error(jobs: list[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def replace_fernet_keys(*, session: SubcloudSession, keys: FernetKeys, may_write: MayWrite) -> None:
-    """Sends the whole central key set, then reads it back under a login made with it.
+async def replace_fernet_keys(*, session: SubcloudSession, keys: FernetKeys, check_ownership: OwnershipCheck) -> None:
+    """Sends the whole central key set, then reads it back with a new login.
 
-    Sent even when the subcloud has these keys already: it is also what makes the subcloud drop its cached tokens, which
-    name the ids the identity step retired. Raises CloudError keys-not-verified when the set read back differs.
-    Source: docs/upstream/initial-sync.md sections 1 and 6 (step 5); unlike upstream, no error is swallowed.
+    The keys are sent even if the subcloud has them already: this makes the subcloud discard cached tokens, which refer
+    to ids that the identity step replaced. Raises CloudError keys-not-verified when the set read back differs.
+    Source: docs/upstream/initial-sync.md sections 1 and 6 (step 5); unlike upstream, no error is ignored.
     """
     problems = keys.problems()
     if problems:
         raise CloudError(Reason.CENTRAL_KEYS_INVALID, f"nothing was sent: {'; '.join(problems)}")
-    await may_write()
+    await check_ownership()
     await session.fernet_repo.replace(keys)
     await session.login()
     await verify_fernet_keys(session.fernet_repo, keys)
@@ -179,5 +178,5 @@ async def verify_fernet_keys(fernet_repo: FernetRepo, keys: FernetKeys) -> None:
     if stored.fingerprint() != keys.fingerprint():
         raise CloudError(
             Reason.KEYS_NOT_VERIFIED,
-            f"the subcloud answers keys {sorted(stored.keys)} that are not the central {sorted(keys.keys)}",
+            f"the subcloud returned keys {sorted(stored.keys)}, which differ from the central {sorted(keys.keys)}",
         )

@@ -1,7 +1,7 @@
-"""How what is due gets to the workers and comes back from workers that died; shared by the sweeps of both services.
+"""Dispatches due rows to workers and requeues those of dead workers; shared by the sweeps of both services.
 
-Rows alone say what is due; a hint in the queue is never sent twice while it waits, and never more of them than there is
-room for. What makes a row due is each service's own store.
+Rows alone determine what is due. A hint is not sent again while it is queued, and the number of hints is limited. Each
+service's store decides which rows are due.
 """
 
 from __future__ import annotations
@@ -21,39 +21,38 @@ Hint = TypeVar("Hint", SyncHint, AuditHint)
 
 
 class DueRows(Protocol[Hint]):
-    """Rows of one kind of run, as a sweep sees them."""
+    """The rows of one service, as used by a sweep."""
 
     def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
-        """Runs claimed before `moment` and still in progress."""
+        """Returns runs claimed before `moment` and still in progress."""
 
     def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        """Their rows may be dispatched again at once, where run id and `deaths` still stand; the region names
-        changed."""
+        """Makes their rows due again where run id and `deaths` are unchanged; returns the region names."""
 
     def quarantine(
         self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
-        """The same, but failed until `retry_at`, with this failure and their deaths forgotten."""
+        """Marks them failed until `retry_at` with this failure, and resets `deaths`; returns the region names."""
 
     def unstarted_hints(self) -> list[tuple[Hint, datetime]]:
-        """Hints sent (and when) whose rows nobody has claimed since."""
+        """Returns hints sent (and when) whose rows have not been claimed since."""
 
     def in_progress_count(self) -> int:
-        """How many subclouds are being worked on."""
+        """Returns the number of subclouds with a run in progress."""
 
     def dispatch(self, *, room: int, lost: Collection[Hint], now: datetime) -> list[Hint]:
-        """Mark up to `room` due rows as dispatched, longest due first: those never sent, and those whose hint is
-        `lost`. Rows another sweep is marking at this moment are passed over."""
+        """Marks up to `room` due rows as dispatched, longest due first: those never sent, and those whose hint is
+        `lost`. Skips rows locked by another sweep."""
 
     def undo_dispatch(self, hints: Collection[Hint]) -> None:
-        """The hints could not be sent: mark the rows unsent again."""
+        """Unmarks the rows of hints that could not be sent."""
 
 
 @dataclass(frozen=True)
 class SweepLimits:
-    """`max_in_flight`: runs sent or in progress at once. `lock_ttl`: a lock's life without renewal. `patience`: how
-    long a hint may be on its way before the queue is asked whether it still waits. `quarantine`: hold-off of a
-    subcloud whose runs keep dying with their workers."""
+    """`max_in_flight`: runs dispatched or in progress at once. `lock_ttl`: lifetime of a lock without renewal.
+    `patience`: age of a hint from which the queue is checked for it. `quarantine`: hold-off of a subcloud whose workers
+    died repeatedly."""
 
     max_in_flight: int
     lock_ttl: timedelta
@@ -63,7 +62,7 @@ class SweepLimits:
 
 @dataclass(frozen=True)
 class Dispatcher(Generic[Hint]):
-    """Sends what is due in `rows`; `send` and `waiting_ids` are those of the messenger for this kind of hint."""
+    """Sends hints for due rows; `send` and `waiting_ids` are the messenger's methods for this kind of hint."""
 
     rows: DueRows[Hint]
     locks: Locks
@@ -72,12 +71,12 @@ class Dispatcher(Generic[Hint]):
     waiting_ids: Callable[[], set[str]]
 
     def take_back_abandoned(self, now: datetime) -> int:
-        """Runs whose worker died become due again, or are quarantined when that came too often; of how many
+        """Makes runs of dead workers due again, or quarantines them after repeated deaths; returns the number of
         subclouds."""
         abandoned = self._abandoned(now)
-        again = self.rows.take_back([run for run in abandoned if not run.is_last_straw], now=now)
+        again = self.rows.take_back([run for run in abandoned if not run.reaches_limit], now=now)
         quarantined = self.rows.quarantine(
-            [run for run in abandoned if run.is_last_straw],
+            [run for run in abandoned if run.reaches_limit],
             QUARANTINED,
             now=now,
             retry_at=now + self.limits.quarantine,
@@ -95,14 +94,14 @@ class Dispatcher(Generic[Hint]):
         ]
 
     def without_lock(self, runs: Sequence[tuple[str, str]]) -> set[str]:
-        """Which of these (region name, run id) do not hold their subcloud's lock: the run ids."""
+        """Returns the ids of those (region name, run id) that do not hold their subcloud's lock."""
         owners = self.locks.owners([region_name for region_name, _ in runs])
         return {run_id for region_name, run_id in runs if owners[region_name] != run_id}
 
     def send_due(self, now: datetime) -> tuple[int, int]:
-        """(hints found lost, hints sent): fills the room there is, longest due first.
+        """Sends hints up to the limit, longest due first; returns (hints found lost, hints sent).
 
-        Raises BrokerUnreachable; what was to be sent is due again then.
+        Raises BrokerUnreachable; the rows are due again then.
         """
         on_their_way, lost = self._on_their_way(now)
         room = self.limits.max_in_flight - self.rows.in_progress_count() - on_their_way
@@ -111,7 +110,7 @@ class Dispatcher(Generic[Hint]):
         return len(lost), len(hints)
 
     def send_marked(self, hints: list[Hint]) -> None:
-        """Send hints whose rows are marked as dispatched, or take the marks back and raise BrokerUnreachable."""
+        """Sends hints whose rows are marked as dispatched, or unmarks them and raises BrokerUnreachable."""
         if not hints:
             return
         try:
@@ -121,7 +120,7 @@ class Dispatcher(Generic[Hint]):
             raise
 
     def _on_their_way(self, now: datetime) -> tuple[int, list[Hint]]:
-        """How many hints are still good, and which are lost: sent a while ago, not begun, and not in the queue."""
+        """Returns how many hints are pending, and which are lost: sent a while ago, not started, and not queued."""
         unstarted = self.rows.unstarted_hints()
         late = [hint for hint, sent_at in unstarted if now - sent_at > self.limits.patience]
         waiting = self.waiting_ids() if late else set()

@@ -1,4 +1,4 @@
-"""What became of a hint, whatever its kind: shown in the log and in Flower, as plain values."""
+"""The outcome of a hint of any service, as plain values for the log and Flower."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dcsync.model.reasons import Reason
 
 
 class Result(StrEnum):
-    """The words of `Ending`, two more for hints that led to no run, and one for audits, whose parts end each its own
-    way."""
+    """The values of `Ending`, two for hints that led to no run, and one for audits whose endpoint types ended
+    differently."""
 
     BUSY = "busy"
     STALE = "stale"
@@ -28,7 +28,7 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """`shown`: what this kind of run has to say beside the rest."""
+    """The outcome of one hint. `shown`: additional values of this kind of run."""
 
     result: Result
     region_name: str
@@ -40,7 +40,7 @@ class Outcome:
     seconds: float | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values, without those that say nothing."""
+        """Returns plain values, without empty ones."""
         own = {"result": self.result.value, "region_name": self.region_name}
         reason = None if self.reason is None else self.reason.value
         rest = {"run_id": self.run_id, "reason": reason, "detail": self.detail, "seconds": self.seconds}

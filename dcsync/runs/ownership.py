@@ -1,7 +1,7 @@
-"""Whether runs still own their subclouds (port `Ownership`), asked for many runs of this process in one go.
+"""Checks whether runs still own their subclouds (port `Ownership`), for many runs of this process at once.
 
-A run asks before each of its writes. Questions that come up while an answer is on its way are put together into the
-next one: one SELECT and one MGET, however many runs are at work.
+A run checks before each of its writes. Checks requested while another is in progress are combined into the next one:
+one SELECT and one MGET, however many runs are active.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Protocol
 from dcsync.model.ending import Ending
 from dcsync.runs.ports import Locks, Owner, Standing
 
-_LOCK_LOST = Standing(Ending.LOCK_LOST, "its lock ran out or went to another run")
+_LOCK_LOST = Standing(Ending.LOCK_LOST, "its lock expired or was taken by another run")
 
 
 class Rows(Protocol):
-    """Whoever knows whether the rows of a run are still its own: RunStore, AuditStore."""
+    """Stores that know whether a run still owns its rows: RunStore, AuditStore."""
 
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
         """For each run: None while its row is still its own, else why it must stop."""
 
 
 class BatchedOwnership:
-    """To be used on one event loop only."""
+    """For use on one event loop only."""
 
     def __init__(self, store: Rows, locks: Locks) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class BatchedOwnership:
             batch, self._asked = self._asked, []
             try:
                 standings = await asyncio.to_thread(self._look_up, [run for run, _ in batch])
-            except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait must hear it rather than hang
+            except Exception as exc:  # noqa: BLE001 - any error must reach the waiting runs, or they would hang
                 for _, answer in batch:
                     if not answer.done():
                         answer.set_exception(exc)
@@ -54,7 +54,7 @@ class BatchedOwnership:
                         answer.set_result(standings[run.run_id])
 
     def _look_up(self, runs: list[Owner]) -> dict[str, Standing | None]:
-        """The row first: it says more about why a run lost its subcloud than the lock does."""
+        """Checks the row first: it gives a more precise reason for lost ownership than the lock."""
         by_row = self._store.standing({run.run_id for run in runs})
         owners = self._locks.owners([run.subcloud.region_name for run in runs])
         return {

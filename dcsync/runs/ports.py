@@ -1,6 +1,6 @@
-"""What every run asks of the world: the lock of its subcloud, whether it still owns it, and the process's event loop.
+"""Ports of every run: the lock of its subcloud, the ownership check, and the process's event loop.
 
-Locks are plain blocking calls and raise `BrokerUnreachable`. Where an answer can be "no", it is a value, not an error.
+Locks are blocking calls and raise `BrokerUnreachable`. A negative answer is a return value, not an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Standing:
-    """Why a run may not go on, as its row says; see `RunStore.standing`."""
+    """Why a run must stop, as stored in its row; see `RunStore.standing`."""
 
     ending: Ending
     detail: str
@@ -27,18 +27,19 @@ class Locks(Protocol):
     """One lock per subcloud with an owner and a time to live; held locks are renewed until released."""
 
     def acquire(self, wanted: Mapping[str, str]) -> set[str]:
-        """Owner -> region name: the owners that now hold their subcloud's lock; nobody waits for the others."""
+        """Takes owner -> region name; returns the owners that now hold their subcloud's lock, without waiting for
+        locks."""
 
     def release(self, held: Mapping[str, str]) -> set[str]:
-        """Owner -> region name: the owners that held theirs until now; a lock of somebody else is never removed, and
-        where the broker does not answer, its time to live ends it."""
+        """Takes owner -> region name; returns the owners that held their lock until now. A lock of another owner is
+        never removed. When the broker does not answer, the lock expires after its time to live."""
 
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
-        """Who holds each lock now, None where nobody does; one round trip."""
+        """Returns the owner of each lock, None if it is free; one round trip."""
 
 
 class Owner(Protocol):
-    """A run of whatever kind: its id is in the row and in the lock of its subcloud."""
+    """A run of any service: its id is stored in the row and in the lock of its subcloud."""
 
     @property
     def run_id(self) -> str: ...
@@ -48,15 +49,15 @@ class Owner(Protocol):
 
 
 class Ownership(Protocol):
-    """Whether a run still owns its subcloud, asked of row and lock together."""
+    """Checks by row and lock whether a run still owns its subcloud."""
 
     async def standing(self, run: Owner) -> Standing | None:
-        """None while both the row and the lock are the run's own, else why it must stop. Raises DatabaseUnreachable or
-        BrokerUnreachable when that cannot be found out; then nothing may be written either."""
+        """Returns None while the run owns both the row and the lock, else why it must stop. Raises DatabaseUnreachable
+        or BrokerUnreachable when ownership cannot be checked; the run must not write then either."""
 
 
 class Loop(Protocol):
-    """The event loop of this process, seen from a task's thread."""
+    """The event loop of this process, used from a task's thread."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Wait for the coroutine; raises what it raised, or WorkerStopping once it was cancelled and has ended."""
+        """Waits for the coroutine; raises its error, or WorkerStopping once it was cancelled and has ended."""

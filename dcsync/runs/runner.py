@@ -1,8 +1,8 @@
-"""Carries out runs of every kind: lock, claim, work under a deadline, settle, release.
+"""Carries out runs of every service: lock, claim, work within a deadline, settle, release.
 
-Written once for all services; what a run is about is its `Work`. A coroutine on the process's event loop: while one run
-waits for its subcloud, others move. This is the one boundary where whatever happened becomes an `Ended`: nothing is
-raised to the task above but what kills the process, and what kept the end from being recorded.
+Each service supplies its `Work`. Runs are coroutines on the process's event loop, so they proceed while others wait for
+their subclouds. This is the one boundary where errors become an `Ended`: only errors that end the process, or that
+prevent the end from being recorded, are raised to the task.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ T = TypeVar("T")
 
 
 class Hint(Protocol):
-    """Somebody should work on this subcloud."""
+    """Triggers work on this subcloud."""
 
     @property
     def region_name(self) -> str: ...
 
 
 class Job(Protocol):
-    """One claimed run and how far it has come."""
+    """One claimed run and its progress."""
 
     @property
     def run(self) -> Owner: ...
 
     async def carry_out(self) -> None:
-        """Do the work. Raises CloudError where a cloud did not do its part, Stopped where the run lost its subcloud."""
+        """Does the work. Raises CloudError when a request failed, Stopped when the run no longer owns its subcloud."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How the work of one run ended, before that is recorded; `failure` where it failed."""
+    """How the work of one run ended, before it is recorded; `failure` is set if it failed."""
 
     ending: Ending
     started_at: datetime
@@ -62,20 +62,21 @@ JobT = TypeVar("JobT", bound=Job)
 
 
 class Work(Protocol[HintT_contra, JobT]):
-    """One kind of run. Calls block; both take many runs at once, and raise BrokerUnreachable or DatabaseUnreachable."""
+    """The runs of one service. Calls block, handle many runs at once, and raise BrokerUnreachable or
+    DatabaseUnreachable."""
 
     @property
     def noun(self) -> str:
-        """What operators call it: "the <noun> took longer than ..."."""
+        """Name shown to operators: "the <noun> took longer than ..."."""
 
     def claim(self, hints: Mapping[str, HintT_contra], *, now: datetime) -> list[JobT]:
-        """Take the rows of these hints, each for the run id that is its key; stale hints are left out."""
+        """Claims the rows of these hints, each for the run id that is its key; stale hints are omitted."""
 
     def settle(self, ended: Sequence[tuple[JobT, Ended]]) -> list[Outcome]:
-        """Record each end where the row is still the run's own; what really happened to each, in order."""
+        """Records each end if the run still owns its row; returns the actual outcome of each, in order."""
 
     def no_run(self, hint: HintT_contra, result: Result) -> Outcome:
-        """The outcome of a hint that led to no run: busy or stale."""
+        """Returns the outcome of a hint that led to no run: busy or stale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +88,13 @@ class Runner:
     now: Callable[[], datetime]
     new_run_id: Callable[[], str]
     log_fault: Callable[[Owner, BaseException], None]
-    """Called with an exception no rule foresees, for its traceback; the run then fails with internal-error."""
+    """Called with an unexpected exception to log its traceback; the run then fails with internal-error."""
 
     async def run(self, work: Work[HintT, JobT], hints: Sequence[HintT]) -> list[Outcome]:
-        """Act on hints, all at once; the outcome of each, in order. One that came twice or late ends as busy or stale.
+        """Acts on all hints concurrently; returns their outcomes in order. A duplicate or late hint ends as busy or
+        stale.
 
-        Where the coroutine is cancelled, because the worker stops, its runs are given back before it returns.
+        When the coroutine is cancelled because the worker stops, its runs are returned to the queue first.
         """
         wanted = {self.new_run_id(): hint for hint in hints}
         (locked, jobs), is_stopping = await _to_the_end(lambda: self._take(work, wanted))
@@ -107,8 +109,8 @@ class Runner:
         return [outcomes[run_id] for run_id in wanted]
 
     def _take(self, work: Work[HintT, JobT], wanted: Mapping[str, HintT]) -> tuple[set[str], list[JobT]]:
-        """The run ids that got their subcloud's lock, and the jobs of those that also got its row; the locks of the
-        others are released."""
+        """Returns the run ids that acquired their subcloud's lock, and the jobs of those that also claimed its row; the
+        locks of the others are released."""
         regions = {run_id: hint.region_name for run_id, hint in wanted.items()}
         locked = self.locks.acquire(regions)
         jobs: list[JobT] = []
@@ -128,7 +130,7 @@ class Runner:
         return outcome
 
     async def _work(self, work: Work[HintT, JobT], job: JobT) -> tuple[Ending, Failure | None, str]:
-        """How the work ended: the one place where errors become an ending."""
+        """Does the work and returns how it ended: the one place where errors become an ending."""
         try:
             async with within(self.deadline_seconds, f"the {work.noun}"):
                 await job.carry_out()
@@ -140,7 +142,7 @@ class Runner:
             return Ending.LOCK_LOST, None, f"ownership could not be checked: {type(exc).__name__}"
         except CloudError as exc:
             return Ending.FAILED, Failure(exc.reason, exc.detail, exc.retry_after), exc.detail
-        except Exception as exc:  # noqa: BLE001 - the boundary: an unforeseen fault must end the run, not strand its row
+        except Exception as exc:  # noqa: BLE001 - the boundary: an unexpected error must end the run
             self.log_fault(job.run, exc)
             failure = Failure(Reason.INTERNAL_ERROR, type(exc).__name__)
             return Ending.FAILED, failure, failure.detail
@@ -159,7 +161,7 @@ _GIVEN_BACK = (Ending.GIVEN_BACK, None, "the worker was stopped")
 
 @asynccontextmanager
 async def within(seconds: float, what: str) -> AsyncIterator[None]:
-    """A deadline of its own: raises CloudError (timeout) where the block takes longer, and no other TimeoutError."""
+    """Limits the block to `seconds`: raises CloudError (timeout) for this deadline only, not for other timeouts."""
     try:
         async with asyncio.timeout(seconds) as deadline:
             yield
@@ -170,8 +172,8 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
 
 
 async def _to_the_end(call: Callable[[], T]) -> tuple[T, bool]:
-    """What the blocking call returned, and whether this coroutine was cancelled meanwhile: a lock that is being taken
-    and an end that is being recorded are not abandoned half-way."""
+    """Completes the blocking call even if cancelled; returns its result and whether this coroutine was cancelled.
+    Acquiring a lock and recording an end must not be interrupted."""
     calling = asyncio.ensure_future(asyncio.to_thread(call))
     was_cancelled = False
     while not calling.done():
@@ -183,8 +185,8 @@ async def _to_the_end(call: Callable[[], T]) -> tuple[T, bool]:
 
 
 async def _each_to_its_end(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What each returned, in order, side by side; a cancellation is passed to all of them, and each answers it. Raises
-    the first error once all have ended."""
+    """Runs the coroutines concurrently and returns their results in order. A cancellation is passed to all of them.
+    Raises the first error once all have ended."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     while waiting := [task for task in tasks if not task.done()]:
         try:

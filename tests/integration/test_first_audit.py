@@ -79,10 +79,10 @@ async def first_audit(clouds: HttpClouds, place: Mapping[str, str]) -> IdentityP
             groups_to_refill={},
             remember_groups=remember_groups,
             remember_placed=remember_placed,
-            may_write=no_objection,
+            check_ownership=no_objection,
             users_at_once=4,
         )
-        await replace_fernet_keys(session=session, keys=central.keys, may_write=no_objection)
+        await replace_fernet_keys(session=session, keys=central.keys, check_ownership=no_objection)
         return plan_audit(
             central=_audited(central),
             subcloud=await read_cloud(session),

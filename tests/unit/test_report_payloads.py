@@ -71,7 +71,7 @@ def rejected(payload: object) -> str | None:
         (changed("endpoint", colour="red"), "colour: Extra inputs are not permitted"),
         (changed("endpoint", ignored="platform"), "ignored: Input should be a valid frozenset, not 'platform'"),
         (changed("bulk", endpoints=["platform"]), "endpoints: Input should be a valid dictionary, not ['platform']"),
-        (changed("bulk", endpoints={}), "the report says nothing"),
+        (changed("bulk", endpoints={}), "the report is empty"),
         (changed("endpoint-types", present=None), "present: Input should be a valid boolean, not None"),
     ],
 )

@@ -14,7 +14,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
 from dcsync.planner.differences import Difference
 from dcsync.runs.clouds import SubcloudSession
-from dcsync.runs.delivery import MayWrite
+from dcsync.runs.delivery import OwnershipCheck
 
 Held = TypeVar("Held")
 """What one subcloud holds of an endpoint type, as the room reads it."""
@@ -66,7 +66,7 @@ class Writer:
     one, for the subcloud's keyring; None where it is not known."""
 
     session: SubcloudSession
-    may_write: MayWrite
+    check_ownership: OwnershipCheck
     users_at_once: int
     admin_password: str | None = field(default=None, repr=False)
 

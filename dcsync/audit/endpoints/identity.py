@@ -83,12 +83,12 @@ class Identity(AuditedEndpoint[Cloud]):
         await carry_out(
             plan.writes,
             session=writer.session,
-            may_write=writer.may_write,
+            check_ownership=writer.check_ownership,
             users_at_once=writer.users_at_once,
             admin_password=writer.admin_password,
         )
         if plan.changes_ids:
-            await replace_fernet_keys(session=writer.session, keys=central.keys, may_write=writer.may_write)
+            await replace_fernet_keys(session=writer.session, keys=central.keys, check_ownership=writer.check_ownership)
 
 
 def _digest(rows: Iterable[list[object]]) -> str:

@@ -53,7 +53,7 @@ class Platform(AuditedEndpoint[FernetKeys]):
 
     async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> FernetKeys:
         """The whole set, read back under a fresh login."""
-        await replace_fernet_keys(session=writer.session, keys=central.keys, may_write=writer.may_write)
+        await replace_fernet_keys(session=writer.session, keys=central.keys, check_ownership=writer.check_ownership)
         return central.keys
 
     def is_planned(self, run: AuditRun, *, now: datetime) -> bool:

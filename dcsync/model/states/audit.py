@@ -20,8 +20,8 @@ NONE, IN_PROGRESS, COMPLETED, FAILED = AuditStatus
 
 
 class AuditEvent(StrEnum):
-    """What can happen to the audit of one endpoint type. To be asked for is none of it: a request raises the row's
-    generation and makes it due, whatever its state."""
+    """Events of the audit of one endpoint type. A request is not an event: it increases the row's generation and makes
+    the row due in any state."""
 
     CLAIMED = "run claimed it"
     SUCCEEDED = "compared, and repaired what differed"
@@ -43,7 +43,7 @@ AUDIT = StateTable(
         (IN_PROGRESS, AuditEvent.SUCCEEDED): COMPLETED,
         (IN_PROGRESS, AuditEvent.FAILED): FAILED,
         (IN_PROGRESS, AuditEvent.RELEASED): NONE,
-        # Both are due again, one at once and one after the longest hold-off.
+        # Both are due again: the first immediately, the second after the longest hold-off.
         (IN_PROGRESS, AuditEvent.ABANDONED): FAILED,
         (IN_PROGRESS, AuditEvent.QUARANTINED): FAILED,
         # Source: docs/upstream/initial-sync.md section 9.

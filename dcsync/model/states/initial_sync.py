@@ -25,7 +25,7 @@ NONE, REQUESTED, IN_PROGRESS, COMPLETED, FAILED = InitialSyncState
 
 
 class InitialSyncEvent(StrEnum):
-    """What can happen to a subcloud, as far as its initial sync is concerned."""
+    """Events of the initial sync of a subcloud."""
 
     BECAME_ELIGIBLE = "became managed and online"
     LEFT = "left managed and online"
@@ -47,14 +47,14 @@ INITIAL_SYNC = StateTable(
         # T2, T3: the pair (management, availability) changed.
         **{(state, InitialSyncEvent.BECAME_ELIGIBLE): REQUESTED for state in InitialSyncState},
         **{(state, InitialSyncEvent.LEFT): NONE for state in InitialSyncState},
-        # An operator's request starts anew from anywhere; only a managed and online subcloud may be asked for.
+        # An operator's request restarts the sync from any state; the subcloud must be managed and online.
         **{(state, InitialSyncEvent.ASKED): REQUESTED for state in InitialSyncState},
         # T4-T7.
         (REQUESTED, InitialSyncEvent.CLAIMED): IN_PROGRESS,
         (IN_PROGRESS, InitialSyncEvent.SUCCEEDED): COMPLETED,
         (IN_PROGRESS, InitialSyncEvent.STEP_FAILED): FAILED,
         (FAILED, InitialSyncEvent.RETRY_DUE): REQUESTED,
-        # Instead of T8 and T9 (upstream resets every row when a process starts): a run is taken back when its lock has
+        # Instead of T8 and T9 (upstream resets every row when a process starts): a run is requeued when its lock has
         # expired.
         (IN_PROGRESS, InitialSyncEvent.ABANDONED): REQUESTED,
         (IN_PROGRESS, InitialSyncEvent.GIVEN_BACK): REQUESTED,
@@ -65,7 +65,7 @@ INITIAL_SYNC = StateTable(
 
 @dataclass(frozen=True)
 class Transition:
-    """What one request of an operator or observer did to one subcloud; `event` is None where nothing changed."""
+    """The effect of one request or report on one subcloud; `event` is None where nothing changed."""
 
     region_name: str
     name: str

@@ -8,7 +8,7 @@ from dcsync.model.states.table import StateTable
 
 
 class RotationState(StrEnum):
-    """How far the rotation of the central keys is."""
+    """Progress of the rotation of the central keys."""
 
     IDLE = "idle"
     ROTATING = "rotating"
@@ -19,7 +19,7 @@ IDLE, ROTATING, DISTRIBUTING = RotationState
 
 
 class RotationEvent(StrEnum):
-    """What can happen to the rotation. To be asked for, or planned, is none of it: it makes the row due."""
+    """Events of the rotation. A request or a schedule is not an event: it makes the row due."""
 
     CLAIMED = "process claimed it"
     TAKEN_OVER = "claim older than its lifetime"

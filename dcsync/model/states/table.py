@@ -1,4 +1,4 @@
-"""What the tables of states have in common: (state, event) -> state, and the questions a statement asks of it."""
+"""Table of transitions: (state, event) -> state, with the lookups that SQL statements need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ E = TypeVar("E", bound=StrEnum)
 
 @dataclass(frozen=True, kw_only=True)
 class StateTable(Generic[S, E]):
-    """All that may happen to one kind of row; what is not in `transitions` must not happen."""
+    """All transitions of one kind of row; any other is forbidden."""
 
     states: type[S]
     events: type[E]
@@ -22,14 +22,14 @@ class StateTable(Generic[S, E]):
     transitions: Mapping[tuple[S, E], S]
 
     def next_state(self, state: S, event: E) -> S | None:
-        """The state after `event`, or None where the table does not allow it."""
+        """Returns the state after `event`, or None where the table does not allow it."""
         return self.transitions.get((state, event))
 
     def states_before(self, event: E) -> tuple[S, ...]:
-        """The states in which `event` may happen: what a conditional UPDATE must find."""
+        """Returns the states in which `event` may happen, for the WHERE of a conditional UPDATE."""
         return tuple(state for state in self.states if (state, event) in self.transitions)
 
     def state_after(self, event: E) -> S:
-        """The one state `event` leads to; every event of a table has exactly one (a test holds it to that)."""
+        """Returns the one state `event` leads to; a test checks that every event has exactly one."""
         (after,) = {after for (_, happened), after in self.transitions.items() if happened is event}
         return after

@@ -63,7 +63,7 @@ def test_every_problem_is_told_with_its_line() -> None:
         subclouds(content)
     text = str(told.value)
     assert "line 3: 'ten' is not an IP address" in text
-    assert "line 4: name '!' is not usable" in text
+    assert "line 4: name '!' is invalid" in text
     assert "line 5: name missing" in text
     assert "line 6: has 5 fields, the header 4" in text
     assert "line 7: name a is already in line 2" in text

@@ -70,14 +70,14 @@ def repaired(
     site: MemorySite,
     placed: Placed | None = None,
     *,
-    may_write: Callable[[], Any] = no_objection,
+    check_ownership: Callable[[], Any] = no_objection,
     **options: Any,
 ) -> IdentityPlan:
     """Audit the site and carry the repair out."""
 
     async def work() -> IdentityPlan:
         found = audit(central, await read_cloud(site), placed, **options)
-        await carry_out(found.writes, session=site, may_write=may_write, users_at_once=4)
+        await carry_out(found.writes, session=site, check_ownership=check_ownership, users_at_once=4)
         return found
 
     return asyncio.run(work())

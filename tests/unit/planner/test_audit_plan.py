@@ -186,7 +186,7 @@ def test_who_was_made_anew_at_the_central_cloud_does_not_inherit_the_grants_of_t
 
     meanwhile = placed | audit(central, site.cloud, placed).placed_meanwhile
     with contextlib.suppress(Dies):
-        repaired(central, site, placed, may_write=until_it_dies)
+        repaired(central, site, placed, check_ownership=until_it_dies)
     repaired(central, site, meanwhile)
     assert site.grants == {replace(own, actor_id="c-alice2")}
 
@@ -259,7 +259,9 @@ def test_the_keyring_is_told_before_the_hash_is_written() -> None:
     async def work() -> None:
         found = audit(central, await read_cloud(site), knows_admin_password=True)
         told.extend(found.words)
-        await carry_out(found.writes, session=site, may_write=no_objection, users_at_once=4, admin_password="plain")
+        await carry_out(
+            found.writes, session=site, check_ownership=no_objection, users_at_once=4, admin_password="plain"
+        )
 
     told: list[str] = []
     asyncio.run(work())
@@ -337,7 +339,7 @@ def test_a_repair_that_dies_after_any_write_is_finished_by_the_next(drift: Drift
 
     first = audit(drift.central, half.cloud, drift.placed)
     with contextlib.suppress(Dies):
-        repaired(drift.central, half, drift.placed, may_write=until_it_dies)
+        repaired(drift.central, half, drift.placed, check_ownership=until_it_dies)
     # What the engine keeps in its rows before the first write.
     placed = drift.placed | first.placed_meanwhile
     second = repaired(drift.central, half, placed, groups_to_refill=dict(first.groups_to_refill))

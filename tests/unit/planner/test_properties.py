@@ -61,7 +61,7 @@ def initial_sync(central: Records, site: MemorySite) -> None:
             groups_to_refill={},
             remember_groups=forget_groups,
             remember_placed=forget_placed,
-            may_write=no_objection,
+            check_ownership=no_objection,
             users_at_once=4,
         )
     )
@@ -194,7 +194,7 @@ def _another_order(writes: Sequence[Write], dice: random.Random) -> list[Write]:
 
 
 def _send(writes: Sequence[Write], site: MemorySite) -> None:
-    asyncio.run(carry_out(writes, session=site, may_write=no_objection, users_at_once=4))
+    asyncio.run(carry_out(writes, session=site, check_ownership=no_objection, users_at_once=4))
 
 
 def _content(site: MemorySite) -> tuple[dict[str, Any], set[Assignment]]:

@@ -27,7 +27,7 @@ def test_only_a_run_without_its_lock_and_older_than_a_lock_is_abandoned() -> Non
 @pytest.mark.parametrize("deaths", range(ABANDONED_LIMIT + 2))
 def test_the_third_death_in_a_row_is_the_last(deaths: int) -> None:
     run = RunInProgress("s1", "run-1", NOON, deaths)
-    assert run.is_last_straw is (deaths >= 2)
+    assert run.reaches_limit is (deaths >= 2)
 
 
 class Rows:

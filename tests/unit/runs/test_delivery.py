@@ -40,7 +40,9 @@ def sent(site: MemorySite, *actions: Action, at_once: int = 2, **options: Any) -
     async def no_objection() -> None:
         return
 
-    asyncio.run(carry_out(as_writes(actions), session=site, may_write=no_objection, users_at_once=at_once, **options))
+    asyncio.run(
+        carry_out(as_writes(actions), session=site, check_ownership=no_objection, users_at_once=at_once, **options)
+    )
 
 
 def renamed(user: Record, name: str) -> Update:
