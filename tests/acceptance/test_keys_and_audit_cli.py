@@ -172,7 +172,7 @@ def test_a_subcloud_that_is_being_worked_on_is_not_looked_at(system: System, nam
     with another_run_at(system, name):
         done = call(system, "diff", name)
     assert done.returncode == 5
-    assert "worked on" in done.stderr
+    assert "run in progress" in done.stderr
     assert call(system, "diff", name).returncode == 0
 
 
