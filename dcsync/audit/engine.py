@@ -217,7 +217,7 @@ class Audit:
             if progress.found is None:
                 progress.note(_named(comparison.differences), found)
             deletions += comparison.deletions
-            self._guard(progress, comparison, deletions=deletions)
+            self._guard(progress, comparison, found, deletions=deletions)
             if comparison.is_in_sync:
                 await self._remember(run, old=memory, new=comparison.settled)
                 return
@@ -252,16 +252,17 @@ class Audit:
             admin_password=self.admin_password,
         )
 
-    def _guard(self, progress: _Progress, comparison: Comparison, *, deletions: int) -> None:
+    def _guard(self, progress: _Progress, comparison: Comparison, found: str | None, *, deletions: int) -> None:
         """Before the first write of each pass, for some repairs show what else would be deleted only once they are
-        done: raises _Refused where the repair must not begin. `deletions`: of this pass and those before it."""
-        refused = self._refusal(progress.part, comparison, deletions=deletions)
+        done: raises _Refused where the repair must not begin. `found`: the digest of the differences; `deletions`: of
+        this pass and those before it."""
+        refused = self._refusal(progress.part, comparison, found, deletions=deletions)
         if refused is not None:
             raise _Refused(refused)
         progress.was_tried = progress.was_tried or not comparison.is_in_sync
 
-    def _refusal(self, part: AuditPart, comparison: Comparison, *, deletions: int) -> Failure | None:
-        named, found = _few(_named(comparison.differences)), digest(comparison.differences)
+    def _refusal(self, part: AuditPart, comparison: Comparison, found: str | None, *, deletions: int) -> Failure | None:
+        named = _few(_named(comparison.differences))
         return guards.not_converging(part=part, difference=found, named=named) or guards.too_many_deletions(
             deletions=deletions, allowed=self.limits.max_deletes, part=part
         )
@@ -283,7 +284,8 @@ class Audit:
             room.in_words(comparison, central=central, held=held, only=part.resource_types),
             comparison.writes,
             comparison.deletions,
-            _shrunk(run, part, room, central) or self._refusal(part, comparison, deletions=comparison.deletions),
+            _shrunk(run, part, room, central)
+            or self._refusal(part, comparison, digest(comparison.differences), deletions=comparison.deletions),
         )
 
     # --- ownership, and what the rows keep ---
