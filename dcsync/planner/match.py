@@ -26,7 +26,10 @@ EXCLUDED_ROLES = frozenset({"heat_stack_owner", "heat_stack_user", "ResellerAdmi
 NEVER_DELETED_ROLES = frozenset({"admin"})
 
 MANDATORY = (ResourceType.USERS, ResourceType.PROJECTS, ResourceType.ROLES)
-"""Types of which every cloud has records: an empty list is an error. Groups are optional."""
+"""Types of which every cloud has records: an empty list is an error."""
+
+MAY_BE_EMPTY = (ResourceType.GROUPS,)
+"""The other types; each type is in one of the two."""
 
 
 @dataclass(frozen=True)

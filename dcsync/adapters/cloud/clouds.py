@@ -27,10 +27,9 @@ from dcsync.model.errors import CloudError
 from dcsync.model.identity import CentralData, FernetKeys, Record, Records, ResourceType, fingerprint
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, Subcloud
+from dcsync.planner.match import MANDATORY
 
 T = TypeVar("T")
-
-MAY_BE_EMPTY = frozenset({ResourceType.GROUPS})
 
 
 class HttpSubcloudSession:
@@ -232,7 +231,7 @@ class HttpClouds:
 def _checked(lists: Sequence[tuple[Record, ...]], keys: FernetKeys) -> CentralData:
     """What a subcloud may be given: nothing that must be there is missing, and every key is a key."""
     records = Records(**{type_.value: found for type_, found in zip(ResourceType, lists, strict=True)})
-    empty = [type_.value for type_ in ResourceType if type_ not in MAY_BE_EMPTY and not records.of(type_)]
+    empty = [type_.value for type_ in MANDATORY if not records.of(type_)]
     empty += [] if keys.keys else ["fernet keys"]
     if empty:
         raise CloudError(Reason.CENTRAL_EMPTY, f"the central cloud lists no {', no '.join(empty)}")
