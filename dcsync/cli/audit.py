@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from dcsync.audit.endpoints import audited_types, resource_types
 from dcsync.cli import previews, waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
@@ -48,6 +47,20 @@ class OneOf(click.ParamType[str]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return self._choice.shell_complete(ctx, param, incomplete)
+
+
+def audited_types() -> tuple[EndpointType, ...]:
+    """Those of the registry, which brings the planner with it: imported only by a command that needs it."""
+    from dcsync.audit import endpoints
+
+    return endpoints.audited_types()
+
+
+def resource_types() -> dict[str, EndpointType]:
+    """As audited_types."""
+    from dcsync.audit import endpoints
+
+    return endpoints.resource_types()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcsync.audit.endpoints import carrier_of_keys
 from dcsync.cli import waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
@@ -163,6 +162,8 @@ def _next(row: KeyRotationRow, *, now: datetime) -> str:
 
 
 def _look(operator: Operator) -> Sight:
+    from dcsync.audit.endpoints import carrier_of_keys
+
     row, known = operator.key_rotation_store.row(), operator.audit_store.central_state(carrier_of_keys())
     fingerprint = known.fingerprint if known else None
     return Sight(row, fingerprint, operator.key_rotation_store.spread(fingerprint or ""))

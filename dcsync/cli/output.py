@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 
-from dcsync.audit.endpoints import audited_types
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud, SyncStatus
 
@@ -163,6 +162,8 @@ def outlook(subcloud: Subcloud, *, now: datetime) -> str:
 
 def least_in_sync(subcloud: Subcloud) -> SyncStatus:
     """The worse of what is known about platform and identity."""
+    from dcsync.audit.endpoints import audited_types
+
     found = {subcloud.sync_status.get(type_, SyncStatus.UNKNOWN) for type_ in audited_types()}
     return next(
         status for status in (SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN, SyncStatus.IN_SYNC) if status in found

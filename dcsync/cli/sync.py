@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from dcsync.cli import previews, waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span
-from dcsync.cli.ports import Inventory
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
+
+if TYPE_CHECKING:
+    from dcsync.cli.ports import Inventory
 
 
 @click.command(short_help="Run the initial sync again now.")
