@@ -1,7 +1,7 @@
-"""Tells sinks what became of alarms, after the rows say so: at least once, in order, late rather than wrong.
+"""Sends changes of alarms to the sinks after they are committed: in order, each at least once.
 
-Which alarms there are is decided by `rules` and written by `service`; here they are only passed on, by a task of the
-`control` queue, so that a sink that is away never keeps a state worker waiting.
+`rules` decides which alarms are active and `service` writes them; this module only delivers them, in a task of the
+`control` queue, so that an unreachable sink never delays a state worker.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dcsync.state.ports import AlarmSink, AlarmStore, SinkTurn
 
 NOTICES_AT_ONCE = 200
 TURN = timedelta(seconds=60)
-"""How long one process may be telling a sink before another takes over; longer than any sink's deadline."""
+"""How long one process owns the delivery to a sink before another may take over; longer than any sink's timeout."""
 
 HOLD_OFF, HOLD_OFF_MAX = timedelta(seconds=5), timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
 class AlarmFeed:
-    """Every sink has its own position and its own hold-off, so that one that is away delays no other."""
+    """Delivers alarms to each sink, with a position and a hold-off per sink: an unreachable sink delays no other."""
 
     store: AlarmStore
     sinks: Sequence[AlarmSink]
@@ -31,7 +31,7 @@ class AlarmFeed:
     jitter: Callable[[], float]
 
     def deliver(self) -> dict[str, int]:
-        """Tell each sink what it has not been told; how many notices each took. A second call at once does nothing."""
+        """Sends each sink its new notices; returns the number sent per sink. A concurrent call does nothing."""
         return {sink.name: self._deliver_to(sink) for sink in self.sinks}
 
     def _deliver_to(self, sink: AlarmSink) -> int:
@@ -39,20 +39,20 @@ class AlarmFeed:
         turn = self.store.take_turn(sink.name, now=now, until=now + TURN)
         if turn is None:
             return 0
-        told, position = 0, turn.position
+        sent, position = 0, turn.position
         deadline = now + TURN / 2
         try:
             while self.now() < deadline:
                 notices, reached = self.store.changed_after(position, limit=NOTICES_AT_ONCE)
                 if not notices:
                     break
-                sink.tell(notices)
-                told, position = told + len(notices), reached
+                sink.send(notices)
+                sent, position = sent + len(notices), reached
         except TemporaryError:
-            self.store.end_turn(turn, reached=position, next_attempt_at=self._later(turn), attempt=turn.attempt + 1)
-            return told
+            self.store.end_turn(turn, reached=position, next_attempt_at=self._retry_at(turn), attempt=turn.attempt + 1)
+            return sent
         self.store.end_turn(turn, reached=position, next_attempt_at=self.now(), attempt=0)
-        return told
+        return sent
 
-    def _later(self, turn: SinkTurn) -> datetime:
+    def _retry_at(self, turn: SinkTurn) -> datetime:
         return self.now() + hold_off(attempt=turn.attempt + 1, base=HOLD_OFF, cap=HOLD_OFF_MAX, jitter=self.jitter())

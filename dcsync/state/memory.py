@@ -1,8 +1,8 @@
-"""From a subcloud's rows to the facts of `rules`, and back to what must be written: pure.
+"""Converts a subcloud's rows to the facts of `rules`, and facts back to the changes to write. Pure.
 
-The rows hold what is shown. Reports that change nothing to be seen (the same status again, an endpoint's status while
-offline) still decide what a late report is worth; they are kept as a small JSON object beside the rows, the memory.
-It may be lost at any time: the facts then are those of the rows alone, and the observers' next round fills it again.
+The rows hold what is shown. Reports that change nothing shown (a repeated status, an endpoint's status while offline)
+still decide whether a late report counts; they are kept as a small JSON object beside the rows, the memory. Losing it
+is harmless: the facts are then those of the rows alone, and the observers' next reports restore it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dcsync.state.rules import EndpointFact, Facts
 
 
 def facts_of(row: StateRow) -> Facts:
-    """What is known of the subcloud: its rows, and whatever newer its memory holds."""
+    """Returns the facts from the subcloud's rows and from anything newer in its memory."""
     return _with_memory(_facts_of_rows(row), row.memory) if row.memory else _facts_of_rows(row)
 
 
@@ -34,41 +34,41 @@ def _facts_of_rows(row: StateRow) -> Facts:
         fail_mark=row.fail_mark,
         unmanaged_at=row.unmanaged_at,
         endpoints={
-            type_: EndpointFact(endpoint.sync_status, endpoint.alarmable, endpoint.mark)
-            for type_, endpoint in row.endpoints.items()
+            endpoint_type: EndpointFact(endpoint.sync_status, endpoint.alarmable, endpoint.mark)
+            for endpoint_type, endpoint in row.endpoints.items()
         },
     )
 
 
 def write_changes(changes: StateChanges, row: StateRow, facts: Facts) -> None:
-    """Add to `changes` what must be written so that this row shows, and remembers, these facts."""
+    """Adds to `changes` the writes that make this row and its memory hold these facts."""
     columns = _columns(row, facts)
     if columns is not None:
         changes.columns.append(columns)
     written: dict[EndpointType, EndpointRow] = {}
-    for type_ in facts.endpoints:
-        shown = facts.shown(type_)
-        before = row.endpoints.get(type_)
+    for endpoint_type in facts.endpoints:
+        shown = facts.shown(endpoint_type)
+        before = row.endpoints.get(endpoint_type)
         endpoint = EndpointRow(shown.sync_status, shown.alarmable, shown.mark)
         if before is None:
-            changes.added_endpoints.append((row.subcloud_id, type_, endpoint))
+            changes.added_endpoints.append((row.subcloud_id, endpoint_type, endpoint))
         elif (before.sync_status, before.alarmable) != (shown.sync_status, shown.alarmable):
-            changes.endpoints.append((row.subcloud_id, type_, endpoint))
+            changes.endpoints.append((row.subcloud_id, endpoint_type, endpoint))
         else:
             endpoint = before
-        written[type_] = endpoint
-    changes.removed_endpoints += [(row.subcloud_id, type_) for type_ in row.endpoints if type_ not in facts.endpoints]
+        written[endpoint_type] = endpoint
+    changes.removed_endpoints += [(row.subcloud_id, each) for each in row.endpoints if each not in facts.endpoints]
     memory = _memory(facts, _facts_of_rows(_row_after(row, columns, written)))
-    _keep_unread(memory, row)
+    _keep_endpoints_not_read(memory, row)
     if memory and memory != row.memory:
         changes.memories.append((row.subcloud_id, memory))
 
 
 def _columns(row: StateRow, facts: Facts) -> ObservedColumns | None:
-    """The row's new columns, None while nothing to be seen changed and no outage lies between the row and now."""
+    """Returns the row's new columns; None if nothing shown changed and there was no outage in between."""
     online = facts.online_marks[0] if facts.online_marks else row.online_mark
     if online is None and facts.has_been_online:
-        online = facts.offline_mark  # it was online at some time before that, known only by a late report
+        online = facts.offline_mark  # a late report says it was online before that
     same = (
         facts.availability_status is row.availability_status
         and facts.fail_count == row.fail_count
@@ -109,7 +109,7 @@ def _row_after(
 
 
 def _memory(facts: Facts, rows: Facts) -> dict[str, Any]:
-    """What the facts hold beyond the rows; empty when the rows say it all."""
+    """Returns what the facts hold beyond the rows; empty if nothing."""
     memory: dict[str, Any] = {}
     if facts.offline_mark and facts.offline_mark != rows.offline_mark:
         memory["off"] = _json(facts.offline_mark)
@@ -118,39 +118,39 @@ def _memory(facts: Facts, rows: Facts) -> dict[str, Any]:
     if facts.fail_mark and facts.fail_mark != rows.fail_mark:
         memory["fail"] = _json(facts.fail_mark)
     endpoints = {
-        str(type_): [str(fact.sync_status), fact.alarmable, *_json(fact.mark)]
-        for type_, fact in facts.endpoints.items()
-        if fact.mark and fact != rows.endpoints[type_] and not _is_outlived(fact, facts.offline_mark)
+        str(endpoint_type): [str(fact.sync_status), fact.alarmable, *_json(fact.mark)]
+        for endpoint_type, fact in facts.endpoints.items()
+        if fact.mark and fact != rows.endpoints[endpoint_type] and not _is_outdated(fact, facts.offline_mark)
     }
     if endpoints:
         memory["endpoints"] = endpoints
     if facts.type_marks:
-        memory["types"] = {str(type_): [present, *_json(mark)] for type_, (mark, present) in facts.type_marks.items()}
+        memory["types"] = {str(each): [present, *_json(mark)] for each, (mark, present) in facts.type_marks.items()}
     return memory
 
 
-def _keep_unread(memory: dict[str, Any], row: StateRow) -> None:
-    """What is remembered of endpoints that were not read this time stays remembered."""
+def _keep_endpoints_not_read(memory: dict[str, Any], row: StateRow) -> None:
+    """Keeps in `memory` what was stored for endpoints that were not read in this transaction."""
     unread = {name: fact for name, fact in row.memory.get("endpoints", {}).items() if name not in row.endpoints}
     if unread:
         memory["endpoints"] = unread | memory.get("endpoints", {})
 
 
-def _is_outlived(fact: EndpointFact, offline_mark: Mark | None) -> bool:
-    """Older than the newest "offline": the endpoint is unknown whatever else is remembered."""
+def _is_outdated(fact: EndpointFact, offline_mark: Mark | None) -> bool:
+    """Returns whether the fact is older than the newest "offline", which makes the endpoint `unknown`."""
     return fact.mark is not None and offline_mark is not None and fact.mark <= offline_mark
 
 
 def _with_memory(rows: Facts, memory: Mapping[str, Any]) -> Facts:
-    """Each fact is the newer of the two; marks that an outage has outlived meanwhile count for nothing."""
+    """Takes the newer of both for each fact; marks from before the newest outage are dropped."""
     offline = _latest([rows.offline_mark, *_marks([memory["off"]] if "off" in memory else [])])
     online = sorted({*rows.online_marks, *_marks(memory.get("on", ()))})
     endpoints = dict(rows.endpoints)
     for name, (status, alarmable, *mark) in memory.get("endpoints", {}).items():
-        type_ = EndpointType(name)
+        key = EndpointType(name)
         fact = EndpointFact(SyncStatus(status), alarmable, _mark(mark))
-        if type_ in endpoints and fact.is_newer_than(endpoints[type_]) and not _is_outlived(fact, offline):
-            endpoints[type_] = fact
+        if key in endpoints and fact.is_newer_than(endpoints[key]) and not _is_outdated(fact, offline):
+            endpoints[key] = fact
     return replace(
         rows,
         offline_mark=offline,

@@ -1,4 +1,4 @@
-"""What the state service asks of its rows and its alarm sinks. Calls block and raise `DatabaseUnreachable`."""
+"""Ports of the state service: rows and alarm sinks. Store calls block and raise `DatabaseUnreachable`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementSt
 
 @dataclass(frozen=True, slots=True)
 class EndpointRow:
-    """What is shown for one endpoint, and the report that made it so."""
+    """The sync status shown for one endpoint, and the mark of the report that set it."""
 
     sync_status: SyncStatus
     alarmable: bool
@@ -24,7 +24,7 @@ class EndpointRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateRow:
-    """One subcloud with what observers told of it, its row locked until the transaction ends.
+    """One subcloud with what was reported of it, its row locked until the transaction ends.
 
     `memory` is what `StateChanges.memories` last stored for it, plain JSON.
     """
@@ -46,7 +46,7 @@ class StateRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedColumns:
-    """The columns of a subcloud's row that reports decide, all written together."""
+    """The columns of a subcloud's row that are set from reports, written together."""
 
     subcloud_id: int
     availability_status: AvailabilityStatus
@@ -58,7 +58,7 @@ class ObservedColumns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmRow:
-    """An alarm to raise; with `cleared_at`, one that has come and gone already."""
+    """An alarm to raise; with `cleared_at`, one that is already cleared again."""
 
     alarm_id: str
     entity: str
@@ -72,7 +72,7 @@ class AlarmRow:
 
 @dataclass(frozen=True, slots=True)
 class RejectedReport:
-    """A report that was rejected: which region it named, why, and its text."""
+    """A rejected report: the region it names, why it was rejected, and its text."""
 
     region_name: str | None
     reason: str
@@ -81,7 +81,7 @@ class RejectedReport:
 
 @dataclass(slots=True)
 class StateChanges:
-    """All that a batch of reports writes, gathered first and then written in a few statements."""
+    """Everything a batch of reports writes, collected first and then written in a few statements."""
 
     columns: list[ObservedColumns] = field(default_factory=list)
     events: dict[InitialSyncEvent, list[int]] = field(default_factory=dict)
@@ -93,9 +93,9 @@ class StateChanges:
     """(alarm id, entity, cleared at); cleared before `raised_alarms` are raised."""
     raised_alarms: list[AlarmRow] = field(default_factory=list)
     audits: list[tuple[int | None, EndpointType, str]] = field(default_factory=list)
-    """(subcloud or None for all, endpoint type, cause); one that is still asked for is not asked for again."""
+    """(subcloud or None for all, endpoint type, cause); an audit that is already requested is not requested again."""
     realigned: list[int] = field(default_factory=list)
-    """Subclouds whose alarms are made to agree with their rows, after everything else was written."""
+    """Subclouds whose alarms are realigned with their rows after everything else is written."""
     rejected: list[RejectedReport] = field(default_factory=list)
 
 
@@ -105,30 +105,30 @@ class StateTransaction(Protocol):
     def lock(
         self, region_names: Collection[str], *, endpoint_types: Collection[EndpointType] | None = None
     ) -> list[StateRow]:
-        """These subclouds, locked in the order of their ids; unknown ones are left out. Of their endpoints, those of
-        these types (None: all) are read."""
+        """Locks these subclouds in the order of their ids and returns them with their endpoints of these types
+        (None: all); unknown subclouds are left out."""
 
     def write(self, changes: StateChanges, *, now: datetime) -> None:
-        """Raises BadReport when PostgreSQL refuses a value; then nothing of this transaction may be committed."""
+        """Raises BadReport when PostgreSQL rejects a value; the transaction must then be rolled back."""
 
 
 class StateStore(Protocol):
     """The rows as the state service sees them."""
 
     def transaction(self) -> AbstractContextManager[StateTransaction]:
-        """Committed when the block ends, rolled back when it raises."""
+        """Returns a transaction that is committed when the block ends and rolled back when it raises."""
 
     def region_names(self, *, after: str, limit: int) -> list[str]:
-        """Up to `limit` region names that follow `after`, in order: for what is said of all subclouds."""
+        """Returns up to `limit` region names after `after`, in order; used for reports on all subclouds."""
 
     def add_missing_endpoints(self, endpoint_types: Collection[EndpointType]) -> int:
-        """Give each subcloud an `unknown` row for those of these types that it has none for, unless the type was
-        reported as removed there; how many rows. A second call adds none."""
+        """Adds an `unknown` row for each subcloud and type that has none, unless the type was reported as removed
+        there; returns the number of rows added. A second call adds none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmNotice:
-    """An alarm as a sink is told of it: active, or cleared since."""
+    """An alarm as it is sent to a sink: active, or cleared since."""
 
     alarm_id: str
     entity: str
@@ -140,7 +140,7 @@ class AlarmNotice:
 
 @dataclass(frozen=True, slots=True)
 class AlarmPosition:
-    """How far a sink was told; opaque."""
+    """The position of the last notice a sink received; opaque."""
 
     xid: int
     row_id: int
@@ -148,7 +148,7 @@ class AlarmPosition:
 
 @dataclass(frozen=True, slots=True)
 class SinkTurn:
-    """The right to tell one sink what comes after `position`, until `until`."""
+    """The right to send one sink the notices after `position`, for a limited time."""
 
     sink: str
     position: AlarmPosition
@@ -156,21 +156,21 @@ class SinkTurn:
 
 
 class AlarmStore(Protocol):
-    """Alarms as sinks are told of them; that they are raised and cleared is `StateTransaction`'s."""
+    """Alarms to send to sinks; they are raised and cleared through `StateTransaction`."""
 
     def take_turn(self, sink: str, *, now: datetime, until: datetime) -> SinkTurn | None:
-        """None while another process tells this sink, or its hold-off lasts."""
+        """Takes the turn to send to this sink; None while another process has it or the sink's hold-off lasts."""
 
     def changed_after(self, position: AlarmPosition, *, limit: int) -> tuple[list[AlarmNotice], AlarmPosition]:
-        """Alarms raised or cleared after that position, in order, and the position reached."""
+        """Returns the alarms raised or cleared after that position, in order, and the position reached."""
 
     def end_turn(self, turn: SinkTurn, *, reached: AlarmPosition, next_attempt_at: datetime, attempt: int) -> None:
-        """Note how far the sink was told, and when it is told again at the earliest."""
+        """Stores the position the sink has reached and the earliest time of the next attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedNotice:
-    """A rejected report as an operator reads it. `report` is cut, plain ASCII, and shows a report's own fields only."""
+    """A rejected report as shown to operators. `report` is truncated plain ASCII with known fields only."""
 
     received_at: datetime
     region_name: str | None
@@ -179,25 +179,25 @@ class RejectedNotice:
 
 
 class RejectedReports(Protocol):
-    """The newest of the reports that could not be used; that they are kept is `StateTransaction`'s."""
+    """Reads rejected reports; they are stored through `StateTransaction`."""
 
     def newest(self, *, limit: int) -> list[RejectedNotice]:
-        """Newest first."""
+        """Returns rejected reports, newest first."""
 
 
 class AlarmSink(Protocol):
-    """Where alarms are told. Told at least once, in order; the same alarm may come again, always as it is then."""
+    """A destination of alarms. Each is sent at least once, in order; a repeated notice has the current state."""
 
     @property
     def name(self) -> str:
-        """The key its position is stored under."""
+        """Returns the key its position is stored under."""
 
-    def tell(self, notices: Sequence[AlarmNotice]) -> None:
-        """Raises TemporaryError when they were not, or perhaps not, taken."""
+    def send(self, notices: Sequence[AlarmNotice]) -> None:
+        """Raises TemporaryError when the notices were not, or possibly not, accepted."""
 
 
 class SweepTrigger(Protocol):
     """Triggers a sweep of the initial syncs without waiting for beat."""
 
     def send_sweep(self) -> None:
-        """Raises BrokerUnreachable; then the next tick does it."""
+        """Raises BrokerUnreachable; the next periodic sweep then finds the same rows."""

@@ -1,19 +1,18 @@
-"""What a report means for one subcloud: pure, (facts, report) -> new facts, alarms, lifecycle event, follow-ups.
+"""Applies a report to one subcloud: (facts, report) -> new facts, alarms, lifecycle event, follow-ups. Pure.
 
-Reports come late, twice and in any order, so nothing here depends on the order in which they are taken: what a
-subcloud shows is a function of the *set* of reports known.
+Reports arrive late, twice and in any order, so the result does not depend on the order of processing: what is shown
+of a subcloud is a function of the *set* of reports known.
 
-- It is online from the oldest "online" that no "offline" is newer than, and offline when there is none.
-- An endpoint shows its newest report if that was observed while the subcloud was online as far as is known now, and
-  `unknown` otherwise. An older report of it, and any report older than the newest "offline", is worth nothing any more.
-- Management is no observation: a report that an unmanaged subcloud may not show is forgotten at once.
+- It is online since the oldest "online" that is newer than every "offline", and offline if there is none.
+- An endpoint shows its newest report if the subcloud was online when it was observed, and `unknown` otherwise. Older
+  reports of the endpoint, and reports older than the newest "offline", are ignored.
+- The management state is not observed: a report that is not accepted from an unmanaged subcloud is dropped at once.
 
-So an outage that becomes known late is made good: endpoints back to `unknown`, an alarm raised and
-cleared, a sync asked for.
+So an outage that is reported late has its full effect: endpoints return to `unknown`, an alarm is raised and cleared,
+a sync is requested.
 
-Source: docs/upstream/state-service.md sections 3 to 6. Different on purpose: `out-of-sync` has the precondition of
-`in-sync` (docs/upstream/lessons.md R15), and one function of (old, new) makes all alarms (R18, R19). How it is stored
-is not here.
+Source: docs/upstream/state-service.md sections 3 to 6. Deliberate differences: `out-of-sync` has the
+precondition of `in-sync` (docs/upstream/lessons.md R15), and one function of (old, new) makes all alarms (R18, R19).
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 
 ONLINE_MARKS_KEPT = 8
-"""How many "online" reports are remembered for telling when the subcloud came back from an outage known late."""
+"""How many "online" reports are kept to find when the subcloud returned from an outage that is reported late."""
 
 MAX_CLOCK_LEAD = timedelta(minutes=5)
-"""A report from further in the future is rejected: accepted, it would outrank every true one until then."""
+"""Reports from further in the future are rejected: they would override all correct reports until then."""
 
 _WEIGHT = {SyncStatus.UNKNOWN: 0, SyncStatus.IN_SYNC: 1, SyncStatus.OUT_OF_SYNC: 2}
 
@@ -44,14 +43,14 @@ _WEIGHT = {SyncStatus.UNKNOWN: 0, SyncStatus.IN_SYNC: 1, SyncStatus.OUT_OF_SYNC:
 
 @dataclass(frozen=True, slots=True)
 class EndpointFact:
-    """The newest report of one endpoint; `mark` None: none yet."""
+    """The newest report of one endpoint; `mark` is None when there is none yet."""
 
     sync_status: SyncStatus = SyncStatus.UNKNOWN
     alarmable: bool = True
     mark: Mark | None = None
 
     def is_newer_than(self, other: EndpointFact) -> bool:
-        """Later, or of the same instant and graver, so that the answer does not depend on which came first."""
+        """Returns whether it is later, or as late and more severe: the order of arrival does not matter."""
         if self.mark == other.mark:
             return (_WEIGHT[self.sync_status], self.alarmable) > (_WEIGHT[other.sync_status], other.alarmable)
         return other.mark is None or (self.mark is not None and self.mark > other.mark)
@@ -59,10 +58,10 @@ class EndpointFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """One subcloud as the reports tell it.
+    """What the reports say of one subcloud.
 
     `offline_mark` is the newest "offline", `online_marks` are the "online" ones newer than it, oldest first.
-    `has_been_online` tells a subcloud that went away from one that was never there.
+    `has_been_online` distinguishes a subcloud that went offline from one that was never online.
     """
 
     management_state: ManagementState
@@ -72,10 +71,10 @@ class Facts:
     fail_count: int = 0
     fail_mark: Mark | None = None
     unmanaged_at: datetime | None = None
-    """When it was last unmanaged: what was observed of its endpoints before, dc-cert apart, counts for nothing."""
+    """When it was last unmanaged: earlier reports of its endpoints, except dc-cert, are ignored."""
     endpoints: Mapping[EndpointType, EndpointFact] = field(default_factory=dict)
     type_marks: Mapping[EndpointType, tuple[Mark, bool]] = field(default_factory=dict)
-    """When each endpoint type was last said to be there (True) or not, where that was reported."""
+    """The last report that each endpoint type is present (True) or removed (False), where there is one."""
 
     @property
     def availability_status(self) -> AvailabilityStatus:
@@ -83,7 +82,7 @@ class Facts:
 
     @property
     def since(self) -> Mark | None:
-        """The report that made the availability what it is."""
+        """Returns the mark of the report that set the current availability."""
         return self.online_marks[0] if self.online_marks else self.offline_mark
 
     @property
@@ -91,14 +90,14 @@ class Facts:
         return Pair(self.management_state, self.availability_status)
 
     def shown(self, endpoint_type: EndpointType) -> EndpointFact:
-        """What the endpoint's row says: its newest report, if it was online then, else `unknown`."""
+        """Returns what the endpoint's row shows: its newest report if the subcloud was online then, else `unknown`."""
         fact = self.endpoints[endpoint_type]
         if fact.mark is None or (self.online_marks and fact.mark >= self.online_marks[0]):
             return fact
         return EndpointFact(SyncStatus.UNKNOWN, True, fact.mark)
 
 
-# --- what follows ------------------------------------------------------------------------------------------------
+# --- outcomes ----------------------------------------------------------------------------------------------------
 
 
 class AlarmId(StrEnum):
@@ -110,7 +109,7 @@ class AlarmId(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """An alarm that should be active: which, and of which endpoint of the subcloud (None: of the subcloud itself)."""
+    """An alarm that should be active, for an endpoint of the subcloud or (None) for the subcloud itself."""
 
     alarm_id: AlarmId
     endpoint_type: EndpointType | None = None
@@ -137,7 +136,7 @@ class AlarmChange:
 
 
 class Verdict(StrEnum):
-    """What became of a report. All of these are good endings; BadReport is the other one."""
+    """The result of a valid report; an invalid one raises BadReport."""
 
     APPLIED = "applied"
     UNCHANGED = "unchanged"
@@ -148,7 +147,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The new facts and everything that follows from a report; alarm changes in the order they happened."""
+    """The new facts and the consequences of a report; alarm changes are in the order they happened."""
 
     facts: Facts
     verdict: Verdict
@@ -161,26 +160,26 @@ class Outcome:
 REMAINING_AUDITS = frozenset(
     {EndpointType.FIRMWARE, EndpointType.KUBERNETES, EndpointType.KUBE_ROOTCA, EndpointType.SOFTWARE}
 )
-"""What is left to others once identity is aligned. Source: docs/upstream/state-service.md sections 2 and 3.5."""
+"""Audits requested once identity is aligned. Source: docs/upstream/state-service.md sections 2 and 3.5."""
 
 ONLINE_AUDITS = REMAINING_AUDITS | {EndpointType.DC_CERT}
-"""What is asked for when a subcloud comes online. Source: docs/upstream/state-service.md section 5 step 4."""
+"""Audits requested when a subcloud comes online. Source: docs/upstream/state-service.md section 5 step 4."""
 
 FLEET_AUDITS = frozenset({EndpointType.SOFTWARE, EndpointType.FIRMWARE, EndpointType.KUBERNETES})
-"""Endpoint types whose audit is asked for when all subclouds are set `unknown`. Source: section 3.6."""
+"""Endpoint types whose audit is requested when all subclouds are set `unknown`. Source: section 3.6."""
 
 
 def fleet_audit(report: EndpointReport) -> EndpointType | None:
-    """The audit, of the whole system, that a report on every subcloud asks for."""
-    asked = report.region_name is None and report.sync_status is SyncStatus.UNKNOWN
-    return report.endpoint_type if asked and report.endpoint_type in FLEET_AUDITS else None
+    """Returns the audit of all subclouds that this report requests, None if none."""
+    is_reset = report.region_name is None and report.sync_status is SyncStatus.UNKNOWN
+    return report.endpoint_type if is_reset and report.endpoint_type in FLEET_AUDITS else None
 
 
 # --- reports -----------------------------------------------------------------------------------------------------
 
 
 def touched(report: Report) -> frozenset[EndpointType] | None:
-    """The endpoint types that `apply` must find among the facts to judge this report; None: all of them."""
+    """Returns the endpoint types that `apply` needs in the facts for this report; None: all of them."""
     match report:
         case AvailabilityReport():
             return None if report.availability_status is not None and not report.state_only else frozenset()
@@ -194,22 +193,22 @@ def touched(report: Report) -> frozenset[EndpointType] | None:
             return None
 
 
-def refuse_future(report: Report, *, now: datetime) -> None:
-    """Raises BadReport for a report that `apply` would refuse whatever subcloud it is about."""
+def reject_future(report: Report, *, now: datetime) -> None:
+    """Raises BadReport for a report observed in the future, which `apply` rejects for every subcloud."""
     if report.mark.observed_at - now > MAX_CLOCK_LEAD:
         raise BadReport("observed in the future: check the observer's clock")
 
 
 def concerns(facts: Facts, report: Report) -> bool:
-    """Has the subcloud what a report on every subcloud is about? One that is on it alone must fit it."""
+    """Returns whether a report on every subcloud applies to this one; a report on this subcloud alone always does."""
     if not isinstance(report, EndpointReport) or report.region_name is not None or report.endpoint_type is None:
         return True
     return report.endpoint_type in facts.endpoints
 
 
 def apply(facts: Facts, report: Report, *, now: datetime) -> Outcome:
-    """What this report makes of the facts. Raises BadReport where it cannot be meant for this subcloud."""
-    refuse_future(report, now=now)
+    """Returns the outcome of applying this report. Raises BadReport when it does not fit this subcloud."""
+    reject_future(report, now=now)
     match report:
         case AvailabilityReport():
             return _apply_availability(facts, report)
@@ -226,14 +225,14 @@ def _apply_availability(facts: Facts, report: AvailabilityReport) -> Outcome:
         return Outcome(facts=facts, verdict=Verdict.UNCHANGED, realign_alarms=True)
     counted = _with_fail_count(facts, report)
     if report.availability_status is None:
-        verdict = Verdict.APPLIED if counted.fail_count != facts.fail_count else _quiet(facts, counted)
+        verdict = Verdict.APPLIED if counted.fail_count != facts.fail_count else _unchanged_or_late(facts, counted)
         return Outcome(facts=counted, verdict=verdict)
     new = _with_availability(counted, report.availability_status, report.mark)
     return _outcome_of_availability(facts, new, report.mark)
 
 
 def _with_fail_count(facts: Facts, report: AvailabilityReport) -> Facts:
-    """Online without a count means none failed; offline without one leaves the count as it is."""
+    """Sets the fail count: online without a count sets it to 0, offline without one leaves it unchanged."""
     count = report.fail_count
     if count is None and report.availability_status is AvailabilityStatus.ONLINE:
         count = 0
@@ -264,7 +263,7 @@ def _is_before(mark: Mark, offline_mark: Mark | None) -> bool:
 
 
 def _with_mark(marks: tuple[Mark, ...], mark: Mark) -> tuple[Mark, ...]:
-    """The oldest always stays, for it says since when; of the others the newest."""
+    """Adds the mark; keeps the oldest, which is the start of being online, and the newest of the others."""
     if mark in marks:
         return marks
     kept = list(marks)
@@ -273,41 +272,41 @@ def _with_mark(marks: tuple[Mark, ...], mark: Mark) -> tuple[Mark, ...]:
 
 
 def _outcome_of_availability(old: Facts, new: Facts, mark: Mark) -> Outcome:
-    """Also where the status is the same: an outage, or an earlier return, may have become known late."""
+    """Compares facts even if the status is the same: an outage or an earlier return may be reported late."""
     changes, audits = _endpoint_changes(old, new, new.endpoints, at=mark.observed_at)
     changes = _offline_changes(old, new) + changes
     event = _event(old, new)
-    came = bool(new.online_marks) and (not old.online_marks or _knows_a_new_outage(old, new))
-    if came:
+    came_online = bool(new.online_marks) and (not old.online_marks or _has_new_outage(old, new))
+    if came_online:
         audits |= ONLINE_AUDITS
-    applied = changes or came or new.pair != old.pair or new.fail_count != old.fail_count
+    applied = changes or came_online or new.pair != old.pair or new.fail_count != old.fail_count
     return Outcome(
         facts=new,
-        verdict=Verdict.APPLIED if applied else _quiet(old, new),
+        verdict=Verdict.APPLIED if applied else _unchanged_or_late(old, new),
         alarms=changes,
         event=event,
         audits=audits,
     )
 
 
-def _knows_a_new_outage(old: Facts, new: Facts) -> bool:
-    """It was online, and is known now to have gone after that, whether or not it is back."""
+def _has_new_outage(old: Facts, new: Facts) -> bool:
+    """Returns whether an online subcloud is now known to have been offline after that, even if it is online again."""
     return bool(old.online_marks) and new.offline_mark is not None and new.offline_mark >= old.online_marks[0]
 
 
 def _event(old: Facts, new: Facts) -> InitialSyncEvent | None:
     if new.pair == old.pair:
-        return InitialSyncEvent.BECAME_ELIGIBLE if new.pair.is_eligible and _knows_a_new_outage(old, new) else None
+        return InitialSyncEvent.BECAME_ELIGIBLE if new.pair.is_eligible and _has_new_outage(old, new) else None
     change = pair_change(old=old.pair, new=new.pair)
     return change.event if change else None
 
 
 def _apply_endpoint(facts: Facts, report: EndpointReport) -> Outcome:
     if report.endpoint_type is not None:
-        _refuse_removed(facts, report.endpoint_type)
+        _reject_removed(facts, report.endpoint_type)
         types: Iterable[EndpointType] = (report.endpoint_type,)
-    elif _may_show(facts, None, report.sync_status):
-        types = [type_ for type_ in facts.endpoints if type_ not in report.ignored]
+    elif _is_accepted(facts, None, report.sync_status):
+        types = [endpoint_type for endpoint_type in facts.endpoints if endpoint_type not in report.ignored]
     else:
         types = ()
     return _apply_statuses(facts, dict.fromkeys(types, report.sync_status), report.mark, alarmable=report.alarmable)
@@ -316,16 +315,16 @@ def _apply_endpoint(facts: Facts, report: EndpointReport) -> Outcome:
 def _apply_statuses(
     facts: Facts, statuses: Mapping[EndpointType, SyncStatus], mark: Mark, *, alarmable: bool
 ) -> Outcome:
-    """Several endpoints at one instant. `unknown` is always accepted, so that a fact can always be taken back."""
-    allowed = {type_: status for type_, status in statuses.items() if _may_show(facts, type_, status)}
+    """Applies statuses of several endpoints, all observed at `mark`. `unknown` is always accepted."""
+    allowed = {each: status for each, status in statuses.items() if _is_accepted(facts, each, status)}
     if not allowed:
         return Outcome(facts=facts, verdict=Verdict.NOT_MANAGED)
     old = _with_endpoints(facts, allowed)
     newer: dict[EndpointType, EndpointFact] = {}
-    for type_, status in allowed.items():
+    for endpoint_type, status in allowed.items():
         fact = EndpointFact(status, alarmable or status is not SyncStatus.OUT_OF_SYNC, mark)
-        if fact.is_newer_than(old.endpoints[type_]) and not _is_before(mark, facts.offline_mark):
-            newer[type_] = fact
+        if fact.is_newer_than(old.endpoints[endpoint_type]) and not _is_before(mark, facts.offline_mark):
+            newer[endpoint_type] = fact
     if not newer:
         return Outcome(facts=old, verdict=Verdict.LATE)
     new = replace(old, endpoints={**old.endpoints, **newer})
@@ -334,29 +333,29 @@ def _apply_statuses(
     return Outcome(facts=new, verdict=verdict, alarms=changes, audits=audits)
 
 
-def _refuse_removed(facts: Facts, endpoint_type: EndpointType) -> None:
-    """A type that was reported as removed comes back only when it is reported as present."""
+def _reject_removed(facts: Facts, endpoint_type: EndpointType) -> None:
+    """Raises BadReport for a type that was reported as removed and not yet as present again."""
     _, is_present = facts.type_marks.get(endpoint_type, (None, True))
     if endpoint_type not in facts.endpoints and not is_present:
         raise BadReport(f"the subcloud has no endpoint {endpoint_type}")
 
 
 def _with_endpoints(facts: Facts, types: Iterable[EndpointType]) -> Facts:
-    """The facts with each of these endpoints; one that is first reported now starts as `unknown`."""
-    missing = {type_: _before_reports(facts, type_) for type_ in types if type_ not in facts.endpoints}
+    """Returns the facts with these endpoints; an endpoint that is reported for the first time starts as `unknown`."""
+    missing = {each: _before_reports(facts, each) for each in types if each not in facts.endpoints}
     return replace(facts, endpoints={**facts.endpoints, **missing}) if missing else facts
 
 
 def _before_reports(facts: Facts, endpoint_type: EndpointType, *, removed: Mark | None = None) -> EndpointFact:
-    """An endpoint without any report: only what is observed after it was last removed, or unmanaged, counts."""
+    """Returns an endpoint without reports; ones from before it was removed or unmanaged will be ignored."""
     marks = [removed] if removed else []
     if facts.unmanaged_at is not None and endpoint_type is not EndpointType.DC_CERT:
         marks.append(Mark(facts.unmanaged_at, 0))
     return EndpointFact(mark=max(marks, default=None))
 
 
-def _may_show(facts: Facts, endpoint_type: EndpointType | None, status: SyncStatus) -> bool:
-    """The acceptance rule's part about management; its part about availability is `Facts.shown`.
+def _is_accepted(facts: Facts, endpoint_type: EndpointType | None, status: SyncStatus) -> bool:
+    """Returns whether the management state accepts this status; `Facts.shown` applies the rule for availability.
 
     Source: docs/upstream/state-service.md section 3.3, without deploy status, which dcsync does not keep.
     """
@@ -368,22 +367,21 @@ def _may_show(facts: Facts, endpoint_type: EndpointType | None, status: SyncStat
 
 
 def _endpoints_verdict(old: Facts, new: Facts, types: Iterable[EndpointType]) -> Verdict:
-    if any(_looks_different(old.shown(type_), new.shown(type_)) for type_ in types):
+    if any(_is_shown_differently(old.shown(each), new.shown(each)) for each in types):
         return Verdict.APPLIED
-    if any(new.shown(type_).sync_status is not new.endpoints[type_].sync_status for type_ in types):
+    if any(new.shown(each).sync_status is not new.endpoints[each].sync_status for each in types):
         return Verdict.NOT_ONLINE
     return Verdict.UNCHANGED
 
 
 def _apply_bulk(facts: Facts, report: BulkReport) -> Outcome:
-    """Availability first, then the endpoints against what it has become. Source: docs/upstream/state-service.md section
-    6."""
+    """Applies the availability first, then the endpoints. Source: docs/upstream/state-service.md section 6."""
     total = Outcome(facts=facts, verdict=Verdict.UNCHANGED)
     parts: list[AvailabilityReport | EndpointReport] = [*([report.availability] if report.availability else [])]
     parts += report.endpoints
     for part in parts:
         if isinstance(part, EndpointReport) and part.endpoint_type is not None:
-            _refuse_removed(facts, part.endpoint_type)
+            _reject_removed(facts, part.endpoint_type)
     for part in parts:
         following = (
             _apply_availability(total.facts, part)
@@ -395,7 +393,7 @@ def _apply_bulk(facts: Facts, report: BulkReport) -> Outcome:
 
 
 def followed_by(first: Outcome, second: Outcome) -> Outcome:
-    """Both outcomes as one, `second` having been made from the facts of `first`."""
+    """Returns both outcomes combined; `second` was made from the facts of `first`."""
     return Outcome(
         facts=second.facts,
         verdict=second.verdict if first.verdict is not Verdict.APPLIED else first.verdict,
@@ -407,32 +405,32 @@ def followed_by(first: Outcome, second: Outcome) -> Outcome:
 
 
 def _apply_types(facts: Facts, report: EndpointTypesReport) -> Outcome:
-    """Source: docs/upstream/state-service.md section 7."""
+    """Adds or removes endpoint types. Source: docs/upstream/state-service.md section 7."""
     endpoints, marks = dict(facts.endpoints), dict(facts.type_marks)
     for endpoint_type in report.endpoint_types:
-        said, present = marks.get(endpoint_type, (None, False))
-        if said is not None and (report.mark, report.present) <= (said, present):
+        last, present = marks.get(endpoint_type, (None, False))
+        if last is not None and (report.mark, report.present) <= (last, present):
             continue
         marks[endpoint_type] = (report.mark, report.present)
         if report.present:
-            endpoints.setdefault(endpoint_type, _before_reports(facts, endpoint_type, removed=said))
+            endpoints.setdefault(endpoint_type, _before_reports(facts, endpoint_type, removed=last))
         else:
             endpoints.pop(endpoint_type, None)
     new = replace(facts, endpoints=endpoints, type_marks=marks)
-    gone = [
+    cleared = [
         AlarmChange(alarm, raised=False, at=report.mark.observed_at)
         for alarm in sorted(_out_of_sync_alarms(facts, facts.endpoints.keys() - endpoints.keys()), key=_alarm_order)
     ]
     applied = endpoints.keys() != facts.endpoints.keys()
     return Outcome(
         facts=new,
-        verdict=Verdict.APPLIED if applied else _quiet(facts, new),
-        alarms=tuple(gone),
+        verdict=Verdict.APPLIED if applied else _unchanged_or_late(facts, new),
+        alarms=tuple(cleared),
     )
 
 
-def _quiet(old: Facts, new: Facts) -> Verdict:
-    """Nothing to be seen changed: was the report worth remembering, or too old even for that?"""
+def _unchanged_or_late(old: Facts, new: Facts) -> Verdict:
+    """Returns the verdict when nothing shown changed: LATE if the report did not change the memory either."""
     return Verdict.LATE if new == old else Verdict.UNCHANGED
 
 
@@ -440,55 +438,55 @@ def _quiet(old: Facts, new: Facts) -> Verdict:
 
 
 def expected_alarms(facts: Facts) -> frozenset[Alarm]:
-    """The alarms that should be active."""
-    offline = {Alarm(AlarmId.OFFLINE)} if _is_missed(facts) else set()
+    """Returns the alarms that should be active."""
+    offline = {Alarm(AlarmId.OFFLINE)} if _has_offline_alarm(facts) else set()
     return frozenset(offline | _out_of_sync_alarms(facts, facts.endpoints))
 
 
 def _out_of_sync_alarms(facts: Facts, types: Iterable[EndpointType]) -> set[Alarm]:
-    return {Alarm(AlarmId.OUT_OF_SYNC, type_) for type_ in types if _is_alarming(facts.shown(type_))}
+    return {Alarm(AlarmId.OUT_OF_SYNC, each) for each in types if _has_out_of_sync_alarm(facts.shown(each))}
 
 
-def _is_alarming(fact: EndpointFact) -> bool:
+def _has_out_of_sync_alarm(fact: EndpointFact) -> bool:
     return fact.sync_status is SyncStatus.OUT_OF_SYNC and fact.alarmable
 
 
 def _offline_changes(old: Facts, new: Facts) -> tuple[AlarmChange, ...]:
-    """Raised when it went, cleared when it came back; both at once for an outage that became known late."""
+    """Raises the alarm when it goes offline and clears it when it returns; does both for an outage reported late."""
     alarm = Alarm(AlarmId.OFFLINE)
-    went = _knows_a_new_outage(old, new) or (_is_missed(new) and not _is_missed(old))
+    went_offline = _has_new_outage(old, new) or (_has_offline_alarm(new) and not _has_offline_alarm(old))
     changes = []
-    if went and new.offline_mark:
+    if went_offline and new.offline_mark:
         changes.append(AlarmChange(alarm, raised=True, at=new.offline_mark.observed_at))
-    if new.online_marks and (went or _is_missed(old)):
+    if new.online_marks and (went_offline or _has_offline_alarm(old)):
         changes.append(AlarmChange(alarm, raised=False, at=new.online_marks[0].observed_at))
     return tuple(changes)
 
 
-def _is_missed(facts: Facts) -> bool:
-    """A subcloud that was never online is not missed yet."""
+def _has_offline_alarm(facts: Facts) -> bool:
+    """Returns whether the offline alarm is active; a subcloud that was never online has none."""
     return facts.has_been_online and not facts.online_marks
 
 
 def _endpoint_changes(
     old: Facts, new: Facts, types: Iterable[EndpointType], *, at: datetime
 ) -> tuple[tuple[AlarmChange, ...], frozenset[EndpointType]]:
-    """Alarms of the endpoints that now show something else, and the audits that identity leaving `unknown` asks for."""
+    """Returns alarm changes of endpoints shown differently, and the audits requested when identity leaves `unknown`."""
     changes = []
     audits: frozenset[EndpointType] = frozenset()
     for endpoint_type in types:
         before, after = old.shown(endpoint_type), new.shown(endpoint_type)
-        if not _looks_different(before, after):
+        if not _is_shown_differently(before, after):
             continue
-        if _is_alarming(before) != _is_alarming(after):
+        if _has_out_of_sync_alarm(before) != _has_out_of_sync_alarm(after):
             alarm = Alarm(AlarmId.OUT_OF_SYNC, endpoint_type)
-            changes.append(AlarmChange(alarm, raised=_is_alarming(after), at=at))
+            changes.append(AlarmChange(alarm, raised=_has_out_of_sync_alarm(after), at=at))
         if endpoint_type is EndpointType.IDENTITY and before.sync_status is SyncStatus.UNKNOWN:
             audits = REMAINING_AUDITS
     return tuple(changes), audits
 
 
-def _looks_different(before: EndpointFact, after: EndpointFact) -> bool:
+def _is_shown_differently(before: EndpointFact, after: EndpointFact) -> bool:
     return before.sync_status is not after.sync_status or before.alarmable is not after.alarmable
 
 

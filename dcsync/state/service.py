@@ -1,7 +1,7 @@
-"""Carries reports out: one transaction per batch, in which rows, alarms, follow-ups and lifecycle change together.
+"""Applies reports: one transaction per batch changes rows, alarms, follow-ups and lifecycle together.
 
-What a report means is `rules`; how facts and rows relate is `memory`. A report that cannot be used is rejected with
-its reason and stops nothing else. Nothing is remembered between two calls: any number of workers may do this at once.
+`rules` decides what a report changes; `memory` converts rows to facts and back. An invalid report is rejected with its
+reason and does not affect others. No state is kept between calls: any number of workers may run this concurrently.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from dcsync.state.ports import AlarmRow, RejectedReport, StateChanges, StateRow,
 from dcsync.state.rules import Outcome, Verdict
 
 BATCH_SUBCLOUDS = 500
-"""How many subclouds one transaction holds locked."""
+"""How many subclouds one transaction locks."""
 
 KEPT_TEXT = 2_000
-"""Characters kept of a report that is rejected."""
+"""Characters stored of a rejected report."""
 
 
 @dataclass
 class Tally:
-    """What became of a batch: reports by verdict, those rejected, and the initial syncs asked for."""
+    """Counts of a batch: reports by verdict, rejected reports, and requested initial syncs."""
 
     verdicts: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
@@ -51,19 +51,19 @@ class Tally:
 
 @dataclass(frozen=True)
 class StateService:
-    """The one writer of availability and endpoint statuses."""
+    """The only writer of availability and endpoint statuses."""
 
     store: StateStore
     messenger: SweepTrigger
     now: Callable[[], datetime]
     endpoint_types: Collection[EndpointType] = DEFAULT_ENDPOINT_TYPES
-    """Those every subcloud has a status for."""
+    """The types every subcloud has a status for."""
     follow_ups: frozenset[EndpointType] = frozenset()
-    """The endpoint types whose follow-up audits somebody carries out; a follow-up of any other is not stored."""
+    """The endpoint types whose follow-up audits have a consumer; other follow-ups are not stored."""
     batch_subclouds: int = BATCH_SUBCLOUDS
 
     def apply_payloads(self, payloads: Iterable[object]) -> Tally:
-        """Apply what one message carries; payloads that are no report are rejected."""
+        """Applies the payloads of one message; invalid payloads are rejected."""
         reports: list[Report] = []
         rejected: list[RejectedReport] = []
         for payload in payloads:
@@ -74,13 +74,13 @@ class StateService:
         return self.apply(reports, rejected=rejected)
 
     def apply(self, reports: Sequence[Report], *, rejected: Sequence[RejectedReport] = ()) -> Tally:
-        """Apply reports in any order; committed when this returns. A second call with the same changes nothing.
+        """Applies reports in any order and commits them. A second call with the same reports changes nothing.
 
-        Raises DatabaseUnreachable; then some of them may have been committed, and all may be given again.
+        Raises DatabaseUnreachable; some reports may then be committed, and all of them can be applied again.
         """
         tally = Tally(rejected=len(rejected))
         if rejected:
-            self._put_aside(rejected)
+            self._store_rejected(rejected)
         named: dict[str, list[Report]] = {}
         fleet: list[EndpointReport] = []
         for report in reports:
@@ -93,41 +93,41 @@ class StateService:
         if fleet:
             tally.add(self._apply_to_all(fleet))
         if tally.requested:
-            self._hint_sweep()
+            self._trigger_sweep()
         return tally
 
     def add_missing_endpoints(self) -> int:
-        """Give subclouds that were added before an endpoint type was configured their rows; how many."""
+        """Adds rows for subclouds that are older than a configured endpoint type; returns the number of rows added."""
         return self.store.add_missing_endpoints(self.endpoint_types)
 
     def _apply_to_all(self, reports: Sequence[EndpointReport]) -> Tally:
-        """To every subcloud, some at a time; then the audits that such a report asks for."""
+        """Applies reports to every subcloud, in batches; then requests the audits that follow."""
         tally = Tally()
-        reports = self._without_future(reports, tally)
+        reports = self._reject_future_reports(reports, tally)
         after = ""
         while reports and (region_names := self.store.region_names(after=after, limit=self.batch_subclouds)):
             tally.add(self._apply_batch(dict.fromkeys(region_names, reports)))
             after = region_names[-1]
         if audits := self.follow_ups & {rules.fleet_audit(report) for report in reports}:
             cause = "all subclouds set unknown"
-            self._write(StateChanges(audits=[(None, type_, cause) for type_ in sorted(audits)]))
+            self._write(StateChanges(audits=[(None, endpoint_type, cause) for endpoint_type in sorted(audits)]))
         return tally
 
-    def _without_future(self, reports: Sequence[EndpointReport], tally: Tally) -> list[EndpointReport]:
-        """One that is refused is rejected once, not once for each subcloud."""
+    def _reject_future_reports(self, reports: Sequence[EndpointReport], tally: Tally) -> list[EndpointReport]:
+        """Returns the other reports; a report from the future is rejected once, not once per subcloud."""
         usable = []
         for report in reports:
             try:
-                rules.refuse_future(report, now=self.now())
+                rules.reject_future(report, now=self.now())
             except BadReport as error:
-                self._put_aside([_rejected(report_payload(report), error)])
+                self._store_rejected([_rejected(report_payload(report), error)])
                 tally.rejected += 1
             else:
                 usable.append(report)
         return usable
 
     def _apply_batch(self, batch: Mapping[str, Sequence[Report]]) -> Tally:
-        """In one transaction. Where a report makes it fail, the batch is halved until that report is found."""
+        """Applies a batch in one transaction; if it fails, the batch is halved until the invalid reports are found."""
         try:
             return self._apply_in_one_transaction(batch)
         except (BadReport, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -137,7 +137,7 @@ class StateService:
                     tally.add(self._apply_batch(half))
                 return tally
             reports = [report for each in batch.values() for report in each]
-            self._put_aside([_rejected(report_payload(report), error) for report in reports])
+            self._store_rejected([_rejected(report_payload(report), error) for report in reports])
             return Tally(rejected=len(reports))
 
     def _apply_in_one_transaction(self, batch: Mapping[str, Sequence[Report]]) -> Tally:
@@ -146,17 +146,17 @@ class StateService:
             touched = _touched(report for reports in batch.values() for report in reports)
             rows = transaction.lock(batch.keys(), endpoint_types=touched)
             for row in rows:
-                self._change_one(row, batch[row.region_name], changes, tally, now=now)
+                self._apply_to_row(row, batch[row.region_name], changes, tally, now=now)
             for region_name in batch.keys() - {row.region_name for row in rows}:
-                _refuse_unknown(batch[region_name], changes)
+                _reject_unknown_subcloud(batch[region_name], changes)
             tally.rejected += len(changes.rejected)
             transaction.write(changes, now=now)
         return tally
 
-    def _change_one(
+    def _apply_to_row(
         self, row: StateRow, reports: Sequence[Report], changes: StateChanges, tally: Tally, *, now: datetime
     ) -> None:
-        """Take the reports as they were observed, and gather what follows from all of them together."""
+        """Applies the reports in the order observed and adds their combined effects to `changes`."""
         facts = memory.facts_of(row)
         total = Outcome(facts=facts, verdict=Verdict.UNCHANGED)
         for report in sorted(reports, key=lambda report: report.mark):
@@ -171,28 +171,28 @@ class StateService:
             total = rules.followed_by(total, outcome)
         memory.write_changes(changes, row, total.facts)
         _gather_alarms(changes, row, total.alarms)
-        if total.event is not None and _matters(row, total.event):
+        if total.event is not None and _is_applicable(row, total.event):
             changes.events.setdefault(total.event, []).append(row.subcloud_id)
             tally.requested += INITIAL_SYNC.state_after(total.event) is InitialSyncState.REQUESTED
-        changes.audits += [(row.subcloud_id, type_, _cause(total)) for type_ in total.audits & self.follow_ups]
+        changes.audits += [(row.subcloud_id, each, _cause(total)) for each in total.audits & self.follow_ups]
         if total.realign_alarms:
             changes.realigned.append(row.subcloud_id)
 
-    def _put_aside(self, rejected: Sequence[RejectedReport]) -> None:
+    def _store_rejected(self, rejected: Sequence[RejectedReport]) -> None:
         self._write(StateChanges(rejected=list(rejected)))
 
     def _write(self, changes: StateChanges) -> None:
         with self.store.transaction() as transaction:
             transaction.write(changes, now=self.now())
 
-    def _hint_sweep(self) -> None:
-        """So that nobody waits for beat; where it cannot be sent, beat's next sweep finds the rows."""
+    def _trigger_sweep(self) -> None:
+        """Triggers a sweep; if the message cannot be sent, the next periodic sweep finds the rows."""
         with suppress(BrokerUnreachable):
             self.messenger.send_sweep()
 
 
 def _touched(reports: Iterable[Report]) -> frozenset[EndpointType] | None:
-    """The endpoint types these reports can change; None where it may be any."""
+    """Returns the endpoint types these reports can change; None: any."""
     types: set[EndpointType] = set()
     for report in reports:
         touched = rules.touched(report)
@@ -202,8 +202,8 @@ def _touched(reports: Iterable[Report]) -> frozenset[EndpointType] | None:
     return frozenset(types)
 
 
-def _matters(row: StateRow, event: InitialSyncEvent) -> bool:
-    """A subcloud without initial sync has nothing to leave."""
+def _is_applicable(row: StateRow, event: InitialSyncEvent) -> bool:
+    """Returns whether the event applies; a subcloud without an initial sync cannot leave one."""
     return (row.initial_sync_state, event) != (InitialSyncState.NONE, InitialSyncEvent.LEFT)
 
 
@@ -212,15 +212,15 @@ def _cause(outcome: Outcome) -> str:
 
 
 def _gather_alarms(changes: StateChanges, row: StateRow, alarms: Sequence[rules.AlarmChange]) -> None:
-    """An alarm that comes and goes within the batch is stored as history at once."""
+    """Adds alarm changes; an alarm raised and cleared within the batch is stored as history."""
     raised: dict[rules.Alarm, AlarmRow] = {}
     for change in alarms:
         alarm = change.alarm
         if change.raised:
             raised.setdefault(alarm, _alarm_row(row, change))
         elif alarm in raised:
-            came = raised.pop(alarm)
-            changes.raised_alarms.append(_gone(came, max(change.at, came.raised_at)))
+            active = raised.pop(alarm)
+            changes.raised_alarms.append(_cleared(active, max(change.at, active.raised_at)))
         else:
             changes.cleared_alarms.append((alarm.alarm_id.value, alarm.entity(row.name), change.at))
     changes.raised_alarms += raised.values()
@@ -239,26 +239,26 @@ def _alarm_row(row: StateRow, change: rules.AlarmChange) -> AlarmRow:
     )
 
 
-def _gone(came: AlarmRow, at: datetime) -> AlarmRow:
+def _cleared(alarm: AlarmRow, at: datetime) -> AlarmRow:
     return AlarmRow(
-        alarm_id=came.alarm_id,
-        entity=came.entity,
-        subcloud_id=came.subcloud_id,
-        endpoint_type=came.endpoint_type,
-        severity=came.severity,
-        reason_text=came.reason_text,
-        raised_at=came.raised_at,
+        alarm_id=alarm.alarm_id,
+        entity=alarm.entity,
+        subcloud_id=alarm.subcloud_id,
+        endpoint_type=alarm.endpoint_type,
+        severity=alarm.severity,
+        reason_text=alarm.reason_text,
+        raised_at=alarm.raised_at,
         cleared_at=at,
     )
 
 
-def _refuse_unknown(reports: Sequence[Report], changes: StateChanges) -> None:
+def _reject_unknown_subcloud(reports: Sequence[Report], changes: StateChanges) -> None:
     error = BadReport("there is no subcloud with this region name")
     changes.rejected += [_rejected(report_payload(report), error) for report in reports]
 
 
 def _rejected(payload: object, error: Exception) -> RejectedReport:
-    """Escaped to plain ASCII, and without what is no report's, so that it can be stored and shown whatever it holds."""
+    """Returns the rejected report as plain ASCII, with the known fields of a report only, safe to store and show."""
     reason = str(error) if isinstance(error, BadReport) else f"a fault in dcsync: {type(error).__name__}"
     region_name = payload.get("region_name") if isinstance(payload, dict) else None
     usable = isinstance(region_name, str) and region_name.isprintable()

@@ -1,4 +1,4 @@
-"""Where alarms are told: a log line each, or one JSON POST for several. When and to whom is `dcsync.state.alarms`."""
+"""Sinks of alarms: a log line each, or one JSON POST for several. When and to whom is `dcsync.state.alarms`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 
 class SinkUnreachable(TemporaryError):
-    """The sink did not take the notices; they are told again."""
+    """The sink did not accept the notices; they are sent again."""
 
 
 class LogSink:
@@ -27,7 +27,7 @@ class LogSink:
 
     name = "log"
 
-    def tell(self, notices: Sequence[AlarmNotice]) -> None:
+    def send(self, notices: Sequence[AlarmNotice]) -> None:
         for notice in notices:
             (log.warning if notice.cleared_at is None else log.info)("alarm", **notice_as_json(notice))
 
@@ -45,7 +45,7 @@ class WebhookSink:
         self._context = context
         self._timeout = timeout_seconds
 
-    def tell(self, notices: Sequence[AlarmNotice]) -> None:
+    def send(self, notices: Sequence[AlarmNotice]) -> None:
         """Raises SinkUnreachable, which names the kind of failure and never the URL, for that may hold a token."""
         body = json.dumps({"version": 1, "alarms": [notice_as_json(notice) for notice in notices]}).encode()
         try:

@@ -34,7 +34,7 @@ class Sink:
         self.told: list[AlarmNotice] = []
         self.refuses = False
 
-    def tell(self, notices: Sequence[AlarmNotice]) -> None:
+    def send(self, notices: Sequence[AlarmNotice]) -> None:
         if self.refuses:
             raise SinkUnreachable("away")
         self.told += notices
@@ -285,7 +285,7 @@ NOTICE = AlarmNotice(
 
 
 def test_the_webhook_posts_alarms_as_json(receiver: http.server.HTTPServer) -> None:
-    a_webhook(receiver).tell([NOTICE])
+    a_webhook(receiver).send([NOTICE])
     assert receiver.RequestHandlerClass.bodies == [  # type: ignore[attr-defined]
         {
             "version": 1,
@@ -307,7 +307,7 @@ def test_the_webhook_posts_alarms_as_json(receiver: http.server.HTTPServer) -> N
 def test_anything_but_a_2xx_is_told_again(receiver: http.server.HTTPServer, status: int) -> None:
     receiver.RequestHandlerClass.statuses.append(status)  # type: ignore[attr-defined]
     with pytest.raises(SinkUnreachable) as raised:
-        a_webhook(receiver).tell([NOTICE])
+        a_webhook(receiver).send([NOTICE])
     assert str(status) in str(raised.value)
     assert len(receiver.RequestHandlerClass.bodies) == 1  # type: ignore[attr-defined]
 
@@ -316,13 +316,13 @@ def test_a_webhook_that_is_away_is_named_without_its_url(receiver: http.server.H
     sink = a_webhook(receiver)
     receiver.server_close()
     with pytest.raises(SinkUnreachable) as raised:
-        sink.tell([NOTICE])
+        sink.send([NOTICE])
     assert "token-4711" not in str(raised.value)
 
 
 def test_a_webhook_may_want_a_user_and_a_password(receiver: http.server.HTTPServer) -> None:
     url = f"http://dcsync:token-4711@127.0.0.1:{receiver.server_port}/alarms"
-    WebhookSink(url, context=ssl.create_default_context, timeout_seconds=60).tell([NOTICE])
+    WebhookSink(url, context=ssl.create_default_context, timeout_seconds=60).send([NOTICE])
     assert receiver.RequestHandlerClass.logins == ["Basic ZGNzeW5jOnRva2VuLTQ3MTE="]  # type: ignore[attr-defined]
 
 
@@ -343,7 +343,7 @@ def test_a_webhook_whose_answer_drips_is_given_up_in_time() -> None:
         sink = WebhookSink(url, context=ssl.create_default_context, timeout_seconds=1)
         try:
             with pytest.raises(SinkUnreachable):
-                pool.submit(sink.tell, [NOTICE]).result(timeout=60)
+                pool.submit(sink.send, [NOTICE]).result(timeout=60)
         finally:
             ended.set()
 
@@ -351,6 +351,6 @@ def test_a_webhook_whose_answer_drips_is_given_up_in_time() -> None:
 def test_an_operator_sees_in_the_log_that_a_webhook_fails_and_why(receiver: http.server.HTTPServer) -> None:
     receiver.RequestHandlerClass.statuses.append(403)  # type: ignore[attr-defined]
     with capture_logs() as logged, pytest.raises(SinkUnreachable):
-        a_webhook(receiver).tell([NOTICE])
+        a_webhook(receiver).send([NOTICE])
     assert [(line["log_level"], line["why"], line["waiting"]) for line in logged] == [("warning", "status 403", 1)]
     assert "token-4711" not in str(logged)
