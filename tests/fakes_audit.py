@@ -227,7 +227,7 @@ class MemoryAuditStore:
             row.move(AuditEvent.CLAIMED, run_id=run_id, claimed_at=now, attempt=row.attempt + 1)
         return self._run(region_name, run_id, due) if due else None
 
-    def look(self, name: str) -> AuditRun:
+    def read_run(self, name: str) -> AuditRun:
         (region,) = self._regions([name])
         return self._run(region, "", {key: row for key, row in self.rows.items() if key[0] == region})
 
@@ -260,8 +260,8 @@ class MemoryAuditStore:
                 lost.add(each.run.run_id)
                 continue
             row.free()
-            asked_meanwhile = row.generation > each.generation
-            row.move(each.event, **each.always, **(each.asked_meanwhile if asked_meanwhile else each.as_found))
+            is_requested = row.generation > each.generation
+            row.move(each.event, **each.always, **(each.if_requested if is_requested else each.unless_requested))
         return {each.run.run_id for each in settlements} - lost
 
     def release(self, run: AuditRun, *, now: datetime) -> bool:
@@ -273,8 +273,8 @@ class MemoryAuditStore:
 
     # --- the central cloud ---
 
-    def central_state(self, kind: EndpointType) -> CentralState | None:
-        return self.centre.get(kind)
+    def central_state(self, endpoint_type: EndpointType) -> CentralState | None:
+        return self.centre.get(endpoint_type)
 
     def add_rows(self, endpoint_type: EndpointType, *, now: datetime) -> int:
         missing = [region for region in self.subclouds if (region, endpoint_type) not in self.rows]
@@ -284,24 +284,24 @@ class MemoryAuditStore:
     def accept_central(
         self, state: CentralState, *, old: CentralState | None, now: datetime, unless_rotating: bool = False
     ) -> int | None:
-        kept = self.centre.get(state.kind)
+        kept = self.centre.get(state.endpoint_type)
         if old is None:
             if kept is not None:
                 return None
-            self.centre[state.kind] = replace(state, changed_at=now)
+            self.centre[state.endpoint_type] = replace(state, changed_at=now)
             return 0
         if kept is None or (kept.fingerprint, kept.events_fingerprint) != (old.fingerprint, old.events_fingerprint):
             return None
-        self.centre[state.kind] = replace(state, generation=kept.generation + 1, changed_at=now)
-        return self.raise_generation(state.kind, now=now, by="the central cloud changed")
+        self.centre[state.endpoint_type] = replace(state, generation=kept.generation + 1, changed_at=now)
+        return self.raise_generation(state.endpoint_type, now=now, by="the central cloud changed")
 
-    def refuse_central(self, kind: EndpointType, *, why: str, now: datetime) -> None:
-        if kind in self.centre:
-            self.centre[kind] = replace(self.centre[kind], refused=why)
+    def refuse_central(self, endpoint_type: EndpointType, *, why: str, now: datetime) -> None:
+        if endpoint_type in self.centre:
+            self.centre[endpoint_type] = replace(self.centre[endpoint_type], refused=why)
 
-    def confirm_central(self, kind: EndpointType, *, now: datetime) -> None:
-        if kind in self.centre:
-            self.centre[kind] = replace(self.centre[kind], refused=None, shrink_allowed=False)
+    def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
+        if endpoint_type in self.centre:
+            self.centre[endpoint_type] = replace(self.centre[endpoint_type], refused=None, shrink_allowed=False)
 
     # --- inside ---
 

@@ -71,8 +71,8 @@ class Firmware(AuditedEndpoint[Images]):
             differences=tuple(differences),
             writes=(*(f"PUT images {name}" for name in chosen_puts), *(f"DELETE images {n}" for n in chosen_deletes)),
             deletions=len(chosen_deletes),
-            meanwhile=scope.memory,
-            settled=scope.memory,
+            memory_during_repair=scope.memory,
+            memory_in_sync=scope.memory,
             plan=(chosen_puts, chosen_deletes),
         )
 

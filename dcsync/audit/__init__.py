@@ -1,4 +1,4 @@
-"""Service 3: keeps a subcloud in line once its initial sync is completed: compare, repair, report, in one run.
+"""Service 3: keeps a subcloud in sync after its initial sync: one run compares, repairs and reports.
 
-`dcsync.planner` decides what differs, `engine` carries out one run, `sweep` finds what is due.
+`dcsync.planner` plans what differs, `engine` carries out one run, `sweep` finds what is due.
 """

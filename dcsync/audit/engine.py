@@ -1,10 +1,9 @@
-"""The work of one audit: compare, repair and look again for each endpoint type; then each end is recorded and reported.
+"""Carries out audits: compares, repairs and compares again per endpoint type, then stores and reports findings.
 
-When a run starts, under which lock and deadline, and what an error means is the runner's (`runs/runner.py`). What an
-endpoint type compares and writes is its own class's (`endpoints/`), what stops a repair is in `guards`, what is due in
-`sweep`. Whatever happened becomes a `Finding` per endpoint type.
-Source: docs/upstream/generic-sync-and-audit.md sections 7 to 9, without the defects docs/upstream/lessons.md names R4
-to R13.
+The runner (`runs/runner.py`) handles start, lock, deadline and errors of a run; `endpoints/` compares and writes,
+`guards` refuses repairs, `sweep` finds what is due. Every run ends with a `Finding` per endpoint type.
+Source: docs/upstream/generic-sync-and-audit.md sections 7 to 9, without the defects R4 to R13 of
+docs/upstream/lessons.md.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ from dcsync.runs.ports import Loop, Ownership
 from dcsync.runs.runner import Ended, within
 
 PASSES = 3
-"""How often one run plans, writes and looks again: some repairs show what else differs only once they are done."""
+"""How often one run compares and repairs: some differences become visible only after a repair."""
 
-AGE_FLOOR_SECONDS = 0.1
-"""Many audits asked for just now, or by a clock that is ahead, must not each read the whole central cloud."""
+MIN_CENTRAL_AGE_SECONDS = 0.1
+"""Many audits requested just now, or by a clock that is ahead, must not each read the whole central cloud."""
 
-FEW = 3
-MOST_NAMED = 20
+NAMED_IN_DETAIL = 3
+MAX_NAMED = 20
 
 
-def _in_words(finding: Finding) -> str:
+def _summary(finding: Finding) -> str:
     if finding.failure:
         return f"{finding.failure.reason.value}: {finding.failure.detail}"
     return "repaired" if finding.repaired else str(finding.result)
@@ -51,8 +50,8 @@ def _in_words(finding: Finding) -> str:
 
 @dataclass(frozen=True)
 class AuditLimits:
-    """Numbers an audit keeps to. `preview_seconds` bounds a comparison that writes nothing; `max_deletes` counts in one
-    run on one subcloud."""
+    """Limits of an audit. `preview_seconds` is the deadline of a preview; `max_deletes` applies to one run on one
+    subcloud."""
 
     preview_seconds: float
     users_at_once: int
@@ -61,23 +60,23 @@ class AuditLimits:
     hold_off: timedelta
     hold_off_max: timedelta
     token_lifetime: timedelta
-    """Of the central cloud's tokens: a revocation longer ago concerns nobody."""
+    """Lifetime of the central cloud's tokens; older revocations have no effect any more."""
 
 
 @dataclass(frozen=True)
 class AuditPreview:
-    """What an audit of one endpoint type would find and do; names and fields only, never a value."""
+    """What an audit of one endpoint type would find and write; names and fields only, never values."""
 
     endpoint_type: EndpointType
     differences: tuple[str, ...]
     writes: tuple[str, ...] = ()
     deletions: int = 0
     refused: Failure | None = None
-    """Why a real audit would leave it as it is."""
+    """Why an audit would refuse to repair it."""
 
 
 class _Refused(Exception):
-    """A guard stops the repair of one endpoint type."""
+    """A guard refuses to repair one endpoint type."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
@@ -86,29 +85,27 @@ class _Refused(Exception):
 
 @dataclass
 class _Progress:
-    """How far one endpoint type has come; a finding is made of it whatever happens next."""
+    """The progress of one endpoint type, which becomes its finding however the run ends."""
 
     part: AuditPart
     found: tuple[str, ...] | None = None
-    """What the first comparison told; None before it was finished."""
+    """The differences of the first comparison; None before it is completed."""
     difference: str | None = None
-    was_tried: bool = False
-    """A repair was begun."""
+    was_repair_started: bool = False
     is_partial: bool = False
-    """What was to be repaired is; something else still differs."""
+    """The requested resource types are repaired; others still differ."""
     failure: Failure | None = None
     is_done: bool = False
     held_fingerprint: str | None = None
-    """Of what the subcloud was last seen to hold."""
+    """Fingerprint of what the subcloud was last seen to hold."""
 
-    def note(self, differences: tuple[str, ...], difference: str | None) -> None:
-        """Of the first comparison."""
+    def record_first(self, differences: tuple[str, ...], difference: str | None) -> None:
         self.found, self.difference = differences, difference
 
 
 @dataclass(frozen=True)
 class AuditJob:
-    """One claimed run, and how far each of its endpoint types has come."""
+    """One claimed run and the progress of its endpoint types."""
 
     run: AuditRun
     progress: list[_Progress]
@@ -120,7 +117,7 @@ class AuditJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Work for the runner. One object per process, used by many runs at once."""
+    """The audit service as the runner uses it. One object per process, used by many runs concurrently."""
 
     store: AuditStore
     ownership: Ownership
@@ -134,7 +131,7 @@ class Audit:
     admin_password: str | None = field(default=None, repr=False)
     noun: str = "audit"
 
-    # --- asked by the runner ---
+    # --- called by the runner ---
 
     def claim(self, hints: Mapping[str, AuditHint], *, now: datetime) -> list[AuditJob]:
         regions = {run_id: hint.region_name for run_id, hint in hints.items()}
@@ -149,90 +146,90 @@ class Audit:
     def no_run(self, hint: AuditHint, result: Result) -> Outcome:
         return Outcome(result=result, region_name=hint.region_name)
 
-    # --- asked by the command line ---
+    # --- called by the command line ---
 
     def preview(
         self, name: str, endpoint_types: frozenset[EndpointType], resource_types: frozenset[str] | None = None
     ) -> tuple[AuditPreview, ...]:
-        """Compare and write nothing, neither there nor here; needs no lock. Raises UnknownSubcloud or CloudError.
+        """Compares without writing anywhere and without a lock. Raises UnknownSubcloud or CloudError.
 
-        `resource_types`: what a repair of these alone (None: all) would find and do."""
-        run = self.store.look(name)
+        `resource_types`: previews a repair of these alone (None: all)."""
+        run = self.store.read_run(name)
         parts = [part for part in _in_order(run.parts) if part.endpoint_type in endpoint_types]
         return self.loop.run(self._preview(run, [replace(part, resource_types=resource_types) for part in parts]))
 
     # --- the work ---
 
     async def _audit(self, run: AuditRun, progress: list[_Progress]) -> None:
-        """One endpoint type after another, identity before keys, under one login."""
-        central = await self.clouds.central_audit_data(max_age=self._since_asked(run))
+        """Audits one endpoint type after another, identity before keys, with one login."""
+        central = await self.clouds.central_audit_data(max_age=self._max_central_age(run))
         async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
             for each in progress:
-                await self._endpoint(run, each, session, central)
+                await self._audit_endpoint(run, each, session, central)
         await self._check_ownership(run)
 
-    def _since_asked(self, run: AuditRun) -> float | None:
-        """Seconds since the newest request among what is due. A central change is told to the rows at one moment; what
-        this process had read of the central cloud before it would pass for the change done."""
-        asked = [part.requested_at for part in run.parts if part.requested_at is not None]
-        return max(AGE_FLOOR_SECONDS, (self.now() - max(asked)).total_seconds()) if asked else None
+    def _max_central_age(self, run: AuditRun) -> float | None:
+        """Returns the seconds since the newest request of this run, None without one: central data cached from before
+        a central change would hide that change."""
+        requests = [part.requested_at for part in run.parts if part.requested_at is not None]
+        return max(MIN_CENTRAL_AGE_SECONDS, (self.now() - max(requests)).total_seconds()) if requests else None
 
-    async def _endpoint(
+    async def _audit_endpoint(
         self, run: AuditRun, progress: _Progress, session: SubcloudSession, central: CentralData
     ) -> None:
-        """One endpoint type; its failure leaves the others their chance, unless nobody answers there any more."""
-        room = endpoint_of(progress.part.endpoint_type)
+        """Audits one endpoint type. Its failure does not stop the others, unless the subcloud is unavailable."""
+        endpoint = endpoint_of(progress.part.endpoint_type)
         try:
-            _believe_central(run, progress.part, room, central)
-            await self._bring_in_line(room, run, progress, session, central)
+            _guard_central(run, progress.part, endpoint, central)
+            await self._compare_and_repair(endpoint, run, progress, session, central)
         except _Refused as refused:
             progress.failure = refused.failure
         except CloudError as exc:
-            if exc.reason in _NOBODY_THERE:
+            if exc.reason in _SUBCLOUD_UNAVAILABLE:
                 raise
             progress.failure = Failure(exc.reason, exc.detail, exc.retry_after)
             if exc.reason is Reason.IDS_NOT_ALIGNED:
-                progress.note((exc.detail,), exc.detail)
+                progress.record_first((exc.detail,), exc.detail)
         progress.is_done = True
 
-    async def _bring_in_line(
+    async def _compare_and_repair(
         self,
-        room: AuditedEndpoint[Any],
+        endpoint: AuditedEndpoint[Any],
         run: AuditRun,
         progress: _Progress,
         session: SubcloudSession,
         central: CentralData,
     ) -> None:
-        """Compare, write and look again until nothing differs, or nothing changes any more."""
+        """Compares and repairs until nothing differs, or a repair changes nothing."""
         memory = _memory_of(run)
         writer = self._writer(run, session)
         before: str | None = None
         read_back: Any = None
         deletions = 0
         for passes_left in reversed(range(PASSES + 1)):
-            held = read_back if read_back is not None else await room.read(session)
-            progress.held_fingerprint = room.held_fingerprint(held)
-            comparison = room.compare(central, held, self._scope(run, progress.part, memory))
+            held = read_back if read_back is not None else await endpoint.read(session)
+            progress.held_fingerprint = endpoint.held_fingerprint(held)
+            comparison = endpoint.compare(central, held, self._scope(run, progress.part, memory))
             found = digest(comparison.differences)
             if progress.found is None:
-                progress.note(_named(comparison.differences), found)
+                progress.record_first(_named(comparison.differences), found)
             deletions += comparison.deletions
             self._guard(progress, comparison, found, deletions=deletions)
             if comparison.is_in_sync:
-                await self._remember(run, old=memory, new=comparison.settled)
+                await self._remember(run, old=memory, new=comparison.memory_in_sync)
                 return
-            meanwhile = replace(comparison.meanwhile, groups_to_refill=memory.groups_to_refill)
-            await self._remember(run, old=memory, new=meanwhile)
-            memory = meanwhile
+            during_repair = replace(comparison.memory_during_repair, groups_to_refill=memory.groups_to_refill)
+            await self._remember(run, old=memory, new=during_repair)
+            memory = during_repair
             if not comparison.writes or found == before or not passes_left:
                 break
             before = found
-            await self._remember(run, old=memory, new=comparison.meanwhile)
-            memory = comparison.meanwhile
-            read_back = await room.repair(comparison, central=central, writer=writer)
+            await self._remember(run, old=memory, new=comparison.memory_during_repair)
+            memory = comparison.memory_during_repair
+            read_back = await endpoint.repair(comparison, central=central, writer=writer)
         progress.is_partial = progress.part.resource_types is not None and not comparison.writes
         if not progress.is_partial:
-            raise CloudError(room.not_verified, f"still differs: {_few(_named(comparison.differences))}")
+            raise CloudError(endpoint.not_verified, f"still differs: {_first_few(_named(comparison.differences))}")
 
     def _scope(self, run: AuditRun, part: AuditPart, memory: Memory) -> Scope:
         return Scope(
@@ -253,22 +250,21 @@ class Audit:
         )
 
     def _guard(self, progress: _Progress, comparison: Comparison, found: str | None, *, deletions: int) -> None:
-        """Before the first write of each pass, for some repairs show what else would be deleted only once they are
-        done: raises _Refused where the repair must not begin. `found`: the digest of the differences; `deletions`: of
-        this pass and those before it."""
+        """Raises _Refused if the repair must not start. Called before each pass, since a repair may reveal further
+        deletions. `found` is the digest of the differences, `deletions` the number in this run so far."""
         refused = self._refusal(progress.part, comparison, found, deletions=deletions)
         if refused is not None:
             raise _Refused(refused)
-        progress.was_tried = progress.was_tried or not comparison.is_in_sync
+        progress.was_repair_started = progress.was_repair_started or not comparison.is_in_sync
 
     def _refusal(self, part: AuditPart, comparison: Comparison, found: str | None, *, deletions: int) -> Failure | None:
-        named = _few(_named(comparison.differences))
+        named = _first_few(_named(comparison.differences))
         return guards.not_converging(part=part, difference=found, named=named) or guards.too_many_deletions(
             deletions=deletions, allowed=self.limits.max_deletes, part=part
         )
 
     async def _preview(self, run: AuditRun, parts: list[AuditPart]) -> tuple[AuditPreview, ...]:
-        async with within(self.limits.preview_seconds, "looking"):
+        async with within(self.limits.preview_seconds, "the preview"):
             central = await self.clouds.central_audit_data()
             async with self.clouds.subcloud(run.subcloud, request_id=f"req-{self.new_run_id()}") as session:
                 return tuple([await self._preview_of(run, part, session, central) for part in parts])
@@ -276,19 +272,19 @@ class Audit:
     async def _preview_of(
         self, run: AuditRun, part: AuditPart, session: SubcloudSession, central: CentralData
     ) -> AuditPreview:
-        room = endpoint_of(part.endpoint_type)
-        held = await room.read(session)
-        comparison = room.compare(central, held, self._scope(run, part, _memory_of(run)))
+        endpoint = endpoint_of(part.endpoint_type)
+        held = await endpoint.read(session)
+        comparison = endpoint.compare(central, held, self._scope(run, part, _memory_of(run)))
         return AuditPreview(
             part.endpoint_type,
-            room.in_words(comparison, central=central, held=held, only=part.resource_types),
+            endpoint.describe(comparison, central=central, held=held, only=part.resource_types),
             comparison.writes,
             comparison.deletions,
-            _shrunk(run, part, room, central)
+            _shrunk(run, part, endpoint, central)
             or self._refusal(part, comparison, digest(comparison.differences), deletions=comparison.deletions),
         )
 
-    # --- ownership, and what the rows keep ---
+    # --- ownership and memory ---
 
     async def _check_ownership(self, run: AuditRun) -> None:
         await require_ownership(self.ownership, run)
@@ -297,7 +293,7 @@ class Audit:
         await write_own(self.ownership, run, write, *args)
 
     async def _remember(self, run: AuditRun, *, old: Memory, new: Memory) -> None:
-        """Before the first write all that may come to be on the subcloud, at the end what is there."""
+        """Stores what changed in the memory: before writes what they may place, at the end what is there."""
         if old.placed != new.placed:
             await self._own(run, self.store.remember_placed, run, new.placed)
         if old.groups_to_refill != new.groups_to_refill:
@@ -306,13 +302,13 @@ class Audit:
     # --- endings ---
 
     def _settle(self, job: AuditJob, ended: Ended) -> Outcome:
-        """Record what was found, where the run may say anything about its subcloud; else its rows are due again."""
+        """Stores the findings of a completed or failed run; after any other ending its rows are due again."""
         run, now = job.run, ended.ended_at
         if ended.ending not in (Ending.COMPLETED, Ending.FAILED):
             self.store.release(run, now=now)
             return _outcome(run, Result(ended.ending.value), ended, detail=ended.detail)
         if ended.failure is not None:
-            _fail_rest(job.progress, ended.failure)
+            _fail_unfinished(job.progress, ended.failure)
         next_due = self._next_due(now)
         findings = tuple(self._finding(each, now=now, next_due=next_due) for each in job.progress)
         settlements = [settlement(run, finding, now=now) for finding in findings]
@@ -325,7 +321,7 @@ class Audit:
         is_in_sync = failure is None and not progress.is_partial
         result = None if progress.found is None else SyncStatus.IN_SYNC if is_in_sync else SyncStatus.OUT_OF_SYNC
         is_observed = failure is None or failure.reason in SETTLED
-        was_looked_at = progress.found is not None
+        was_compared = progress.found is not None
         return Finding(
             endpoint_type=part.endpoint_type,
             generation=part.generation,
@@ -335,14 +331,14 @@ class Audit:
             differences=progress.found or (),
             difference=progress.difference,
             difference_repairs=_repairs(progress),
-            repaired=is_in_sync and progress.was_tried,
+            repaired=is_in_sync and progress.was_repair_started,
             failure=failure,
-            due_at=next_due if is_observed and was_looked_at else now + self._hold_off(part, failure),
+            due_at=next_due if is_observed and was_compared else now + self._hold_off(part, failure),
             keys_fingerprint=progress.held_fingerprint,
         )
 
     def _report(self, run: AuditRun, findings: tuple[Finding, ...], *, now: datetime) -> None:
-        """Every finished comparison is reported, also one that says what is known: so a lost report heals."""
+        """Reports every completed comparison, even an unchanged one, so that a lost report is replaced."""
         for finding in findings:
             if finding.reported is not None:
                 is_planned = endpoint_of(finding.endpoint_type).is_planned(run, now=now)
@@ -351,37 +347,37 @@ class Audit:
                 )
 
     def _next_due(self, now: datetime) -> datetime:
-        """Give or take a tenth, so that subclouds audited together spread; one moment for all that was audited."""
+        """Returns the next due time: the interval +-10 %, so that subclouds audited together spread out."""
         return now + self.limits.interval * (0.9 + 0.2 * self.jitter())
 
     def _hold_off(self, part: AuditPart, failure: Failure | None) -> timedelta:
-        own = hold_off(
+        back_off = hold_off(
             attempt=max(part.attempt, 1),
             base=self.limits.hold_off,
             cap=self.limits.hold_off_max,
             jitter=self.jitter(),
         )
-        asked = timedelta(seconds=failure.retry_after or 0) if failure else timedelta()
-        return max(own, min(asked, self.limits.hold_off_max))
+        requested = timedelta(seconds=failure.retry_after or 0) if failure else timedelta()
+        return max(back_off, min(requested, self.limits.hold_off_max))
 
 
 def _outcome(
     run: AuditRun, result: Result, ended: Ended, *, findings: tuple[Finding, ...] = (), detail: str = ""
 ) -> Outcome:
-    shown: dict[str, object] = {str(finding.endpoint_type): _in_words(finding) for finding in findings}
+    shown: dict[str, object] = {str(finding.endpoint_type): _summary(finding) for finding in findings}
     named = [each for finding in findings for each in finding.differences]
     return Outcome(
         result=result,
         region_name=run.subcloud.region_name,
         run_id=run.run_id,
         is_failure=any(finding.failure for finding in findings),
-        shown=shown | ({"differences": named[:MOST_NAMED]} if named else {}),
+        shown=shown | ({"differences": named[:MAX_NAMED]} if named else {}),
         detail=detail,
         seconds=ended.seconds if result is Result.DONE else None,
     )
 
 
-_NOBODY_THERE = frozenset(
+_SUBCLOUD_UNAVAILABLE = frozenset(
     {
         Reason.UNREACHABLE,
         Reason.TIMEOUT,
@@ -391,9 +387,9 @@ _NOBODY_THERE = frozenset(
         Reason.TOO_MANY_REQUESTS,
     }
 )
-"""The subcloud as a whole does not take part: nothing is known of it, and nothing else need be tried now."""
+"""The subcloud cannot be used at all: its status is unknown, and other endpoint types are not tried."""
 
-_SAYS_NOTHING_OF_THE_SITE = frozenset(
+_NOT_ABOUT_THE_SUBCLOUD = frozenset(
     {
         Reason.CENTRAL_UNREACHABLE,
         Reason.CENTRAL_AUTH_FAILED,
@@ -404,11 +400,11 @@ _SAYS_NOTHING_OF_THE_SITE = frozenset(
         Reason.INTERNAL_ERROR,
     }
 )
-"""Without a comparison, the last report stands."""
+"""Without a comparison, these failures keep the last report."""
 
 
 def _in_order(parts: Iterable[AuditPart]) -> list[AuditPart]:
-    """As the registry lists them: identity before the keys."""
+    """Returns the parts in the order of the registry: identity before the keys."""
     place = {endpoint_type: number for number, endpoint_type in enumerate(REGISTRY)}
     return sorted(parts, key=lambda part: place[part.endpoint_type])
 
@@ -417,43 +413,43 @@ def _memory_of(run: AuditRun) -> Memory:
     return Memory(placed=run.placed, groups_to_refill=run.groups_to_refill)
 
 
-def _fail_rest(progress: list[_Progress], failure: Failure) -> None:
+def _fail_unfinished(progress: list[_Progress], failure: Failure) -> None:
     for each in progress:
         if not each.is_done:
             each.failure = failure
 
 
 def _reported(result: SyncStatus | None, failure: Failure | None) -> SyncStatus | None:
-    """What the state service is told: never more than was found out. None: what it was told before stands."""
-    if failure is None or (result is not None and failure.reason not in _NOBODY_THERE):
+    """Returns the status to report to the state service; None keeps the last report."""
+    if failure is None or (result is not None and failure.reason not in _SUBCLOUD_UNAVAILABLE):
         return result
-    return None if failure.reason in _SAYS_NOTHING_OF_THE_SITE else SyncStatus.UNKNOWN
+    return None if failure.reason in _NOT_ABOUT_THE_SUBCLOUD else SyncStatus.UNKNOWN
 
 
 def _repairs(progress: _Progress) -> int:
-    """How often what was found has been repaired in a row, this run included.
+    """Returns how often the difference found was repaired in a row, this run included.
 
-    A repair that was refused or broke off counts for none: it is tried again at its hold-off, for whatever stopped it
-    may pass, and then nobody would ask for it.
+    A repair that was refused or interrupted is not counted: it is retried after the hold-off, because its cause may be
+    temporary.
     """
     if not progress.found:
         return 0
     part, failure = progress.part, progress.failure
     earlier = part.difference_repairs if part.difference == progress.difference else 0
-    was_carried_out = failure is None or failure.reason in {room.not_verified for room in REGISTRY.values()}
-    return earlier + (progress.was_tried and was_carried_out)
+    was_carried_out = failure is None or failure.reason in {endpoint.not_verified for endpoint in REGISTRY.values()}
+    return earlier + (progress.was_repair_started and was_carried_out)
 
 
-def _shrunk(run: AuditRun, part: AuditPart, room: AuditedEndpoint[Any], central: CentralData) -> Failure | None:
+def _shrunk(run: AuditRun, part: AuditPart, endpoint: AuditedEndpoint[Any], central: CentralData) -> Failure | None:
     if part.deletes_allowed:
         return None
-    counts = room.central_counts(central)
+    counts = endpoint.central_counts(central)
     return guards.shrunk(before={what: run.central_counts.get(what, 0) for what in counts}, now=counts)
 
 
-def _believe_central(run: AuditRun, part: AuditPart, room: AuditedEndpoint[Any], central: CentralData) -> None:
-    """Raises _Refused where the central cloud suddenly has much less than it had."""
-    refused = _shrunk(run, part, room, central)
+def _guard_central(run: AuditRun, part: AuditPart, endpoint: AuditedEndpoint[Any], central: CentralData) -> None:
+    """Raises _Refused if the central cloud has shrunk too much since it was last accepted."""
+    refused = _shrunk(run, part, endpoint, central)
     if refused is not None:
         raise _Refused(refused)
 
@@ -462,6 +458,6 @@ def _named(differences: tuple[Difference, ...]) -> tuple[str, ...]:
     return tuple(map(str, differences))
 
 
-def _few(named: tuple[str, ...]) -> str:
-    more = len(named) - FEW
-    return "; ".join(named[:FEW]) + (f" and {more} more" if more > 0 else "")
+def _first_few(named: tuple[str, ...]) -> str:
+    more = len(named) - NAMED_IN_DETAIL
+    return "; ".join(named[:NAMED_IN_DETAIL]) + (f" and {more} more" if more > 0 else "")

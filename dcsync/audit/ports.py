@@ -1,4 +1,4 @@
-"""What audits and the central watch ask of the world. Store calls block and raise `DatabaseUnreachable`."""
+"""Ports of audits and of the central watch. Store calls block and raise `DatabaseUnreachable`."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from dcsync.runs.dispatch import DueRows
 
 @dataclass(frozen=True, kw_only=True)
 class AuditPart:
-    """One endpoint type a run looks at: what was asked, and what earlier runs found there."""
+    """One endpoint type of a run: what was requested, and what earlier runs found."""
 
     endpoint_type: EndpointType
     generation: int
     attempt: int = 1
     difference: str | None = None
-    """A digest of what the last finished comparison found; None when that was nothing."""
+    """A digest of the differences the last comparison found; None if there were none."""
     difference_repairs: int = 0
-    """How often exactly this was repaired in a row."""
+    """How often exactly this difference was repaired in a row."""
     deletes_allowed: bool = False
     resource_types: frozenset[str] | None = None
-    """Repair these only (None: all); compared is everything."""
+    """Only these are repaired (None: all); everything is compared."""
     requested_at: datetime | None = None
-    """When it was asked for, by a central change or a person: what was read of the central cloud earlier will not
-    do."""
+    """When a central change or a person requested it; central data read earlier must not be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRun:
-    """A claimed audit of one subcloud: the endpoint types that were due, and what their comparison needs."""
+    """A claimed audit of one subcloud: the endpoint types that are due, and what their comparison needs."""
 
     run_id: str
     subcloud: Subcloud
@@ -45,28 +44,28 @@ class AuditRun:
     placed: Placed
     groups_to_refill: Mapping[str, tuple[str, ...]]
     central_counts: Mapping[str, int]
-    """How long the central lists were when the watch last accepted them; empty before it did."""
+    """Lengths of the central lists when the watch last accepted them; empty before that."""
     keys_planned_until: datetime | None = None
-    """Until then, differing keys are a planned rotation."""
+    """Until this time, differing keys are expected because of a rotation."""
 
 
 SETTLED = frozenset({Reason.GUARD_REFUSED, Reason.NOT_CONVERGING})
-"""Failures of an audit by which what was asked was done as far as it may be: the next look is at the usual time, or as
-soon as something new is asked. All other failures are held off."""
+"""Failures that end a request without a hold-off: the next audit is due at the usual time, or when one is requested.
+After any other failure the audit backs off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one run found out about one endpoint type, as its row keeps it."""
+    """What one run found for one endpoint type, as stored in its row."""
 
     endpoint_type: EndpointType
     generation: int
     result: SyncStatus | None
-    """The state after the run; None when no comparison was finished."""
+    """The status after the run; None when no comparison was completed."""
     reported: SyncStatus | None
-    """What the state service is told; None when what it was told before stands."""
+    """The status to report to the state service; None keeps the last report."""
     is_observed: bool
-    """Whether what was asked for is done with, as far as it may be done."""
+    """Whether the request is finished, as far as the guards allow."""
     differences: tuple[str, ...] = ()
     difference: str | None = None
     difference_repairs: int = 0
@@ -74,11 +73,11 @@ class Finding:
     failure: Failure | None = None
     due_at: datetime
     keys_fingerprint: str | None = None
-    """Of the keys the subcloud was last seen to hold in this run; None where nobody looked."""
+    """Fingerprint of the keys the subcloud was last seen to hold in this run; None if they were not read."""
 
 
 class AuditChanges(TypedDict, total=False):
-    """New values of a row; what is not in it stays as it is. Named as in AuditRow."""
+    """New values of a row; absent ones stay unchanged. Named as in AuditRow."""
 
     attempt: int
     abandoned: int
@@ -109,16 +108,17 @@ class Settlement:
     endpoint_type: EndpointType
     event: AuditEvent
     generation: int
-    """What was asked for when the run began; a row with a greater one was asked for more meanwhile."""
+    """The generation when the run started; a row with a greater one was requested again during the run."""
     always: AuditChanges
-    as_found: AuditChanges
-    """Where nothing was asked meanwhile."""
-    asked_meanwhile: AuditChanges
+    unless_requested: AuditChanges
+    """Written if no audit was requested during the run."""
+    if_requested: AuditChanges
+    """Written if one was."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRow:
-    """What is known about one endpoint type of one subcloud, for operators."""
+    """The audit status of one endpoint type of one subcloud, for operators."""
 
     name: str
     region_name: str
@@ -139,7 +139,7 @@ class AuditRow:
     last_audit_time: datetime | None
     last_good_at: datetime | None
     differences: tuple[str, ...]
-    """What the last comparison that found anything found: names and fields, no values."""
+    """The latest differences found: names and fields, no values."""
     difference_at: datetime | None
     difference_repairs: int
     repaired_at: datetime | None
@@ -147,12 +147,12 @@ class AuditRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CentralState:
-    """The central cloud as the watch last accepted it; `kind` is the endpoint type it concerns."""
+    """The central data of one endpoint type as the watch last accepted it."""
 
-    kind: EndpointType
+    endpoint_type: EndpointType
     fingerprint: str
     events_fingerprint: str
-    """Of the revocation events, which change more often than the rest."""
+    """Fingerprint of the revocation events, which change more often than the rest."""
     counts: Mapping[str, int]
     generation: int = 0
     changed_at: datetime | None = None
@@ -161,75 +161,74 @@ class CentralState:
 
 
 class DueAudits(DueRows[AuditHint], Protocol):
-    """Rows as the sweep sees them, one per (subcloud, endpoint type). Eligible is managed, online and completed.
+    """Rows for the sweep, one per (subcloud, endpoint type). Eligible means managed, online and completed.
 
-    A run whose rows differ in `deaths` is in `in_progress_since_before` once for each.
+    A run whose rows differ in `deaths` appears in `in_progress_since_before` once per value.
     """
 
     def take_follow_ups(self, *, now: datetime) -> int:
-        """Turn the state service's requests for audits of ours into due rows; how many requests."""
+        """Makes rows due for the audits that the state service requested; returns the number of requests."""
 
     def dispatch(
         self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
     ) -> list[AuditHint]:
-        """Mark up to `room` due rows as dispatched, longest due first, and one hint for each subcloud among them:
-        those never sent, and those whose hint is `lost`. `region_name`: of this subcloud only."""
+        """Marks up to `room` due rows as dispatched, longest due first: those never sent, and those whose hint is
+        `lost`. Returns one hint per subcloud. `region_name`: rows of this subcloud only."""
 
 
 class CentralStates(Protocol):
-    """The central cloud as the watch last accepted it, and the rows that are due when it changes."""
+    """The central data as the watch last accepted it, and the audit rows that a change makes due."""
 
-    def central_state(self, kind: EndpointType) -> CentralState | None:
-        """None before the watch first looked."""
+    def central_state(self, endpoint_type: EndpointType) -> CentralState | None:
+        """Returns what was last accepted; None before the first comparison."""
 
     def add_rows(self, endpoint_type: EndpointType, *, now: datetime) -> int:
-        """Every subcloud has a row of this audited endpoint type from now on; how many had none."""
+        """Adds a row of this audited type for each subcloud that has none; returns the number added."""
 
     def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
-        """The central cloud changed: every row of that type is due, but those held off after a failure (SETTLED ones
-        are not), and for everything, whatever it was restricted to; how many rows."""
+        """Makes every row of that type due without restrictions, unless it backs off after a failure that is not in
+        SETTLED; returns the number of rows."""
 
     def accept_central(
         self, state: CentralState, *, old: CentralState | None, now: datetime, unless_rotating: bool = False
     ) -> int | None:
-        """Keep this, where `old` is still kept (with `unless_rotating`: and the central keys are not being rotated),
-        and (unless `old` is None) raise the generation of every row of its type in the same transaction; how many rows,
-        None when somebody else was faster."""
+        """Stores `state` if `old` is still stored (with `unless_rotating`: and no key rotation is in progress); unless
+        `old` is None, raises the generation of every row of its type in the same transaction. Returns the number of
+        rows, None if another process was faster."""
 
-    def refuse_central(self, kind: EndpointType, *, why: str, now: datetime) -> None:
-        """Records that the watch looked and refused what it saw; what is kept stays."""
+    def refuse_central(self, endpoint_type: EndpointType, *, why: str, now: datetime) -> None:
+        """Records that the watch refused what it read; what was accepted stays stored."""
 
-    def confirm_central(self, kind: EndpointType, *, now: datetime) -> None:
-        """Records that the watch looked and saw what is kept. A shrinking that an operator allowed is no longer
-        allowed: it was meant for what there was to see at that time."""
+    def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
+        """Records that the watch read what is stored. Also ends an operator's permission to shrink, which was given for
+        the central data of that time."""
 
 
 class AuditStore(Protocol):
-    """Rows as runs see them. Every write of a run is conditional on its run id; `Rows.standing` is beside it."""
+    """Rows for runs. Every write of a run is conditional on its run id."""
 
     def claim(self, regions: Mapping[str, str], *, now: datetime) -> list[AuditRun]:
-        """Run id -> region name: take what is due of each eligible subcloud; those of which nothing is are left out."""
+        """Claims what is due of each eligible subcloud (run id -> region name); others are left out."""
 
-    def look(self, name: str) -> AuditRun:
-        """The same for all endpoint types, taking nothing: for a comparison that writes nothing.
-        Raises UnknownSubcloud."""
+    def read_run(self, name: str) -> AuditRun:
+        """Returns a run of all endpoint types without claiming it, for a preview. Raises UnknownSubcloud."""
 
     def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
-        """Keep what is on the subcloud from the central cloud; False when the rows are no longer its own."""
+        """Stores what dcsync placed on the subcloud; False when the run no longer owns its rows."""
 
     def remember_groups(self, run: AuditRun, groups: Mapping[str, tuple[str, ...]]) -> bool:
         """As RunStore.remember_groups."""
 
     def settle(self, settlements: Sequence[Settlement]) -> set[str]:
-        """End runs and record what they found, where a row is still the run's own. The ids of the runs all of whose
-        rows were."""
+        """Ends runs and stores what they found in the rows they still own. Returns the ids of the runs that still owned
+        all their rows."""
 
     def release(self, run: AuditRun, *, now: datetime) -> bool:
-        """The run ends without a finding: its rows are due again as if it had not been."""
+        """Ends the run without a finding: its rows are due again as if it had not run."""
 
 
 class AuditReports(Protocol):
-    """Tells the state service what audits found; never raises, and keeps nobody waiting."""
+    """Reports audit results to the state service; never raises and never blocks."""
 
     def __call__(
         self, region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool
@@ -240,7 +239,7 @@ class AuditMessenger(Protocol):
     """Sends hints on the `audit` queue. One that cannot be sent raises BrokerUnreachable; the sweep sends it again."""
 
     def send_audits(self, hints: Sequence[AuditHint]) -> None:
-        """One pipelined batch."""
+        """Sends the hints in one pipelined batch."""
 
     def waiting_audit_ids(self) -> set[str]:
-        """Task ids of messages that no worker has taken yet."""
+        """Returns the task ids of messages that no worker has received yet."""

@@ -1,7 +1,4 @@
-"""How a preview shows differences: names and fields as always, and of passwords short fingerprints of both sides.
-
-Pure. What a preview does is `engine.Audit.preview`.
-"""
+"""Describes differences for a preview: names and fields, and for passwords a short fingerprint of each side. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from dcsync.planner.differences import Difference, password_hashes
 SHOWN_DIGITS = 8
 
 
-def in_words(
+def describe(
     differences: Iterable[Difference], *, central: Records, subcloud: Records, only: Collection[str] | None
 ) -> tuple[str, ...]:
-    """Differences of `only` these resource types (None: all); a secret is named by its fingerprint, never shown."""
+    """Returns the differences of `only` these resource types (None: all); a secret is shown by its fingerprint only."""
     here = {user.name: _password(user) for user in subcloud.of(ResourceType.USERS)}
     there = {user.name: _password(user) for user in central.of(ResourceType.USERS)}
     shown = []
@@ -35,6 +32,6 @@ def _is_known(difference: Difference, here: Collection[str], there: Collection[s
 
 
 def _password(user: Record) -> str:
-    """Of the password and its history as they are stored; neither can be got back from it."""
+    """Returns a fingerprint of the stored password hashes and their history; it reveals neither."""
     text = "\n".join(password_hashes(user)).encode(errors="backslashreplace")
     return hashlib.sha256(text).hexdigest()[:SHOWN_DIGITS]

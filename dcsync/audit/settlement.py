@@ -1,4 +1,4 @@
-"""What a finding means for the row of its endpoint type: pure, finding in, values to write out."""
+"""Turns a finding into the values to write to the row of its endpoint type. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dcsync.model.subcloud import SyncStatus
 
 
 def settlement(run: AuditRun, finding: Finding, *, now: datetime) -> Settlement:
-    """What settling writes: whatever happened meanwhile, and what depends on whether more was asked meanwhile.
+    """Returns what settling writes: always, and depending on whether another audit was requested during the run.
 
-    A request, or a central change, that came during the run wants another one at once. It keeps what it allowed and
-    restricted, and the next repair of the same difference counts as the first. A failure keeps the count of attempts;
-    a finding without a comparison keeps the last answer beside its reason.
+    After a request or a central change during the run, the next audit is due at once, with the options of that request,
+    and repairs of the same difference are counted from zero. A failure keeps the attempt count; a finding without a
+    comparison keeps the last result beside its reason.
     """
     failure = finding.failure
     always = AuditChanges(
@@ -22,8 +22,8 @@ def settlement(run: AuditRun, finding: Finding, *, now: datetime) -> Settlement:
         reason=failure.reason if failure else None,
         detail=failure.detail if failure else "",
     )
-    as_found = AuditChanges(due_at=finding.due_at)
-    asked_meanwhile = AuditChanges(due_at=now)
+    unless_requested = AuditChanges(due_at=finding.due_at)
+    if_requested = AuditChanges(due_at=now)
     if failure is None:
         always["attempt"] = 0
     if finding.keys_fingerprint is not None:
@@ -32,8 +32,8 @@ def settlement(run: AuditRun, finding: Finding, *, now: datetime) -> Settlement:
         always |= AuditChanges(reported=finding.reported, reported_at=now)
     if finding.result is not None:
         always |= AuditChanges(last_audit_time=now, result=finding.result, difference=finding.difference)
-        as_found["difference_repairs"] = finding.difference_repairs
-        asked_meanwhile["difference_repairs"] = 0
+        unless_requested["difference_repairs"] = finding.difference_repairs
+        if_requested["difference_repairs"] = 0
         if finding.repaired:
             always["repaired_at"] = now
     if finding.result is SyncStatus.IN_SYNC:
@@ -42,13 +42,13 @@ def settlement(run: AuditRun, finding: Finding, *, now: datetime) -> Settlement:
         always |= AuditChanges(differences=finding.differences, difference_at=now)
     if finding.is_observed:
         always["observed_generation"] = finding.generation
-        as_found |= AuditChanges(deletes_allowed=False, resource_types=None)
+        unless_requested |= AuditChanges(deletes_allowed=False, resource_types=None)
     return Settlement(
         run=run,
         endpoint_type=finding.endpoint_type,
         event=AuditEvent.FAILED if failure else AuditEvent.SUCCEEDED,
         generation=finding.generation,
         always=always,
-        as_found=as_found,
-        asked_meanwhile=asked_meanwhile,
+        unless_requested=unless_requested,
+        if_requested=if_requested,
     )

@@ -1,6 +1,6 @@
-"""Which audits are due now? Finds them from rows alone, takes back what was abandoned, and sends hints.
+"""Finds the audits that are due, from rows alone, takes back abandoned ones, and sends hints.
 
-As `initial_sync.sweep`, and like it harmless when it runs twice or dies half-way: the next one finds the same rows.
+Like `initial_sync.sweep`, it may run twice at once or stop midway: the next sweep finds the same rows.
 Source: docs/upstream/generic-sync-and-audit.md section 5; unlike upstream, each subcloud has its own due time.
 """
 
@@ -18,7 +18,7 @@ from dcsync.runs.ports import Locks
 
 @dataclass(frozen=True)
 class AuditSweepReport:
-    """What one sweep found and did: requests of the state service taken, and numbers of subclouds."""
+    """Counts of one sweep: follow-ups of the state service taken, and subclouds."""
 
     follow_ups: int
     taken_back: int
@@ -40,14 +40,14 @@ class AuditSweep:
     limits: SweepLimits
 
     def run(self, *, now: datetime) -> AuditSweepReport:
-        """One sweep. Raises BrokerUnreachable or DatabaseUnreachable; then the next sweep starts over."""
+        """Sweeps once. Raises BrokerUnreachable or DatabaseUnreachable; the next sweep then starts over."""
         follow_ups = self.store.take_follow_ups(now=now)
         taken_back = self._dispatcher.take_back_abandoned(now)
         lost, sent = self._dispatcher.send_due(now)
         return AuditSweepReport(follow_ups=follow_ups, taken_back=taken_back, lost=lost, sent=sent)
 
     def send_now(self, region_name: str, *, now: datetime) -> int:
-        """A hint for what is due of this one subcloud, without waiting for a sweep; how many were sent, 0 or 1."""
+        """Sends a hint for what is due of this subcloud without waiting for a sweep; returns 1 if sent, else 0."""
         hints = self.store.dispatch(room=len(audited_types()), lost=[], now=now, region_name=region_name)
         self._dispatcher.send_marked(hints)
         return len(hints)

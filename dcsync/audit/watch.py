@@ -1,7 +1,7 @@
-"""Has the central cloud changed? Compares it with what was last accepted, and raises the generation of what changed.
+"""Compares the central cloud with what was last accepted, and raises the generation of what changed.
 
-So a changed password is on its way to every subcloud within one look, long before their audits would be due.
-A central cloud that cannot be read, is empty or has shrunk beyond belief changes nothing, and what is kept says why.
+A central change is therefore sent to every subcloud at once, not only when its next audit is due. A central cloud that
+cannot be read, is empty or has shrunk too much changes nothing; the reason is stored.
 """
 
 from __future__ import annotations
@@ -20,75 +20,74 @@ from dcsync.model.subcloud import EndpointType
 from dcsync.runs.clouds import Clouds
 from dcsync.runs.ports import Loop
 
-EVENTS_APART = timedelta(seconds=60)
-"""Revocation events alone raise the generation no more often: every logout at the central cloud makes one."""
+EVENTS_MIN_INTERVAL = timedelta(seconds=60)
+"""Revocation events alone raise the generation at most this often: every logout at the central cloud adds one."""
 
-LOOK_SECONDS = 5.0
-"""How old what the watch sees may be at most, however old runs may use it: a change must not wait for their cache, and
-keys from before a rotation must not pass for a change after it."""
+MAX_AGE_SECONDS = 5.0
+"""Maximum age of the central data the watch uses, whatever runs allow: a change must not wait for their cache, and keys
+from before a rotation must not count as a change after it."""
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What one look at the central cloud came to, for one endpoint type: rows made due, or why it was refused."""
+class WatchResult:
+    """The result of one comparison for one endpoint type: the number of rows made due, or why it was refused."""
 
-    kind: EndpointType
+    endpoint_type: EndpointType
     raised: int = 0
     refused: str | None = None
 
 
 @dataclass(frozen=True)
 class CentralWatch:
-    """The periodic look at the central cloud. Two at once are harmless: one of them is told that it came second."""
+    """The periodic comparison of the central cloud. Of two at once, only one can accept a change."""
 
     store: CentralStates
     clouds: Clouds
     loop: Loop
 
-    def run(self, *, now: datetime) -> list[Sight]:
-        """One look; what is worth telling of it. Raises BrokerUnreachable or DatabaseUnreachable."""
+    def run(self, *, now: datetime) -> list[WatchResult]:
+        """Compares once; returns the results that changed or refused something. Raises DatabaseUnreachable."""
         try:
-            data = self.loop.run(self.clouds.central_audit_data(max_age=LOOK_SECONDS))
+            data = self.loop.run(self.clouds.central_audit_data(max_age=MAX_AGE_SECONDS))
         except CloudError as exc:
             why = f"{exc.reason}: {exc.detail}"
-            for kind in audited_types():
-                self.store.refuse_central(kind, why=why, now=now)
-            return [Sight(kind, refused=why) for kind in audited_types()]
-        sights = [self._compare(room, _state_of(data, room), now=now) for room in REGISTRY.values()]
-        return [sight for sight in sights if sight.raised or sight.refused]
+            for endpoint_type in audited_types():
+                self.store.refuse_central(endpoint_type, why=why, now=now)
+            return [WatchResult(endpoint_type, refused=why) for endpoint_type in audited_types()]
+        results = [self._compare(endpoint, _state_of(data, endpoint), now=now) for endpoint in REGISTRY.values()]
+        return [result for result in results if result.raised or result.refused]
 
-    def _compare(self, room: AuditedEndpoint[Any], seen: CentralState, *, now: datetime) -> Sight:
-        old = self.store.central_state(seen.kind)
+    def _compare(self, endpoint: AuditedEndpoint[Any], seen: CentralState, *, now: datetime) -> WatchResult:
+        old = self.store.central_state(seen.endpoint_type)
         if old is None:
-            # Audits may have been done with what the central cloud held before this first look: nobody can tell any
-            # more.
-            self.store.add_rows(seen.kind, now=now)
-            raised = self.store.raise_generation(seen.kind, now=now, by="first look at the central cloud")
+            # Earlier audits may have used other central data, which cannot be determined any more.
+            self.store.add_rows(seen.endpoint_type, now=now)
+            raised = self.store.raise_generation(seen.endpoint_type, now=now, by="first look at the central cloud")
             self.store.accept_central(seen, old=None, now=now)
-            return Sight(seen.kind, raised=raised)
+            return WatchResult(seen.endpoint_type, raised=raised)
         shrunk = None if old.shrink_allowed else guards.shrunk(before=old.counts, now=seen.counts)
         if shrunk is not None:
-            self.store.refuse_central(seen.kind, why=shrunk.detail, now=now)
-            return Sight(seen.kind, refused=shrunk.detail)
-        if not _is_news(seen, old, now=now):
-            self.store.confirm_central(seen.kind, now=now)
-            return Sight(seen.kind)
-        accepted = self.store.accept_central(seen, old=old, now=now, unless_rotating=room.carries_keys)
-        return Sight(seen.kind, raised=accepted or 0)
+            self.store.refuse_central(seen.endpoint_type, why=shrunk.detail, now=now)
+            return WatchResult(seen.endpoint_type, refused=shrunk.detail)
+        if not _is_changed(seen, old, now=now):
+            self.store.confirm_central(seen.endpoint_type, now=now)
+            return WatchResult(seen.endpoint_type)
+        accepted = self.store.accept_central(seen, old=old, now=now, unless_rotating=endpoint.distributes_keys)
+        return WatchResult(seen.endpoint_type, raised=accepted or 0)
 
 
-def _is_news(seen: CentralState, old: CentralState, *, now: datetime) -> bool:
+def _is_changed(seen: CentralState, old: CentralState, *, now: datetime) -> bool:
     if seen.fingerprint != old.fingerprint:
         return True
     if seen.events_fingerprint == old.events_fingerprint:
         return False
-    return old.changed_at is None or now - old.changed_at >= EVENTS_APART
+    return old.changed_at is None or now - old.changed_at >= EVENTS_MIN_INTERVAL
 
 
-def _state_of(data: CentralData, room: AuditedEndpoint[Any]) -> CentralState:
+def _state_of(data: CentralData, endpoint: AuditedEndpoint[Any]) -> CentralState:
     return CentralState(
-        kind=room.endpoint_type,
-        fingerprint=room.central_fingerprint(data),
-        events_fingerprint=room.central_events_fingerprint(data),
-        counts=room.central_counts(data),
+        endpoint_type=endpoint.endpoint_type,
+        fingerprint=endpoint.central_fingerprint(data),
+        events_fingerprint=endpoint.central_events_fingerprint(data),
+        counts=endpoint.central_counts(data),
     )

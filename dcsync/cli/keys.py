@@ -162,9 +162,9 @@ def _next(row: KeyRotationRow, *, now: datetime) -> str:
 
 
 def _look(operator: Operator) -> Sight:
-    from dcsync.audit.endpoints import carrier_of_keys
+    from dcsync.audit.endpoints import endpoint_type_of_keys
 
-    row, known = operator.key_rotation_store.row(), operator.audit_store.central_state(carrier_of_keys())
+    row, known = operator.key_rotation_store.row(), operator.audit_store.central_state(endpoint_type_of_keys())
     fingerprint = known.fingerprint if known else None
     return Sight(row, fingerprint, operator.key_rotation_store.spread(fingerprint or ""))
 

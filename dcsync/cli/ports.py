@@ -89,7 +89,7 @@ class AuditRequests(Protocol):
     def audits(self, names: Sequence[str] | None) -> list[AuditRow]:
         """By name and endpoint type; raises UnknownSubcloud."""
 
-    def central_state(self, kind: EndpointType) -> CentralState | None:
+    def central_state(self, endpoint_type: EndpointType) -> CentralState | None:
         """None before the watch first looked."""
 
 

@@ -25,13 +25,15 @@ def audit_sweep(self: DcsyncTask, **_: object) -> dict[str, int]:
 @shared_task(name=TaskName.WATCH_CENTRAL.value, bind=True)
 def watch_central(self: DcsyncTask, **_: object) -> dict[str, object]:
     """Look whether the central cloud changed; if so, its subclouds' audits are sent out at once."""
-    sights = self.sync.central_watch.run(now=utc_now())
-    for sight in sights:
-        tell = log.warning if sight.refused else log.info
-        tell("the central cloud changed", kind=sight.kind, rows=sight.raised, refused=sight.refused)
-    if any(sight.raised for sight in sights):
+    results = self.sync.central_watch.run(now=utc_now())
+    for result in results:
+        tell = log.warning if result.refused else log.info
+        tell(
+            "the central cloud changed", endpoint_type=result.endpoint_type, rows=result.raised, refused=result.refused
+        )
+    if any(result.raised for result in results):
         self.sync.audit_sweep.run(now=utc_now())
-    return {sight.kind.value: sight.refused or sight.raised for sight in sights}
+    return {result.endpoint_type.value: result.refused or result.raised for result in results}
 
 
 @shared_task(name=TaskName.AUDIT.value, bind=True)

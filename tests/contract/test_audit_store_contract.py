@@ -364,11 +364,11 @@ def test_a_planned_rotation_is_told_to_the_run(rows: Rows) -> None:
 
 
 def test_looking_takes_nothing(rows: Rows) -> None:
-    run = rows.store.look("s1")
+    run = rows.store.read_run("s1")
     assert {part.endpoint_type for part in run.parts} == set(audited_types())
     assert rows.row().audit_status is AuditStatus.NONE
     with pytest.raises(UnknownSubcloud, match=r"^there is no subcloud named s9$"):
-        rows.store.look("s9")
+        rows.store.read_run("s9")
 
 
 def test_a_released_run_is_as_if_it_had_not_been(rows: Rows) -> None:
@@ -493,7 +493,7 @@ def test_rows_of_one_run_that_died_are_told_apart_by_how_often_theirs_did(rows: 
 # --------------------------------------------------------------------------------------------------
 
 
-SEEN = CentralState(kind=IDENTITY, fingerprint="f1", events_fingerprint="e1", counts={"users": 7})
+SEEN = CentralState(endpoint_type=IDENTITY, fingerprint="f1", events_fingerprint="e1", counts={"users": 7})
 
 
 def test_the_first_sight_of_the_central_cloud_is_kept_and_makes_nothing_due(rows: Rows) -> None:

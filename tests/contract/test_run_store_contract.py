@@ -82,7 +82,7 @@ def _sql_rows(engine: Engine) -> Rows:
         leave=lambda name: leave(engine, name),
         delete=lambda name: [None, inventory.delete(name)][0],
         ending=ending,
-        placed=lambda name: SqlAuditStore(engine).look(name).placed,
+        placed=lambda name: SqlAuditStore(engine).read_run(name).placed,
     )
 
 

@@ -191,7 +191,7 @@ class World:
         return self.audits.take_follow_ups(now=self.now)
 
     def accept(self) -> object:
-        seen = CentralState(kind=IDENTITY, fingerprint=str(self.now), events_fingerprint="", counts={})
+        seen = CentralState(endpoint_type=IDENTITY, fingerprint=str(self.now), events_fingerprint="", counts={})
         return self.audits.accept_central(seen, old=self.audits.central_state(IDENTITY), now=self.now)
 
     def finish(self) -> object:

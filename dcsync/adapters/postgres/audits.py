@@ -262,7 +262,7 @@ class SqlAuditStore:
             return _run(connection, run_id, subcloud.c.region_name == region_name, rows)
 
     @database_errors()
-    def look(self, name: str) -> AuditRun:
+    def read_run(self, name: str) -> AuditRun:
         with self._engine.connect() as connection:
             (id_,) = _regions(connection, [name])
             rows = connection.execute(sa.select(subcloud_sync).where(_ROW.subcloud_id == id_, _ours())).all()
@@ -320,14 +320,14 @@ class SqlAuditStore:
     # --- the central cloud ---
 
     @database_errors()
-    def central_state(self, kind: EndpointType) -> CentralState | None:
-        query = sa.select(central_state).where(central_state.c.kind == kind.value)
+    def central_state(self, endpoint_type: EndpointType) -> CentralState | None:
+        query = sa.select(central_state).where(central_state.c.kind == endpoint_type.value)
         with self._engine.connect() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
         return CentralState(
-            kind=kind,
+            endpoint_type=endpoint_type,
             fingerprint=row.fingerprint,
             events_fingerprint=row.events_fingerprint,
             counts=dict(row.counts),
@@ -359,12 +359,12 @@ class SqlAuditStore:
         }
         with self._engine.begin() as connection:
             if old is None:
-                new = insert(central_state).values(kind=state.kind.value, **columns).on_conflict_do_nothing()
+                new = insert(central_state).values(kind=state.endpoint_type.value, **columns).on_conflict_do_nothing()
                 return 0 if connection.execute(new).rowcount else None
             update = (
                 sa.update(central_state)
                 .where(
-                    central_state.c.kind == state.kind.value,
+                    central_state.c.kind == state.endpoint_type.value,
                     central_state.c.fingerprint == old.fingerprint,
                     central_state.c.events_fingerprint == old.events_fingerprint,
                     ~_is_rotating(now=now) if unless_rotating else sa.true(),
@@ -373,19 +373,21 @@ class SqlAuditStore:
             )
             if not connection.execute(update).rowcount:
                 return None
-            return _central_changed(connection, state.kind, now=now, by="the central cloud changed")
+            return _central_changed(connection, state.endpoint_type, now=now, by="the central cloud changed")
 
     @database_errors()
-    def refuse_central(self, kind: EndpointType, *, why: str, now: datetime) -> None:
-        self._looked_at_central(kind, refused=why, checked_at=now)
+    def refuse_central(self, endpoint_type: EndpointType, *, why: str, now: datetime) -> None:
+        self._looked_at_central(endpoint_type, refused=why, checked_at=now)
 
     @database_errors()
-    def confirm_central(self, kind: EndpointType, *, now: datetime) -> None:
-        self._looked_at_central(kind, refused=None, shrink_allowed=False, checked_at=now)
+    def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
+        self._looked_at_central(endpoint_type, refused=None, shrink_allowed=False, checked_at=now)
 
-    def _looked_at_central(self, kind: EndpointType, **columns: object) -> None:
+    def _looked_at_central(self, endpoint_type: EndpointType, **columns: object) -> None:
         with self._engine.begin() as connection:
-            connection.execute(sa.update(central_state).where(central_state.c.kind == kind.value).values(**columns))
+            connection.execute(
+                sa.update(central_state).where(central_state.c.kind == endpoint_type.value).values(**columns)
+            )
 
 
 # --- parts of the statements -------------------------------------------------------------------------------------
@@ -484,13 +486,13 @@ _COLUMNS = {
 
 
 def _settled(settlement: Settlement) -> sa.Update:
-    asked_meanwhile = _ROW.generation > settlement.generation
+    is_requested = _ROW.generation > settlement.generation
     values = {**_NO_RUN, **AUDIT_MOVES.to(settlement.event), **_columns(settlement.always)}
-    found, asked = _columns(settlement.as_found), _columns(settlement.asked_meanwhile)
+    found, asked = _columns(settlement.unless_requested), _columns(settlement.if_requested)
     for name in found.keys() | asked.keys():
         column = _ROW[name]
         new, newer = (sa.literal(each[name], column.type) if name in each else column for each in (found, asked))
-        values[name] = sa.case((asked_meanwhile, newer), else_=new)
+        values[name] = sa.case((is_requested, newer), else_=new)
     return (
         sa.update(subcloud_sync)
         .where(

@@ -19,16 +19,16 @@ from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import ROTATION_MOVES
 from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
-from dcsync.audit.endpoints import carrier_of_keys
+from dcsync.audit.endpoints import endpoint_type_of_keys
 from dcsync.model.identity import KeySet
 from dcsync.model.states.rotation import RotationEvent
 from dcsync.rotation.ports import KeyRotationRow, Spread
 
 _ROW = key_rotation.c
 _SITE = subcloud_sync.c
-_CARRIER = carrier_of_keys()
+_KEYS_TYPE = endpoint_type_of_keys()
 _ENDED: dict[str, Any] = {"run_id": None, "claimed_at": None, "requested_at": None, "requested_by": "", "forced": False}
-_ELIGIBLE = sa.and_(IS_ELIGIBLE, _SITE.endpoint_type == _CARRIER)
+_ELIGIBLE = sa.and_(IS_ELIGIBLE, _SITE.endpoint_type == _KEYS_TYPE)
 _SITES = subcloud_sync.join(subcloud, subcloud.c.id == _SITE.subcloud_id)
 
 
@@ -95,7 +95,7 @@ class SqlKeyRotationStore:
         }
         known = (
             sa.update(central_state)
-            .where(central_state.c.kind == _CARRIER.value)
+            .where(central_state.c.kind == _KEYS_TYPE.value)
             .values(
                 fingerprint=current.fingerprint,
                 generation=central_state.c.generation + 1,
@@ -153,7 +153,7 @@ class SqlKeyRotationStore:
             ids = list(connection.scalars(waiting))
             asked = (
                 sa.update(subcloud_sync)
-                .where(_SITE.subcloud_id.in_(ids), _SITE.endpoint_type == _CARRIER)
+                .where(_SITE.subcloud_id.in_(ids), _SITE.endpoint_type == _KEYS_TYPE)
                 .values(
                     generation=_SITE.generation + 1,
                     requested_at=now,

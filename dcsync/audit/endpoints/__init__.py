@@ -1,8 +1,7 @@
-"""The registry of endpoint types that dcsync audits: a room for each, in the order in which a run audits them.
+"""The registry of audited endpoint types, one class each, in the order in which a run audits them.
 
-Whoever asks "which ones are there?" or "what about this one?" asks here: engine, watch, guards, stores, command line
-and documentation. A new audited endpoint type is a class beside these, an entry here, and, where it speaks to a service
-of its own, an adapter in `dcsync.adapters.cloud.services`.
+Engine, watch, guards, stores, command line and documentation use it. A new audited endpoint type needs a class beside
+these, an entry here, and, if it uses a service of its own, an adapter in `dcsync.adapters.cloud.services`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from dcsync.audit.endpoints.identity import Identity
 from dcsync.audit.endpoints.platform import Platform
 from dcsync.model.subcloud import EndpointType
 
-REGISTRY: dict[EndpointType, AuditedEndpoint[Any]] = {room.endpoint_type: room for room in (Identity(), Platform())}
+REGISTRY: dict[EndpointType, AuditedEndpoint[Any]] = {
+    endpoint.endpoint_type: endpoint for endpoint in (Identity(), Platform())
+}
 
 REPORTED_ONLY = frozenset(
     {
@@ -26,25 +27,25 @@ REPORTED_ONLY = frozenset(
         EndpointType.IDENTITY_OPENSTACK,
     }
 )
-"""Audited by others, who report what they found; they have no room here."""
+"""Audited by other services, which report their results; they have no class here."""
 
 
 def audited_types() -> tuple[EndpointType, ...]:
-    """In the order in which a run audits them."""
+    """Returns the audited types in the order in which a run audits them."""
     return tuple(REGISTRY)
 
 
 def endpoint_of(endpoint_type: EndpointType) -> AuditedEndpoint[Any]:
-    """Raises KeyError for an endpoint type that is not audited."""
+    """Returns the class instance of this type; raises KeyError if it is not audited."""
     return REGISTRY[endpoint_type]
 
 
 def resource_types() -> dict[str, EndpointType]:
-    """Every name a repair may be restricted to, and the endpoint type it belongs to."""
-    return {name: room.endpoint_type for room in REGISTRY.values() for name in room.resource_types}
+    """Returns every name a repair may be restricted to, with its endpoint type."""
+    return {name: endpoint.endpoint_type for endpoint in REGISTRY.values() for name in endpoint.resource_types}
 
 
-def carrier_of_keys() -> EndpointType:
-    """The endpoint type through which rotated keys reach the subclouds."""
-    (found,) = [room.endpoint_type for room in REGISTRY.values() if room.carries_keys]
+def endpoint_type_of_keys() -> EndpointType:
+    """Returns the endpoint type whose audit distributes rotated keys to the subclouds."""
+    (found,) = [endpoint.endpoint_type for endpoint in REGISTRY.values() if endpoint.distributes_keys]
     return found

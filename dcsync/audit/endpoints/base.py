@@ -1,4 +1,4 @@
-"""What every audited endpoint type must say of itself: a class of its own, one of the registry's rooms."""
+"""The base class of audited endpoint types."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dcsync.runs.clouds import SubcloudSession
 from dcsync.runs.delivery import OwnershipCheck
 
 Held = TypeVar("Held")
-"""What one subcloud holds of an endpoint type, as the room reads it."""
+"""What is read from one subcloud for an endpoint type."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What our rows remember of one subcloud: what dcsync placed there, and the members of groups it emptied."""
+    """What is stored about one subcloud: what dcsync placed there, and the members of groups it emptied."""
 
     placed: Placed = field(default_factory=Placed)
     groups_to_refill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Of which subcloud, with what is remembered of it, and what may be repaired (`only`; None: everything)."""
+    """The input of a comparison: the subcloud, its memory, and what may be repaired (`only`; None: everything)."""
 
     region_name: str
     memory: Memory
@@ -43,16 +43,16 @@ class Scope:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What differs, and the repair: `writes` in words and in order, `plan` for the room that carries it out."""
+    """The differences and their repair: `writes` describes the writes in order, `plan` is used by `repair`."""
 
     differences: tuple[Difference, ...]
     writes: tuple[str, ...]
     deletions: int = 0
-    """Records and grants that the repair deletes: what a guard counts."""
-    meanwhile: Memory
-    """To be remembered before the first write."""
-    settled: Memory
-    """To be remembered once nothing differs."""
+    """The number of records and grants the repair deletes, checked by a guard."""
+    memory_during_repair: Memory
+    """Stored before the first write."""
+    memory_in_sync: Memory
+    """Stored once nothing differs."""
     plan: Any = None
 
     @property
@@ -62,8 +62,8 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """How a room writes: the session, the ownership check before each write, and bounds. `admin_password`: the central
-    one, for the subcloud's keyring; None where it is not known."""
+    """What `repair` uses: the session, the ownership check before each write, and limits. `admin_password` is the
+    central one, for the subcloud's keyring; None if unknown."""
 
     session: SubcloudSession
     check_ownership: OwnershipCheck
@@ -76,53 +76,53 @@ class AuditedEndpoint(ABC, Generic[Held]):
 
     endpoint_type: ClassVar[EndpointType]
     resource_types: ClassVar[tuple[str, ...]]
-    """What is compared, by the names operators know; a repair may be restricted to some of them."""
+    """The names operators use for what is compared; a repair may be restricted to some of them."""
     purpose: ClassVar[str]
     """One sentence for operators: what it means that this endpoint type is in-sync."""
     not_verified: ClassVar[Reason]
-    """Why a repair failed whose writes were all taken."""
-    carries_keys: ClassVar[bool] = False
-    """Whether a rotation of the central fernet keys reaches subclouds through it; one endpoint type does."""
+    """The reason when all writes of a repair were accepted but it still differs."""
+    distributes_keys: ClassVar[bool] = False
+    """Whether its audit distributes rotated central fernet keys; true for exactly one endpoint type."""
 
     # --- the central cloud ---
 
     @abstractmethod
     def central_fingerprint(self, central: CentralData) -> str:
-        """A digest of what subclouds are given; a change of it makes every audit of the type due."""
+        """Returns a digest of what subclouds receive; a change of it makes every audit of the type due."""
 
     def central_events_fingerprint(self, central: CentralData) -> str:
-        """The same of what changes all the time, and makes audits due once a minute at most."""
+        """Returns a digest of frequently changing data, which makes audits due at most once a minute."""
         return ""
 
     @abstractmethod
     def central_counts(self, central: CentralData) -> dict[str, int]:
-        """How long each central list is, under the names operators know: a list that shrinks by half is refused."""
+        """Returns the length of each central list by its name; a list that shrinks by more than half is refused."""
 
     # --- a subcloud ---
 
     @abstractmethod
     async def read(self, session: SubcloudSession) -> Held:
-        """Everything that is compared. Raises CloudError."""
+        """Reads everything that is compared. Raises CloudError."""
 
     def held_fingerprint(self, held: Held) -> str | None:
-        """Kept in the row, where somebody asks which subclouds hold what; None where nobody does."""
+        """Returns a fingerprint to store in the row; None if the type has none."""
         return None
 
     @abstractmethod
     def compare(self, central: CentralData, held: Held, scope: Scope) -> Comparison:
-        """What differs and how it is repaired. Raises CloudError where no write could help."""
+        """Returns the differences and the repair. Raises CloudError if no write can repair them."""
 
-    def in_words(
+    def describe(
         self, comparison: Comparison, *, central: CentralData, held: Held, only: Collection[str] | None
     ) -> tuple[str, ...]:
-        """The differences of `only` these resource types (None: all) for a preview; never a secret."""
+        """Returns the differences of `only` these resource types (None: all) for a preview, without secrets."""
         return tuple(str(each) for each in comparison.differences if only is None or each.type in only)
 
     @abstractmethod
     async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> Held | None:
-        """Carry out the comparison's plan. Returns what was read back of the whole, None where the caller must read it
-        again. Raises CloudError."""
+        """Carries out the comparison's plan. Returns what it read back, None if the caller must read again. Raises
+        CloudError."""
 
     def is_planned(self, run: AuditRun, *, now: datetime) -> bool:
-        """Whether a difference is expected at this time, and worth no alarm."""
+        """Returns whether a difference is expected at this time and raises no alarm."""
         return False

@@ -1,7 +1,6 @@
-"""The room of `identity`: users, groups, projects, roles, what is granted, and what was revoked.
+"""The endpoint type `identity`: users, groups, projects, roles, grants and revocation events.
 
-What differs and what repairs it is planned elsewhere; here is what an audit asks of that plan.
-Source: docs/upstream/identity-sync.md section 9.
+`dcsync.planner` plans differences and repairs. Source: docs/upstream/identity-sync.md section 9.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable
 
 from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Memory, Scope, Writer
-from dcsync.audit.preview import in_words
+from dcsync.audit.preview import describe
 from dcsync.model.identity import CentralData, ResourceType
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
@@ -64,21 +63,21 @@ class Identity(AuditedEndpoint[Cloud]):
             differences=plan.differences,
             writes=plan.words,
             deletions=plan.deletions,
-            meanwhile=Memory(
+            memory_during_repair=Memory(
                 placed=memory.placed | plan.placed_meanwhile,
                 groups_to_refill={**memory.groups_to_refill, **plan.groups_to_refill},
             ),
-            settled=Memory(placed=plan.placed),
+            memory_in_sync=Memory(placed=plan.placed),
             plan=plan,
         )
 
-    def in_words(
+    def describe(
         self, comparison: Comparison, *, central: CentralData, held: Cloud, only: Collection[str] | None
     ) -> tuple[str, ...]:
-        return in_words(comparison.differences, central=central.records, subcloud=held.records, only=only)
+        return describe(comparison.differences, central=central.records, subcloud=held.records, only=only)
 
     async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> None:
-        """Where ids changed, the keys are sent as well: that makes the subcloud drop tokens that name old ids."""
+        """Carries out the plan; if ids change, also sends the keys, so that the subcloud drops tokens with old ids."""
         plan: IdentityPlan = comparison.plan
         await carry_out(
             plan.writes,

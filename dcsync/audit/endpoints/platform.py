@@ -1,7 +1,6 @@
-"""The room of `platform`: the fernet repository, compared and replaced as a whole.
+"""The endpoint type `platform`: the fernet repository, compared and replaced as a whole.
 
-A subcloud with other keys than the central cloud rejects central tokens. Source:
-docs/upstream/platform-resources.md.
+A subcloud with other keys than the central cloud rejects central tokens. Source: docs/upstream/platform-resources.md.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Platform(AuditedEndpoint[FernetKeys]):
     resource_types = (KEYS,)
     purpose = "the subcloud holds exactly the central fernet keys, so that each side accepts the other's tokens"
     not_verified = Reason.KEYS_NOT_VERIFIED
-    carries_keys = True
+    distributes_keys = True
 
     def central_fingerprint(self, central: CentralData) -> str:
         return central.keys.fingerprint()
@@ -40,22 +39,22 @@ class Platform(AuditedEndpoint[FernetKeys]):
         return held.fingerprint()
 
     def compare(self, central: CentralData, held: FernetKeys, scope: Scope) -> Comparison:
-        """Compared as sets of (id, key); shown are short digests of whole sets."""
+        """Compares sets of (id, key); shows short digests of whole sets."""
         wanted, found = central.keys.fingerprint(), held.fingerprint()
         differs = wanted != found
         difference = Difference(KEYS, f"keys {found[:8]} instead of {wanted[:8]}", ("key_list",), wanted)
         return Comparison(
             differences=(difference,) if differs else (),
             writes=(f"POST {KEYS}",) if differs else (),
-            meanwhile=scope.memory,
-            settled=scope.memory,
+            memory_during_repair=scope.memory,
+            memory_in_sync=scope.memory,
         )
 
     async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> FernetKeys:
-        """The whole set, read back under a fresh login."""
+        """Replaces the whole set and reads it back with a new token."""
         await replace_fernet_keys(session=writer.session, keys=central.keys, check_ownership=writer.check_ownership)
         return central.keys
 
     def is_planned(self, run: AuditRun, *, now: datetime) -> bool:
-        """While a rotation is being distributed."""
+        """Returns True while a rotation is being distributed."""
         return run.keys_planned_until is not None and now < run.keys_planned_until

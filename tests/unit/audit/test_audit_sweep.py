@@ -10,7 +10,7 @@ import pytest
 
 from dcsync.audit.endpoints import audited_types
 from dcsync.audit.sweep import AuditSweep, AuditSweepReport
-from dcsync.audit.watch import EVENTS_APART, LOOK_SECONDS, CentralWatch, Sight
+from dcsync.audit.watch import EVENTS_MIN_INTERVAL, MAX_AGE_SECONDS, CentralWatch, WatchResult
 from dcsync.model.errors import BrokerUnreachable, CloudError
 from dcsync.model.identity import ActorType, Assignment, revocation_event
 from dcsync.model.messages import AuditHint
@@ -51,7 +51,7 @@ class World:
     def sweep(self, now: datetime = NOON) -> AuditSweepReport:
         return self.sweeping.run(now=now)
 
-    def look(self, now: datetime = NOON) -> list[Sight]:
+    def look(self, now: datetime = NOON) -> list[WatchResult]:
         return CentralWatch(self.store, self.clouds, OwnLoop()).run(now=now)
 
     @property
@@ -146,7 +146,7 @@ def test_one_subcloud_can_be_sent_at_once(world: World) -> None:
 
 def test_the_first_look_asks_for_every_audit_and_an_unchanged_central_cloud_for_none(world: World) -> None:
     """Subclouds may have been given what the central cloud held before the first look."""
-    assert {(sight.kind, sight.raised) for sight in world.look()} == {(IDENTITY, 3), (PLATFORM, 3)}
+    assert {(result.endpoint_type, result.raised) for result in world.look()} == {(IDENTITY, 3), (PLATFORM, 3)}
     assert world.look() == []
     assert (world.generations(), world.generations(PLATFORM)) == ([1, 1, 1], [1, 1, 1])
 
@@ -155,27 +155,27 @@ def test_a_changed_password_raises_identity_of_every_subcloud_and_nothing_else(w
     world.look()
     newer = tuple(a_user(u.name, password="newer") for u in records().users)
     world.clouds.central = central_data(replace(records(), users=newer))
-    assert world.look() == [Sight(IDENTITY, raised=3)]
+    assert world.look() == [WatchResult(IDENTITY, raised=3)]
     assert (world.generations(), world.generations(PLATFORM)) == ([2, 2, 2], [1, 1, 1])
     assert world.look() == []
 
 
 def test_a_look_is_not_at_what_runs_may_use_for_minutes(world: World) -> None:
     world.look()
-    assert world.clouds.asked_ages == [LOOK_SECONDS]
+    assert world.clouds.asked_ages == [MAX_AGE_SECONDS]
 
 
 def test_changed_keys_raise_platform(world: World) -> None:
     world.look()
     world.centre_keeps(keys=some_keys("rotated"))
-    assert world.look() == [Sight(PLATFORM, raised=3)]
+    assert world.look() == [WatchResult(PLATFORM, raised=3)]
 
 
 def test_a_new_grant_raises_identity(world: World) -> None:
     world.look()
     grant = Assignment("project-admin", ActorType.USER, "user-admin", "role-admin")
     world.centre_keeps(assignments=frozenset({grant}))
-    assert world.look() == [Sight(IDENTITY, raised=3)]
+    assert world.look() == [WatchResult(IDENTITY, raised=3)]
 
 
 def test_a_login_at_the_central_cloud_is_no_change(world: World) -> None:
@@ -187,17 +187,17 @@ def test_a_login_at_the_central_cloud_is_no_change(world: World) -> None:
 
 def test_revocation_events_alone_raise_the_generation_now_and_then(world: World) -> None:
     world.look()
-    for number, (after, raised) in enumerate([(1, 0), (EVENTS_APART.total_seconds(), 3), (61, 0), (200, 3)]):
+    for number, (after, raised) in enumerate([(1, 0), (EVENTS_MIN_INTERVAL.total_seconds(), 3), (61, 0), (200, 3)]):
         world.centre_keeps(revocation_events=frozenset({revocation_event({"audit_id": f"a{number}"})}))
-        sights = world.look(NOON + timedelta(seconds=after))
-        assert sum(sight.raised for sight in sights) == raised
+        results = world.look(NOON + timedelta(seconds=after))
+        assert sum(result.raised for result in results) == raised
 
 
 @pytest.mark.parametrize("reason", [Reason.CENTRAL_UNREACHABLE, Reason.CENTRAL_EMPTY])
 def test_a_central_cloud_that_cannot_be_read_changes_nothing_and_is_noted(world: World, reason: Reason) -> None:
     world.look()
     world.clouds.central_error = CloudError(reason, "gone")
-    assert [sight.refused for sight in world.look()] == [f"{reason}: gone"] * 2
+    assert [result.refused for result in world.look()] == [f"{reason}: gone"] * 2
     assert world.generations() == [1, 1, 1]
     kept = world.store.central_state(IDENTITY)
     assert kept is not None
@@ -212,12 +212,12 @@ def test_a_central_cloud_that_shrank_is_refused_until_an_operator_allows_it_for_
     world.clouds.central = central_data(records(users=many))
     world.look()
     world.clouds.central = central_data(records())
-    (sight,) = world.look()
-    assert sight.refused is not None
-    assert "users went from 8 to 3" in sight.refused
+    (result,) = world.look()
+    assert result.refused is not None
+    assert "users went from 8 to 3" in result.refused
     assert world.generations() == [1, 1, 1]
     world.store.request(None, audited_types(), now=NOON, by="eve", allow_deletes=True)
-    assert world.look() == [Sight(IDENTITY, raised=3)]
+    assert world.look() == [WatchResult(IDENTITY, raised=3)]
     assert world.look() == []
 
 
@@ -229,8 +229,8 @@ def test_what_an_operator_allowed_for_a_central_cloud_that_had_not_shrunk_is_not
     world.store.request(None, audited_types(), now=NOON, by="eve", allow_deletes=True)
     assert world.look() == []
     world.clouds.central = central_data(records())
-    (sight,) = world.look(NOON + timedelta(days=30))
-    assert sight.refused is not None
+    (result,) = world.look(NOON + timedelta(days=30))
+    assert result.refused is not None
     assert world.generations() == [2, 2, 2]
 
 
@@ -239,12 +239,12 @@ def test_a_list_that_became_empty_is_refused_however_short_it_was(world: World) 
     world.clouds.central = central_data(records(groups=(a_group("ops"),)))
     world.look()
     world.clouds.central = central_data(records())
-    (sight,) = world.look()
-    assert (sight.raised, sight.refused) == (0, "the central groups went from 1 to 0; nothing was changed")
+    (result,) = world.look()
+    assert (result.raised, result.refused) == (0, "the central groups went from 1 to 0; nothing was changed")
 
 
 def test_a_small_list_may_shrink(world: World) -> None:
     world.clouds.central = central_data(records(), keys=some_keys(ids=(0, 1, 2)))
     world.look()
     world.clouds.central = central_data(records(), keys=some_keys(ids=(0,)))
-    assert world.look() == [Sight(PLATFORM, raised=3)]
+    assert world.look() == [WatchResult(PLATFORM, raised=3)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from click.testing import CliRunner
 
-from dcsync.audit.endpoints import REGISTRY, REPORTED_ONLY, audited_types, carrier_of_keys, resource_types
+from dcsync.audit.endpoints import REGISTRY, REPORTED_ONLY, audited_types, endpoint_type_of_keys, resource_types
 from dcsync.audit.watch import CentralWatch
 from dcsync.cli import root
 from dcsync.model.identity import SHAPES, Records, ResourceType
@@ -45,7 +45,7 @@ def test_no_two_rooms_compare_resources_of_one_name() -> None:
 
 
 def test_one_endpoint_type_carries_the_keys() -> None:
-    assert carrier_of_keys() is EndpointType.PLATFORM
+    assert endpoint_type_of_keys() is EndpointType.PLATFORM
 
 
 @pytest.mark.parametrize("kind", ResourceType)
@@ -133,11 +133,11 @@ def test_the_watch_sees_the_toy_change_and_refuses_one_that_vanished(world: Worl
     watch.run(now=world.now)
     assert watch.run(now=world.now) == []
     _central_has(world, bios="2.2", nic="7")
-    (sight,) = watch.run(now=world.now)
-    assert (sight.kind, sight.raised) == (FIRMWARE, 1)
+    (result,) = watch.run(now=world.now)
+    assert (result.endpoint_type, result.raised) == (FIRMWARE, 1)
     _central_has(world)
-    (sight,) = watch.run(now=world.now)
-    assert (sight.kind, sight.refused) == (
+    (result,) = watch.run(now=world.now)
+    assert (result.endpoint_type, result.refused) == (
         FIRMWARE, "the central firmware images went from 2 to 0; nothing was changed",
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dcsync.audit.endpoints import audited_types
-from dcsync.audit.engine import AGE_FLOOR_SECONDS, Audit, AuditLimits
+from dcsync.audit.engine import MIN_CENTRAL_AGE_SECONDS, Audit, AuditLimits
 from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
 from dcsync.audit.ports import CentralState
 from dcsync.model.errors import BrokerUnreachable, CloudError, UnknownSubcloud
@@ -568,7 +568,7 @@ def test_deletions_an_operator_allowed_are_carried_out_once(world: World) -> Non
 
 
 def test_a_central_cloud_that_shrank_beyond_belief_changes_nothing(world: World) -> None:
-    seen = CentralState(kind=IDENTITY, fingerprint="", events_fingerprint="", counts={"users": 7})
+    seen = CentralState(endpoint_type=IDENTITY, fingerprint="", events_fingerprint="", counts={"users": 7})
     world.store.accept_central(seen, old=None, now=NOON)
     world.site.put(a_user("sysinv", password="drifted"))
     world.run()
@@ -582,7 +582,7 @@ def test_a_central_cloud_that_shrank_beyond_belief_changes_nothing(world: World)
 
 
 def test_a_central_cloud_that_is_not_believed_is_asked_again_soon_for_it_may_be_well_again(world: World) -> None:
-    seen = CentralState(kind=IDENTITY, fingerprint="", events_fingerprint="", counts={"users": 7})
+    seen = CentralState(endpoint_type=IDENTITY, fingerprint="", events_fingerprint="", counts={"users": 7})
     world.store.accept_central(seen, old=None, now=NOON)
     world.run()
     row = world.row()
@@ -593,7 +593,7 @@ def test_a_central_cloud_that_is_not_believed_is_asked_again_soon_for_it_may_be_
 def test_groups_stay_where_the_central_cloud_suddenly_lists_none(world: World) -> None:
     world.centre_has(groups=(a_group("ops"),))
     world.run()
-    seen = CentralState(kind=IDENTITY, fingerprint="", events_fingerprint="", counts={"groups": 1})
+    seen = CentralState(endpoint_type=IDENTITY, fingerprint="", events_fingerprint="", counts={"groups": 1})
     world.store.accept_central(seen, old=None, now=NOON)
     world.centre_has()
     world.run_again()
@@ -694,4 +694,4 @@ def test_audits_asked_for_just_now_do_not_each_read_the_whole_centre() -> None:
     world = World()
     world.store.request([REGION], audited_types(), now=NOON, by="the watch")
     world.run()
-    assert world.clouds.asked_ages == [AGE_FLOOR_SECONDS]
+    assert world.clouds.asked_ages == [MIN_CENTRAL_AGE_SECONDS]

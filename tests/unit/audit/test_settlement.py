@@ -47,18 +47,20 @@ def test_a_finished_comparison_is_completed_and_due_when_it_says() -> None:
         last_audit_time=LATER, result=SyncStatus.IN_SYNC, last_good_at=LATER, difference="d",
         differences=("users bob: name",), difference_at=LATER, repaired_at=LATER, observed_generation=3,
     )  # fmt: skip
-    assert found.as_found == AuditChanges(due_at=NEXT, difference_repairs=2, deletes_allowed=False, resource_types=None)
+    assert found.unless_requested == AuditChanges(
+        due_at=NEXT, difference_repairs=2, deletes_allowed=False, resource_types=None
+    )
 
 
 def test_what_was_asked_meanwhile_is_due_at_once_and_keeps_what_it_allows() -> None:
-    assert settled(difference_repairs=2).asked_meanwhile == AuditChanges(due_at=LATER, difference_repairs=0)
+    assert settled(difference_repairs=2).if_requested == AuditChanges(due_at=LATER, difference_repairs=0)
 
 
 def test_a_failure_without_a_comparison_keeps_the_last_answer_and_the_count_of_attempts() -> None:
     failed = settled(result=None, reported=None, is_observed=False, failure=Failure(Reason.TIMEOUT, "slow"))
     assert failed.event is AuditEvent.FAILED
     assert failed.always == AuditChanges(abandoned=0, reason=Reason.TIMEOUT, detail="slow")
-    assert (failed.as_found, failed.asked_meanwhile) == (AuditChanges(due_at=NEXT), AuditChanges(due_at=LATER))
+    assert (failed.unless_requested, failed.if_requested) == (AuditChanges(due_at=NEXT), AuditChanges(due_at=LATER))
 
 
 def test_a_difference_that_stays_is_no_good_answer() -> None:
