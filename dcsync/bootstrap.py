@@ -9,7 +9,7 @@ import random
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import redis
@@ -237,6 +237,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             locks=locks,
             messenger=messenger(settings, app),
             limits=_sweep_limits(settings),
+            reports=_audit_reports(reporter),
         ),
         central_watch=CentralWatch(store=audit_store, clouds=reach, loop=loop),
         reporter=reporter,
@@ -300,8 +301,20 @@ def previews(settings: Settings, app: Celery, *, rows: Engine) -> PreviewService
 def _audit_reports(reporter: StateReporter) -> AuditReports:
     observer = Observer()
 
-    def report(region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool) -> None:
-        reporter.report(observer.endpoint(region_name, endpoint_type, status, alarmable=alarmable))
+    def report(
+        region_name: str,
+        endpoint_type: EndpointType,
+        status: SyncStatus,
+        *,
+        alarmable: bool,
+        reason: str | None = None,
+        observed_at: datetime | None = None,
+    ) -> None:
+        reporter.report(
+            observer.endpoint(
+                region_name, endpoint_type, status, alarmable=alarmable, reason=reason, observed_at=observed_at
+            )
+        )
 
     return report
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from dcsync.model.addresses import Network
 from dcsync.model.errors import MisconfiguredError
+from dcsync.model.shown import Windows
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType
 
 PREFIX = "DCSYNC_"
@@ -102,6 +104,23 @@ class Settings(BaseModel):
     )
     central_watch_interval: float = _knob(10, "between two looks whether the central cloud changed", ge=0.5, le=3600)
     probe_interval: float = _knob(30, "between two probes of a subcloud, give or take a tenth; 0: none", ge=0, le=3600)
+    availability_window: float = _knob(
+        0,
+        "how long a subcloud is shown as online after it was last seen; 0: four probe intervals, at least 60, "
+        "and 900 where others observe availability",
+        ge=0,
+        le=604800,
+    )
+    status_window: float = _knob(
+        0,
+        "how long the result of an audit is shown; 0: two audit intervals and a run, at least 60, "
+        "and 86400 where audits are only requested",
+        ge=0,
+        le=2592000,
+    )
+    report_window: float = _knob(
+        86400, "how long the status of an endpoint type that others report is shown", gt=0, le=2592000
+    )
     probe_timeout: float = _knob(5, "all of one probe; at most the interval", gt=0, le=60)
     key_rotation_interval: float = _knob(
         604800,
@@ -221,6 +240,17 @@ class Settings(BaseModel):
     def visibility_timeout(self) -> int:
         """Seconds after which Redis hands an unacknowledged message out again; must exceed any task's life."""
         return int(max(self.run_deadline, self.lock_ttl) * 2) + 60
+
+    @property
+    def windows(self) -> Windows:
+        """How long what was observed is shown: what is set, or what follows from the interval of whoever observes."""
+        by_probes = max(60.0, 4 * self.probe_interval + self.probe_timeout) if self.probe_interval else 900.0
+        by_audits = max(60.0, 2 * self.audit_interval + self.run_deadline) if self.audit_interval else 86400.0
+        return Windows(
+            availability=timedelta(seconds=self.availability_window or by_probes),
+            audited=timedelta(seconds=self.status_window or by_audits),
+            reported=timedelta(seconds=self.report_window),
+        )
 
     @property
     def run_folder(self) -> Path:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from dcsync.model.identity import CentralData, FernetKeys, Record, Records, ResourceType, fingerprint, record_from_body
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
+from dcsync.model.subcloud import (
+    DEFAULT_ENDPOINT_TYPES,
+    AvailabilityStatus,
+    EndpointStatus,
+    EndpointType,
+    ManagementState,
+    Subcloud,
+    SyncStatus,
+)
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
@@ -108,8 +117,27 @@ def central_data(of: Records | None = None, keys: FernetKeys | None = None) -> C
     return CentralData(records=of, keys=keys or some_keys(), identity_fingerprint=fingerprint(of))
 
 
+def a_status(sync_status: SyncStatus = SyncStatus.UNKNOWN, **more: Any) -> EndpointStatus:
+    """Of a type that dcsync audits; verified at NOON unless it is unknown."""
+    is_known = sync_status is not SyncStatus.UNKNOWN
+    is_good = sync_status is SyncStatus.IN_SYNC
+    proof = {"verified_at": NOON if is_known else None, "last_good_at": NOON if is_good else None}
+    return EndpointStatus(sync_status=sync_status, **({"is_audited": True} | proof | more))
+
+
+def statuses(found: Mapping[EndpointType, SyncStatus], **more: Any) -> dict[EndpointType, EndpointStatus]:
+    """One `a_status` for each; those that are not audited are so."""
+    return {
+        type_: a_status(status, **({"is_audited": type_ in DEFAULT_ENDPOINT_TYPES} | more))
+        for type_, status in found.items()
+    }
+
+
 def a_subcloud(region_name: str = "subcloud1", **changes: Any) -> Subcloud:
+    if "sync_status" in changes:
+        changes["endpoints"] = statuses(changes.pop("sync_status"))
     values: dict[str, Any] = {
+        "last_seen_at": NOON,
         "id": 1,
         "name": region_name,
         "region_name": region_name,

@@ -10,16 +10,19 @@ from typing import Any
 from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, listed, refuse_unknown
 from dcsync.model.history import RequestHistory
 from dcsync.model.pair import Pair, pair_change
+from dcsync.model.reasons import Unproven
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState, Transition
 from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     AvailabilityStatus,
+    EndpointStatus,
     EndpointType,
     ManagementState,
     NewSubcloud,
     Subcloud,
     SyncStatus,
 )
+from tests.builders import statuses
 
 
 class FakeInventory:
@@ -30,7 +33,9 @@ class FakeInventory:
         self.requests: dict[str, list[RequestHistory]] = {known.name: [] for known in subclouds}
 
     def put(self, name: str, **changes: Any) -> None:
-        """As if a run or the state service had written these columns."""
+        """As if a run or the state service had written these columns; `sync_status`: verified at NOON."""
+        if "sync_status" in changes:
+            changes["endpoints"] = statuses(changes.pop("sync_status"))
         self.subclouds[name] = replace(self.subclouds[name], **changes)
 
     def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
@@ -55,7 +60,7 @@ class FakeInventory:
                 generation=0,
                 attempt=0,
                 updated_at=now,
-                sync_status=dict.fromkeys(DEFAULT_ENDPOINT_TYPES, SyncStatus.UNKNOWN),
+                endpoints=dict.fromkeys(DEFAULT_ENDPOINT_TYPES, EndpointStatus(is_audited=True)),
             )
             self.requests[new.name] = []
 
@@ -94,7 +99,7 @@ class FakeInventory:
             if change:
                 self.put(known.name, management_state=state, updated_at=now)
                 if change.forget_subsequent_sync:
-                    self.put(known.name, subsequent_sync=False, sync_status=_forgotten(known))
+                    self.put(known.name, subsequent_sync=False, endpoints=_unknown(known, Unproven.UNMANAGED))
                 self._apply(known.name, change.event, now=now, by=by, cause=str(state))
             transitions.append(self._transition(known, change.event if change else None))
         return transitions
@@ -133,11 +138,24 @@ class FakeInventory:
             updated_at=now,
         )
         if requested:
+            self.put(name, endpoints=_asked(self.subclouds[name], now=now))
             self.requests[name].append(RequestHistory(generation, now, by, cause, ()))
 
     def _transition(self, known: Subcloud, event: InitialSyncEvent | None) -> Transition:
         return Transition(known.region_name, known.name, event, self.subclouds[known.name].initial_sync_state)
 
 
-def _forgotten(known: Subcloud) -> dict[EndpointType, SyncStatus]:
-    return {t: s if t is EndpointType.DC_CERT else SyncStatus.UNKNOWN for t, s in known.sync_status.items()}
+def _unknown(known: Subcloud, reason: Unproven) -> dict[EndpointType, EndpointStatus]:
+    unknown = {"sync_status": SyncStatus.UNKNOWN, "reason": reason}
+    return {
+        type_: status if type_ is EndpointType.DC_CERT else replace(status, **unknown)
+        for type_, status in known.endpoints.items()
+    }
+
+
+def _asked(known: Subcloud, *, now: datetime) -> dict[EndpointType, EndpointStatus]:
+    """What dcsync audits itself is unknown until that was done."""
+    asked = {"sync_status": SyncStatus.UNKNOWN, "reason": Unproven.ASKED, "requested_at": now}
+    return {
+        type_: replace(status, **asked) if status.is_audited else status for type_, status in known.endpoints.items()
+    }

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from dcsync.audit.endpoints import audited_types
-from dcsync.audit.ports import SETTLED, AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
+from dcsync.audit.ports import (
+    SETTLED,
+    AuditChanges,
+    AuditPart,
+    AuditRow,
+    AuditRun,
+    CentralState,
+    LostReport,
+    Settlement,
+)
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
@@ -80,6 +89,8 @@ class MemoryAuditStore:
     centre: dict[EndpointType, CentralState] = field(default_factory=dict)
     follow_ups: list[tuple[str | None, EndpointType, str]] = field(default_factory=list)
     keys_planned_until: datetime | None = None
+    observed: dict[tuple[str, EndpointType], datetime] = field(default_factory=dict)
+    """What the state service's rows have seen."""
 
     def add(self, *subclouds: Subcloud) -> MemoryAuditStore:
         for subcloud in subclouds:
@@ -129,6 +140,25 @@ class MemoryAuditStore:
         for row in rows:
             self._raise(row, now=now, by=by, due_at=self._sooner(row, now))
         return len(rows)
+
+    def lost_reports(self, *, since: datetime | None, before: datetime) -> list[LostReport]:
+        return [
+            LostReport(
+                region_name=region_name,
+                endpoint_type=endpoint_type,
+                sync_status=row.reported,
+                reason=row.reason,
+                reported_at=row.reported_at,
+                keys_planned_until=self.keys_planned_until,
+            )
+            for (region_name, endpoint_type), row in sorted(self.rows.items())
+            if row.reported is not None
+            and row.reported_at is not None
+            and (since is None or since <= row.reported_at)
+            and row.reported_at < before
+            and self._eligible(region_name)
+            and self.observed.get((region_name, endpoint_type), datetime.min.replace(tzinfo=UTC)) < row.reported_at
+        ]
 
     def take_follow_ups(self, *, now: datetime) -> int:
         taken = [each for each in self.follow_ups if each[1] in audited_types()]

@@ -46,6 +46,7 @@ class FirmwareApi:
 class Firmware(AuditedEndpoint[Images]):
     endpoint_type = EndpointType.FIRMWARE
     resource_types = ("images", "old_images")
+    compared = "firmware images"
     purpose = "the subcloud has the central firmware images in the central versions"
     not_verified = Reason.SERVER_ERROR
 

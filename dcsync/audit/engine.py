@@ -341,9 +341,13 @@ class Audit:
         """Reports every completed comparison, even an unchanged one, so that a lost report is replaced."""
         for finding in findings:
             if finding.reported is not None:
-                is_planned = endpoint_of(finding.endpoint_type).is_planned(run, now=now)
+                is_planned = endpoint_of(finding.endpoint_type).is_planned(run.keys_planned_until, now=now)
                 self.reports(
-                    run.subcloud.region_name, finding.endpoint_type, finding.reported, alarmable=not is_planned
+                    run.subcloud.region_name,
+                    finding.endpoint_type,
+                    finding.reported,
+                    alarmable=not is_planned,
+                    reason=finding.failure.reason if finding.failure else None,
                 )
 
     def _next_due(self, now: datetime) -> datetime:

@@ -146,6 +146,19 @@ class AuditRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LostReport:
+    """A result that an audit reported and the state service never applied."""
+
+    region_name: str
+    endpoint_type: EndpointType
+    sync_status: SyncStatus
+    reason: str | None
+    reported_at: datetime
+    keys_planned_until: datetime | None
+    """As in AuditRun."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CentralState:
     """The central data of one endpoint type as the watch last accepted it."""
 
@@ -165,6 +178,10 @@ class DueAudits(DueRows[AuditHint], Protocol):
 
     A run whose rows differ in `deaths` appears in `in_progress_since_before` once per value.
     """
+
+    def lost_reports(self, *, since: datetime | None, before: datetime) -> list[LostReport]:
+        """Returns what audits that settled between `since` (None: ever) and `before` reported, where the subcloud is
+        eligible and its status row shows nothing observed at that time or later."""
 
     def take_follow_ups(self, *, now: datetime) -> int:
         """Makes rows due for the audits that the state service requested; returns the number of requests."""
@@ -231,8 +248,16 @@ class AuditReports(Protocol):
     """Reports audit results to the state service; never raises and never blocks."""
 
     def __call__(
-        self, region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool
-    ) -> None: ...
+        self,
+        region_name: str,
+        endpoint_type: EndpointType,
+        status: SyncStatus,
+        *,
+        alarmable: bool,
+        reason: str | None = None,
+        observed_at: datetime | None = None,
+    ) -> None:
+        """`reason`: why it is unknown. `observed_at`: now, unless an earlier report is repeated."""
 
 
 class AuditMessenger(Protocol):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcsync.cli.output import note
+from dcsync.model.shown import View, view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dcsync.bootstrap import PreviewServices
     from dcsync.cli.ports import Alarms, AuditRequests, Inventory, RotationRequests, Triggers
     from dcsync.model.reports import Report
+    from dcsync.model.subcloud import Subcloud
     from dcsync.settings import Settings
     from dcsync.state.ports import RejectedReports
 
@@ -170,6 +172,11 @@ class Operator:
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    def views(self, subclouds: Sequence[Subcloud]) -> list[View]:
+        """What may be shown of these subclouds now."""
+        now, windows = self.now(), self.settings.windows
+        return [view(known, now=now, windows=windows) for known in subclouds]
 
     def monotonic(self) -> float:
         """Seconds, for measuring durations only."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from dcsync.model.shown import ShownAvailability, ShownStatus, View
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud, SyncStatus
 
@@ -26,7 +27,9 @@ WORST_FIRST = (
     InitialSyncState.COMPLETED,
 )
 
-LEAST_FIRST = (SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN, SyncStatus.IN_SYNC)
+PENDING = "pending"
+"""In-sync as far as is known, while something was requested that no audit has proven yet."""
+LEAST_FIRST = (SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN, PENDING, SyncStatus.IN_SYNC)
 
 _COLOUR_OF = {
     "failed": "red",
@@ -84,7 +87,7 @@ def _line(row: Sequence[str], widths: Sequence[int], paint: Callable[[str], str]
 
 
 def _coloured(cell: str) -> str:
-    colour = _COLOUR_OF.get(cell)
+    colour = _COLOUR_OF.get(cell.partition(" (")[0])
     return click.style(cell, fg=colour) if colour else cell
 
 
@@ -114,8 +117,9 @@ def span(seconds: float) -> str:
 # --- subclouds ---------------------------------------------------------------------------------------------------
 
 
-def subcloud_object(subcloud: Subcloud) -> dict[str, Any]:
+def subcloud_object(shown: View) -> dict[str, Any]:
     """A subcloud as JSON. The first twelve keys are pinned: programs rely on them."""
+    subcloud, statuses = shown.subcloud, shown.endpoints
     reason = subcloud.reason
     return {
         "name": subcloud.name,
@@ -123,13 +127,17 @@ def subcloud_object(subcloud: Subcloud) -> dict[str, Any]:
         "management_ip": subcloud.management_ip,
         "software_version": subcloud.software_version,
         "management_state": subcloud.management_state,
-        "availability_status": subcloud.availability_status,
+        "availability_status": shown.availability,
         "initial_sync_state": subcloud.initial_sync_state,
         "subsequent_sync": subcloud.subsequent_sync,
         "attempt": subcloud.attempt,
         "retry_at": subcloud.retry_at,
         "reason": reason,
-        "sync_status": {str(type_): status for type_, status in subcloud.sync_status.items()},
+        "sync_status": {str(type_): status.sync_status for type_, status in statuses.items()},
+        "sync_reason": {str(type_): status.reason for type_, status in statuses.items()},
+        "verified_at": {str(type_): status.verified_at for type_, status in statuses.items()},
+        "last_good_at": {str(type_): status.last_good_at for type_, status in statuses.items()},
+        "last_seen_at": subcloud.last_seen_at,
         "step": subcloud.step,
         "generation": subcloud.generation,
         "run_id": subcloud.run_id,
@@ -142,12 +150,21 @@ def subcloud_object(subcloud: Subcloud) -> dict[str, Any]:
     }
 
 
-def outlook(subcloud: Subcloud, *, now: datetime) -> str:
+def outlook(shown: View, *, now: datetime) -> str:
     """Why this subcloud is where it is, and what comes next."""
+    subcloud = shown.subcloud
     if subcloud.management_state is ManagementState.UNMANAGED:
         return f"unmanaged: dcsync subcloud manage {subcloud.name} starts it"
     if subcloud.availability_status is AvailabilityStatus.OFFLINE:
         return "offline: starts when it comes online"
+    unseen = ""
+    if shown.availability is ShownAvailability.UNKNOWN:
+        seen_at = subcloud.last_seen_at
+        unseen = f"last seen {ago(seen_at, now=now)}: dcsync service monitor" if seen_at else "never seen"
+    return "; ".join(part for part in (_progress(subcloud, now=now), unseen) if part)
+
+
+def _progress(subcloud: Subcloud, *, now: datetime) -> str:
     match subcloud.initial_sync_state:
         case InitialSyncState.REQUESTED:
             return f"waits for a worker, requested {ago(subcloud.requested_at, now=now)}"
@@ -160,14 +177,33 @@ def outlook(subcloud: Subcloud, *, now: datetime) -> str:
             return ""
 
 
-def least_in_sync(subcloud: Subcloud) -> SyncStatus:
-    """The worse of what is known about platform and identity."""
-    from dcsync.audit.endpoints import audited_types
+def availability_in_words(shown: View, *, now: datetime) -> str:
+    """`online`, `offline`, or why it is unknown."""
+    seen_at = shown.subcloud.last_seen_at
+    if shown.availability is not ShownAvailability.UNKNOWN:
+        return shown.availability
+    return f"unknown (stale: last seen {ago(seen_at, now=now)})" if seen_at else "unknown (never seen)"
 
-    found = {subcloud.sync_status.get(type_, SyncStatus.UNKNOWN) for type_ in audited_types()}
-    return next(
-        status for status in (SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN, SyncStatus.IN_SYNC) if status in found
-    )
+
+def worst_in_words(shown: View, *, now: datetime) -> str:
+    """The worst of all endpoint types of a subcloud, which is named unless all are alike."""
+    worst = shown.worst
+    if worst is None:
+        return "unknown (no endpoint types)"
+    alike = len({(each.sync_status, each.reason) for each in shown.endpoints.values()}) == 1
+    return status_in_words(worst, now=now, name="" if alike else worst.endpoint_type)
+
+
+def status_in_words(status: ShownStatus, *, now: datetime, name: str = "") -> str:
+    """`in-sync`, or the status with the endpoint type (`name`) and why it is unknown."""
+    because = ""
+    if status.reason is not None:
+        because = str(status.reason)
+        if status.is_stale:
+            because += f": last {status.stored} {ago(status.verified_at, now=now)}"
+    named = " ".join(part for part in (name, because) if part)
+    is_named = named and (because or status.sync_status is not SyncStatus.IN_SYNC)
+    return f"{status.sync_status} ({named})" if is_named else status.sync_status
 
 
 def counts(words: Iterable[str], *, order: Sequence[str]) -> str:

@@ -13,23 +13,26 @@ from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import (
     WORST_FIRST,
     ago,
+    availability_in_words,
     counts,
     in_natural_order,
     json_text,
-    least_in_sync,
     many,
     note,
     outlook,
     say,
     say_table,
+    status_in_words,
     subcloud_object,
     until,
+    worst_in_words,
 )
 from dcsync.cli.selection import SubcloudName, ask, ask_about_all, names_or_all, selected, yes_option
 from dcsync.model.addresses import check_address
 from dcsync.model.errors import BadAddress, RefusedByGuard
+from dcsync.model.shown import ShownAvailability, ShownStatus, View
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
-from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud, Subcloud, new_subcloud
+from dcsync.model.subcloud import ManagementState, NewSubcloud, Subcloud, new_subcloud
 
 WHEN_OFFLINE = (
     "wait until they answer (dcsync wait --for online NAME), or manage them now with --force; "
@@ -228,36 +231,52 @@ def list_(operator: Operator, *, as_json: bool, states: Sequence[str], sort_by: 
     """
     subclouds = [known for known in operator.inventory.all() if not states or known.initial_sync_state in states]
     subclouds.sort(key=lambda known: (_ORDERS[sort_by](known), in_natural_order(known.name)))
+    views = operator.views(subclouds)
     if as_json:
-        click.echo(json_text([subcloud_object(known) for known in subclouds]))
+        click.echo(json_text([subcloud_object(shown) for shown in views]))
         return
     now = operator.now()
-    if subclouds:
-        say_table(_COLUMNS, [_cells(known, now=now) for known in subclouds])
-    note(_summary(subclouds, filtered=bool(states)))
+    if views:
+        say_table(_COLUMNS, [_cells(shown, now=now) for shown in views])
+    note(_summary(views, filtered=bool(states)))
 
 
-def _cells(known: Subcloud, *, now: datetime) -> tuple[str, ...]:
+def _cells(shown: View, *, now: datetime) -> tuple[str, ...]:
+    known = shown.subcloud
     return (
         known.name,
         known.management_ip,
         known.management_state,
-        known.availability_status,
+        shown.availability,
         known.initial_sync_state,
-        least_in_sync(known),
+        worst_in_words(shown, now=now),
         ago(known.updated_at, now=now),
-        outlook(known, now=now),
+        outlook(shown, now=now),
     )
 
 
-def _summary(subclouds: Sequence[Subcloud], *, filtered: bool) -> str:
-    if not subclouds:
+def _summary(views: Sequence[View], *, filtered: bool) -> str:
+    if not views:
         return "no subclouds" if filtered else "no subclouds; dcsync subcloud add NAME --management-ip IP adds one"
-    states = counts((known.initial_sync_state for known in subclouds), order=WORST_FIRST)
-    offline = sum(known.availability_status is AvailabilityStatus.OFFLINE for known in subclouds)
-    unmanaged = sum(known.management_state is ManagementState.UNMANAGED for known in subclouds)
-    apart = [f"{count} {word}" for count, word in ((offline, "offline"), (unmanaged, "unmanaged")) if count]
-    return "; ".join([f"{many(len(subclouds))}: {states}", *([", ".join(apart)] if apart else [])])
+    states = counts((shown.subcloud.initial_sync_state for shown in views), order=WORST_FIRST)
+    offline = sum(shown.availability is ShownAvailability.OFFLINE for shown in views)
+    unseen = sum(shown.availability is ShownAvailability.UNKNOWN for shown in views)
+    unmanaged = sum(shown.subcloud.management_state is ManagementState.UNMANAGED for shown in views)
+    told = ((offline, "offline"), (unseen, "not seen lately"), (unmanaged, "unmanaged"))
+    apart = [f"{count} {word}" for count, word in told if count]
+    return "; ".join([f"{many(len(views))}: {states}", *([", ".join(apart)] if apart else [])])
+
+
+def _proof(status: ShownStatus, *, now: datetime) -> str:
+    """The status, what it is about, and how old its proof is."""
+    from dcsync.audit.endpoints import REGISTRY
+
+    audited = REGISTRY.get(status.endpoint_type)
+    compared = f"; compared: {audited.compared}" if audited else ""
+    last_good = f", last in-sync {ago(status.last_good_at, now=now)}" if status.last_good_at else ""
+    verified = f", verified {ago(status.verified_at, now=now)}" if status.verified_at else ", never verified"
+    known = verified if status.reason is None else last_good or verified
+    return status_in_words(status, now=now) + ("" if status.is_stale else known) + compared
 
 
 @subcloud.command()
@@ -267,8 +286,9 @@ def _summary(subclouds: Sequence[Subcloud], *, filtered: bool) -> str:
 def show(operator: Operator, name: str, *, as_json: bool) -> None:
     """Show everything known about one subcloud: its state, since when, why, and what is next."""
     (known,) = operator.inventory.find([name])
+    (shown,) = operator.views([known])
     if as_json:
-        click.echo(json_text(subcloud_object(known)))
+        click.echo(json_text(subcloud_object(shown)))
         return
     now = operator.now()
     facts = {
@@ -277,7 +297,8 @@ def show(operator: Operator, name: str, *, as_json: bool) -> None:
         "management IP": known.management_ip,
         "software version": known.software_version or "-",
         "management": known.management_state,
-        "availability": known.availability_status,
+        "availability": availability_in_words(shown, now=now),
+        "last seen": ago(known.last_seen_at, now=now),
         "initial sync": known.initial_sync_state,
         "changed": ago(known.updated_at, now=now),
         "request": f"generation {known.generation}, attempt {known.attempt}",
@@ -287,9 +308,9 @@ def show(operator: Operator, name: str, *, as_json: bool) -> None:
         "reason": known.reason or "-",
         "detail": known.detail or "-",
         "what to do": known.reason.advice if known.reason else "-",
-        "what is next": outlook(known, now=now) or "-",
-        "identity aligned": "yes, skipped if it returns unchanged" if known.subsequent_sync else "no",
-    } | {f"{type_}": status for type_, status in known.sync_status.items()}
+        "what is next": outlook(shown, now=now) or "-",
+        "central ids": "written by an earlier run" if known.subsequent_sync else "not written yet",
+    } | {f"{type_}": _proof(status, now=now) for type_, status in shown.endpoints.items()}
     width = max(map(len, facts))
     for fact, value in facts.items():
         say(f"{fact:<{width}}  {value}")

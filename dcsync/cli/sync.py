@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from dcsync.cli import previews, waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
-from dcsync.cli.output import ago, json_text, many, note, say, span
+from dcsync.cli.output import ago, json_text, many, note, say, span, subcloud_object
 from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
-from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud, SyncStatus
 
 if TYPE_CHECKING:
     from dcsync.cli.ports import Inventory
@@ -57,18 +58,22 @@ def sync(
     else:
         note(f"{many(len(transitions), 'initial sync')} requested")
         operator.hint_sweep()
-    if as_json:
-        click.echo(json_text([asdict(transition) for transition in transitions]))
-    if not transitions or (not wait_for_it and timeout is None):
-        return 0
+    is_waiting = bool(transitions) and (wait_for_it or timeout is not None)
     asked = [transition.name for transition in transitions]
-    return waiting.wait(
-        operator,
-        lambda: operator.inventory.find(asked),
-        waiting.COMPLETED,
-        timeout=timeout,
-        report=note if as_json else say,
-    )
+    code = 0
+    if is_waiting:
+        code = waiting.wait(
+            operator,
+            lambda: operator.inventory.find(asked),
+            waiting.COMPLETED,
+            timeout=timeout,
+            report=note if as_json else say,
+        )
+    if as_json and is_waiting:
+        click.echo(json_text([subcloud_object(shown) for shown in operator.views(operator.inventory.find(asked))]))
+    elif as_json:
+        click.echo(json_text([asdict(transition) for transition in transitions]))
+    return code
 
 
 def _show_plan(operator: Operator, names: list[str] | None, *, as_json: bool) -> int:
@@ -91,22 +96,49 @@ def _may_sync(known: Subcloud) -> bool:
 @click.option(
     "--all", "everything", is_flag=True, help="Every managed one (for online: every one); the default without NAME."
 )
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="For in-sync: request audits, and accept only what they find from now on.",
+)
 @waiting.timeout_option
 @pass_operator
-def wait(operator: Operator, goal: str, names: Sequence[str], *, everything: bool, timeout: float | None) -> int:
-    """Wait until subclouds are completed, in-sync (platform and identity) or online; exit 1 when the time is up.
+def wait(
+    operator: Operator, goal: str, names: Sequence[str], *, everything: bool, fresh: bool, timeout: float | None
+) -> int:
+    """Wait until subclouds are completed, in-sync (all their endpoint types) or online.
+
+    in-sync means proven: compared after the latest request and the latest known change of the central cloud, and not
+    longer ago than DCSYNC_STATUS_WINDOW. Exit 1 when the time is up, and at once when a subcloud is unmanaged.
 
     \b
-    Example:
+    Examples:
       dcsync wait --for in-sync --all --timeout 600
+      dcsync wait --for in-sync edge-1 --fresh
     """
+    if fresh and goal != SyncStatus.IN_SYNC:
+        raise click.UsageError("--fresh is for --for in-sync", click.get_current_context())
     chosen = selected(names, everything=everything or not names)
     everybody = operator.inventory.all if goal == waiting.ONLINE.reached else _all_managed(operator.inventory)
     look = everybody if chosen is None else lambda: operator.inventory.find(chosen)
     if not look():
         note("no subcloud is managed, or there is none: there is nothing to wait for")
         return 1
-    return waiting.wait(operator, look, waiting.GOALS[goal], timeout=timeout)
+    wanted = waiting.GOALS[goal]
+    if fresh:
+        wanted = waiting.in_sync(since=_request_audits(operator, [known.name for known in look()]))
+    return waiting.wait(operator, look, wanted, timeout=timeout)
+
+
+def _request_audits(operator: Operator, names: list[str]) -> datetime:
+    """Requests audits of all that dcsync audits; returns when."""
+    from dcsync.audit.endpoints import audited_types
+
+    operator.requires("database_url", "redis_url")
+    now = operator.now()
+    operator.audit_store.request(names, audited_types(), now=now, by=operator.name)
+    operator.hint_audit_sweep()
+    return now
 
 
 def _all_managed(inventory: Inventory) -> Callable[[], list[Subcloud]]:

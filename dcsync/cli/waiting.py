@@ -13,20 +13,22 @@ import click
 from dcsync.cli.operator import Operator
 from dcsync.cli.output import (
     LEAST_FIRST,
+    PENDING,
     WORST_FIRST,
     clean,
     counts,
     in_natural_order,
-    least_in_sync,
     many,
     note,
     outlook,
     say,
     span,
+    worst_in_words,
 )
 from dcsync.model.errors import DatabaseUnreachable
+from dcsync.model.shown import ShownAvailability, View, is_proven_in_sync
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, Subcloud, SyncStatus
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Seen = TypeVar("Seen")
@@ -40,38 +42,74 @@ LONGEST_SILENCE_OF_THE_DATABASE = 60.0
 NAMED_AT_MOST = 20
 
 
-def _outlook(known: Subcloud, now: datetime) -> str:
-    return outlook(known, now=now)
+def _outlook(shown: View, now: datetime) -> str:
+    return outlook(shown, now=now)
+
+
+def _never(shown: View) -> bool:
+    return False
+
+
+def _is_unmanaged(shown: View) -> bool:
+    return shown.subcloud.management_state is ManagementState.UNMANAGED
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A state that subclouds are to reach: the word for it, the word for the present state, and its reason."""
+    """A state that subclouds are to reach: the word for it, the word for the present state, its reason, and which
+    subclouds cannot reach it as they are."""
 
     reached: str
-    word: Callable[[Subcloud], str]
+    word: Callable[[View], str]
     order: tuple[str, ...]
-    why: Callable[[Subcloud, datetime], str] = _outlook
+    why: Callable[[View, datetime], str] = _outlook
+    is_hopeless: Callable[[View], bool] = _never
 
 
-COMPLETED = Goal(InitialSyncState.COMPLETED, lambda known: known.initial_sync_state, WORST_FIRST)
-IN_SYNC = Goal(SyncStatus.IN_SYNC, least_in_sync, LEAST_FIRST)
+COMPLETED = Goal(
+    InitialSyncState.COMPLETED,
+    lambda shown: shown.subcloud.initial_sync_state,
+    WORST_FIRST,
+    is_hopeless=_is_unmanaged,
+)
+ONLINE = Goal(ShownAvailability.ONLINE, lambda shown: shown.availability, tuple(ShownAvailability))
+
+
+def in_sync(*, since: datetime | None = None) -> Goal:
+    """All endpoint types in-sync, proven after what was last requested of them; with `since`, after that as well."""
+
+    def word(shown: View) -> str:
+        if is_proven_in_sync(shown, since=since):
+            return SyncStatus.IN_SYNC
+        worst = shown.worst.sync_status if shown.worst else SyncStatus.UNKNOWN
+        return PENDING if worst is SyncStatus.IN_SYNC else worst
+
+    def why(shown: View, now: datetime) -> str:
+        return outlook(shown, now=now) or worst_in_words(shown, now=now)
+
+    return Goal(SyncStatus.IN_SYNC, word, LEAST_FIRST, why, is_hopeless=_is_unmanaged)
+
+
+GOALS: dict[str, Goal] = {str(goal.reached): goal for goal in (COMPLETED, in_sync(), ONLINE)}
 
 
 def availability(status: AvailabilityStatus) -> Goal:
-    return Goal(status, lambda known: known.availability_status, tuple(AvailabilityStatus), lambda known, now: "")
-
-
-ONLINE = availability(AvailabilityStatus.ONLINE)
-GOALS = {str(goal.reached): goal for goal in (COMPLETED, IN_SYNC, ONLINE)}
+    """Written to the rows: whether it is shown depends on its age as well."""
+    return Goal(
+        status,
+        lambda shown: shown.subcloud.availability_status,
+        tuple(AvailabilityStatus),
+        lambda shown, now: "",
+    )
 
 
 def endpoint(type_: EndpointType, status: SyncStatus, *, why: Callable[[Subcloud], str]) -> Goal:
+    """As `availability`, of one endpoint type."""
     return Goal(
         status,
-        lambda known: known.sync_status.get(type_, SyncStatus.UNKNOWN),
-        IN_SYNC.order,
-        lambda known, now: why(known) if status is not SyncStatus.UNKNOWN else "",
+        lambda shown: shown.subcloud.sync_status.get(type_, SyncStatus.UNKNOWN),
+        LEAST_FIRST,
+        lambda shown, now: why(shown.subcloud) if status is not SyncStatus.UNKNOWN else "",
     )
 
 
@@ -96,23 +134,26 @@ def wait(
     unexplained: str = "",
     report: Callable[[str], None] = say,
 ) -> int:
-    """Returns 0 when all that `look` finds are there, and 1 after `timeout` seconds (None: never), having printed who
-    is not and why.
+    """Returns 0 when all that `look` finds are there, and 1 after `timeout` seconds (None: never), or at once when some
+    cannot get there as they are, having printed who is not there and why.
 
     `quick`: a short wait, without progress. `unexplained` is printed where `goal` knows no reason for one that is
     missing. `report` prints that all are there.
     """
 
-    def missing(subclouds: Sequence[Subcloud]) -> list[Subcloud]:
-        return [known for known in subclouds if goal.word(known) != goal.reached]
+    def missing(views: Sequence[View]) -> list[View]:
+        return [shown for shown in views if goal.word(shown) != goal.reached]
+
+    def is_over(views: Sequence[View]) -> bool:
+        return not missing(views) or any(map(goal.is_hopeless, missing(views)))
 
     subclouds, elapsed = until(
         operator,
-        look,
-        lambda subclouds: not missing(subclouds),
+        lambda: operator.views(look()),
+        is_over,
         timeout=timeout,
         shortest_pause=QUICK_PAUSE if quick else SHORTEST_PAUSE,
-        describe=None if quick else lambda subclouds: counts(map(goal.word, subclouds), order=goal.order),
+        describe=None if quick else lambda views: counts(map(goal.word, views), order=goal.order),
     )
     left = missing(subclouds)
     if not left:
@@ -165,15 +206,17 @@ def until(
             operator.sleep(min(pause, left))
 
 
-def _tell_missing(operator: Operator, missing: list[Subcloud], goal: Goal, *, unexplained: str) -> None:
-    missing.sort(key=lambda known: (goal.order.index(goal.word(known)), in_natural_order(known.name)))
+def _tell_missing(operator: Operator, missing: list[View], goal: Goal, *, unexplained: str) -> None:
+    missing.sort(key=lambda shown: (goal.order.index(goal.word(shown)), in_natural_order(shown.subcloud.name)))
+    # Those for which waiting is over come first.
+    missing.sort(key=goal.is_hopeless, reverse=True)
     now = operator.now()
-    for known in missing[:NAMED_AT_MOST]:
-        why = goal.why(known, now)
-        note(f"  {known.name}: {goal.word(known)}" + (f", {why}" if why else ""))
+    for shown in missing[:NAMED_AT_MOST]:
+        why = goal.why(shown, now)
+        note(f"  {shown.subcloud.name}: {goal.word(shown)}" + (f", {why}" if why else ""))
     if len(missing) > NAMED_AT_MOST:
         note(f"  and {len(missing) - NAMED_AT_MOST} more; see dcsync subcloud list --sort-by state")
-    if unexplained and not all(goal.why(known, now) for known in missing):
+    if unexplained and not all(goal.why(shown, now) for shown in missing):
         note(unexplained)
 
 

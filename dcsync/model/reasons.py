@@ -43,6 +43,26 @@ class Reason(StrEnum):
         return _ADVICE[self]
 
 
+class Unproven(StrEnum):
+    """Why a status is shown as `unknown` where no run failed with a reason of its own."""
+
+    ASKED = "asked"
+    IN_PROGRESS = "in-progress"
+    NOT_COMPLETED = "not-completed"
+    OFFLINE = "offline"
+    UNMANAGED = "unmanaged"
+    STALE = "stale"
+    NEVER_VERIFIED = "never-verified"
+
+
+def known_reason(word: str | None) -> str | None:
+    """Returns the member of `Reason` or `Unproven` that a row names, and a word of another release as it is."""
+    for words in (Reason, Unproven):
+        if word in set(words):
+            return words(word)
+    return word
+
+
 _NEEDS_A_PERSON = frozenset(
     {
         Reason.TLS_FAILED,

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from dcsync.model.errors import BadReport
 from dcsync.model.reports import (
     MAX_FAIL_COUNT,
+    MAX_REASON,
     MAX_SEQUENCE,
     AvailabilityReport,
     BulkReport,
@@ -47,6 +48,8 @@ def report_payload(report: Report) -> dict[str, object]:
                 payload["ignored"] = sorted(report.ignored)
             if not report.alarmable:
                 payload["alarmable"] = False
+            if report.reason is not None:
+                payload["reason"] = report.reason
         case BulkReport():
             payload |= _availability_payload(report.availability) if report.availability else {}
             payload["endpoints"] = {str(each.endpoint_type): each.sync_status for each in report.endpoints}
@@ -146,8 +149,16 @@ def _region_name(value: object) -> str:
     return value
 
 
+def _reason(value: object) -> str | None:
+    """Cut and made printable: it is shown on terminals."""
+    if value is not None and not isinstance(value, str):
+        raise BadReport("the reason is not text")
+    return None if value is None else "".join(c if c.isprintable() else "?" for c in value[:MAX_REASON])
+
+
 _Moment = Annotated[datetime, PlainValidator(_moment)]
 _RegionName = Annotated[str, PlainValidator(_region_name)]
+_Reason = Annotated[str, PlainValidator(_reason)]
 # JSON strings and lists become enums and sets; everything else is strict: "1" is not a number and 1 is not a boolean.
 _Availability = Annotated[AvailabilityStatus, Field(strict=False)]
 _Status = Annotated[SyncStatus, Field(strict=False)]
@@ -190,6 +201,7 @@ class _EndpointPayload(_Payload):
     endpoint_type: NotRequired[_Endpoint | None]
     ignored: NotRequired[_Endpoints]
     alarmable: NotRequired[bool]
+    reason: NotRequired[_Reason | None]
 
 
 @with_config(_EXACT)

@@ -19,6 +19,7 @@ class Mark(NamedTuple):
 
 
 MAX_FAIL_COUNT = 9999
+MAX_REASON = 200
 MAX_SEQUENCE = 2**62
 
 
@@ -51,6 +52,8 @@ class EndpointReport:
     endpoint_type: EndpointType | None = None
     ignored: frozenset[EndpointType] = frozenset()
     alarmable: bool = True
+    reason: str | None = None
+    """Why it is `unknown`, MAX_REASON characters at most; ignored with any other status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ Transitions between states are in `states/`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -71,6 +72,28 @@ class NewSubcloud:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndpointStatus:
+    """The sync status of one endpoint type of one subcloud as its row says, with what is known of its proof.
+
+    `dcsync.model.shown` decides what of it may be shown.
+    """
+
+    sync_status: SyncStatus = SyncStatus.UNKNOWN
+    reason: str | None = None
+    """Why it is unknown: a `Reason` or `Unproven`, or a word that another release wrote."""
+    verified_at: datetime | None = None
+    """When a complete comparison, or an observer, last confirmed a status."""
+    last_good_at: datetime | None = None
+    """When it was last confirmed as in-sync."""
+    is_audited: bool = False
+    """Whether dcsync audits it itself; of others it knows what is reported."""
+    requested_at: datetime | None = None
+    """When an audit of it, or an initial sync, was last requested."""
+    is_pending: bool = False
+    """Whether an audit was requested, or the central cloud changed, since the last one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subcloud:
     """One subcloud as its row says. `region_name` is the key everywhere; `name` is for people."""
 
@@ -93,7 +116,14 @@ class Subcloud:
     reason: Reason | None = None
     detail: str = ""
     updated_at: datetime | None = None
-    sync_status: dict[EndpointType, SyncStatus] = field(default_factory=dict)
+    last_seen_at: datetime | None = None
+    """When an observer last found it online."""
+    endpoints: Mapping[EndpointType, EndpointStatus] = field(default_factory=dict)
+
+    @property
+    def sync_status(self) -> dict[EndpointType, SyncStatus]:
+        """The statuses as the rows say, whatever their age."""
+        return {type_: status.sync_status for type_, status in self.endpoints.items()}
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")

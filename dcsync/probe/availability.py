@@ -78,6 +78,8 @@ class Tally:
     good: int = 0
     bad: int = 0
     reported: int = 0
+    seen: list[str] = field(default_factory=list)
+    """Region names of those that answered."""
     changed: list[tuple[str, AvailabilityStatus, str]] = field(default_factory=list)
     """(region name, new status, why) of those whose availability changes."""
 
@@ -96,15 +98,20 @@ class AvailabilityProbe:
         """Probe those of them that still exist, managed or not; ends when the slowest has answered or timed out."""
         targets = self.store.targets(region_names)
         tally = Tally()
+        began_at = self.mark().observed_at
         if targets:
             self.loop.run(
                 self.prober.probe(targets, tell=lambda target, problem: self._take(target, problem, tally=tally))
             )
+        if tally.seen:
+            self.store.note_seen(tally.seen, now=began_at)
         return tally
 
     def _take(self, target: ProbeTarget, problem: str | None, *, tally: Tally) -> None:
         tally.good += problem is None
         tally.bad += problem is not None
+        if problem is None:
+            tally.seen.append(target.region_name)
         found = finding(
             is_good=problem is None,
             availability_status=target.availability_status,

@@ -30,6 +30,9 @@ class ProbeStore(Protocol):
     def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
         """Those of them that exist."""
 
+    def note_seen(self, region_names: Sequence[str], *, now: datetime) -> None:
+        """These were found online just now; one statement for all of them."""
+
 
 class Prober(Protocol):
     """Looks whether subclouds are there."""

@@ -34,7 +34,14 @@ def _facts_of_rows(row: StateRow) -> Facts:
         fail_mark=row.fail_mark,
         unmanaged_at=row.unmanaged_at,
         endpoints={
-            endpoint_type: EndpointFact(endpoint.sync_status, endpoint.alarmable, endpoint.mark)
+            endpoint_type: EndpointFact(
+                endpoint.sync_status,
+                endpoint.alarmable,
+                endpoint.mark,
+                endpoint.reason,
+                endpoint.verified_at,
+                endpoint.last_good_at,
+            )
             for endpoint_type, endpoint in row.endpoints.items()
         },
     )
@@ -49,15 +56,17 @@ def write_changes(changes: StateChanges, row: StateRow, facts: Facts) -> None:
     for endpoint_type in facts.endpoints:
         shown = facts.shown(endpoint_type)
         before = row.endpoints.get(endpoint_type)
-        endpoint = EndpointRow(shown.sync_status, shown.alarmable, shown.mark)
+        endpoint = EndpointRow(
+            shown.sync_status, shown.alarmable, shown.mark, shown.reason, shown.verified_at, shown.last_good_at
+        )
         if before is None:
             changes.added_endpoints.append((row.subcloud_id, endpoint_type, endpoint))
-        elif (before.sync_status, before.alarmable) != (shown.sync_status, shown.alarmable):
+        elif before != endpoint:
             changes.endpoints.append((row.subcloud_id, endpoint_type, endpoint))
-        else:
-            endpoint = before
         written[endpoint_type] = endpoint
     changes.removed_endpoints += [(row.subcloud_id, each) for each in row.endpoints if each not in facts.endpoints]
+    if facts.online_marks and facts.online_marks != facts_of(row).online_marks:
+        changes.seen.append((row.subcloud_id, facts.online_marks[-1].observed_at))
     memory = _memory(facts, _facts_of_rows(_row_after(row, columns, written)))
     _keep_endpoints_not_read(memory, row)
     if memory and memory != row.memory:
@@ -118,7 +127,7 @@ def _memory(facts: Facts, rows: Facts) -> dict[str, Any]:
     if facts.fail_mark and facts.fail_mark != rows.fail_mark:
         memory["fail"] = _json(facts.fail_mark)
     endpoints = {
-        str(endpoint_type): [str(fact.sync_status), fact.alarmable, *_json(fact.mark)]
+        str(endpoint_type): [str(fact.sync_status), fact.alarmable, *_json(fact.mark), fact.reason]
         for endpoint_type, fact in facts.endpoints.items()
         if fact.mark and fact != rows.endpoints[endpoint_type] and not _is_outdated(fact, facts.offline_mark)
     }
@@ -146,10 +155,18 @@ def _with_memory(rows: Facts, memory: Mapping[str, Any]) -> Facts:
     offline = _latest([rows.offline_mark, *_marks([memory["off"]] if "off" in memory else [])])
     online = sorted({*rows.online_marks, *_marks(memory.get("on", ()))})
     endpoints = dict(rows.endpoints)
-    for name, (status, alarmable, *mark) in memory.get("endpoints", {}).items():
+    for name, (status, alarmable, observed_at, sequence, *reason) in memory.get("endpoints", {}).items():
         key = EndpointType(name)
-        fact = EndpointFact(SyncStatus(status), alarmable, _mark(mark))
-        if key in endpoints and fact.is_newer_than(endpoints[key]) and not _is_outdated(fact, offline):
+        if key not in endpoints:
+            continue
+        fact = replace(
+            endpoints[key],
+            sync_status=SyncStatus(status),
+            alarmable=alarmable,
+            mark=_mark((observed_at, sequence)),
+            reason=reason[0] if reason else None,
+        )
+        if fact.is_newer_than(endpoints[key]) and not _is_outdated(fact, offline):
             endpoints[key] = fact
     return replace(
         rows,

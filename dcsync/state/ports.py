@@ -20,6 +20,10 @@ class EndpointRow:
     sync_status: SyncStatus
     alarmable: bool
     mark: Mark | None
+    reason: str | None = None
+    """Why it is unknown, if that was reported."""
+    verified_at: datetime | None = None
+    last_good_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,8 @@ class StateChanges:
     endpoints: list[tuple[int, EndpointType, EndpointRow]] = field(default_factory=list)
     added_endpoints: list[tuple[int, EndpointType, EndpointRow]] = field(default_factory=list)
     removed_endpoints: list[tuple[int, EndpointType]] = field(default_factory=list)
+    seen: list[tuple[int, datetime]] = field(default_factory=list)
+    """(subcloud, when it was last observed as online)."""
     memories: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
     cleared_alarms: list[tuple[str, str, datetime]] = field(default_factory=list)
     """(alarm id, entity, cleared at); cleared before `raised_alarms` are raised."""

@@ -43,17 +43,43 @@ _WEIGHT = {SyncStatus.UNKNOWN: 0, SyncStatus.IN_SYNC: 1, SyncStatus.OUT_OF_SYNC:
 
 @dataclass(frozen=True, slots=True)
 class EndpointFact:
-    """The newest report of one endpoint; `mark` is None when there is none yet."""
+    """The newest report of one endpoint; `mark` is None when there is none yet.
+
+    `verified_at` and `last_good_at` are the newest reports, whatever came later, that reported a status other than
+    `unknown`, and `in-sync`.
+    """
 
     sync_status: SyncStatus = SyncStatus.UNKNOWN
     alarmable: bool = True
     mark: Mark | None = None
+    reason: str | None = None
+    verified_at: datetime | None = None
+    last_good_at: datetime | None = None
 
     def is_newer_than(self, other: EndpointFact) -> bool:
         """Returns whether it is later, or as late and more severe: the order of arrival does not matter."""
         if self.mark == other.mark:
-            return (_WEIGHT[self.sync_status], self.alarmable) > (_WEIGHT[other.sync_status], other.alarmable)
+            return self._severity > other._severity
         return other.mark is None or (self.mark is not None and self.mark > other.mark)
+
+    @property
+    def _severity(self) -> tuple[int, bool, str]:
+        return _WEIGHT[self.sync_status], self.alarmable, self.reason or ""
+
+    def unknown(self, mark: Mark | None) -> EndpointFact:
+        """Returns it as `unknown` since `mark`; its proofs remain."""
+        return replace(self, sync_status=SyncStatus.UNKNOWN, alarmable=True, mark=mark, reason=None)
+
+    def verified(self, sync_status: SyncStatus, at: datetime) -> EndpointFact:
+        """Returns it with the proof of a report of this status, which may be older than the newest report."""
+        if sync_status is SyncStatus.UNKNOWN:
+            return self
+        is_good = sync_status is SyncStatus.IN_SYNC
+        return replace(
+            self,
+            verified_at=max(at, self.verified_at or at),
+            last_good_at=max(at, self.last_good_at or at) if is_good else self.last_good_at,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +120,7 @@ class Facts:
         fact = self.endpoints[endpoint_type]
         if fact.mark is None or (self.online_marks and fact.mark >= self.online_marks[0]):
             return fact
-        return EndpointFact(SyncStatus.UNKNOWN, True, fact.mark)
+        return fact.unknown(fact.mark)
 
 
 # --- outcomes ----------------------------------------------------------------------------------------------------
@@ -252,7 +278,7 @@ def _with_availability(facts: Facts, status: AvailabilityStatus, mark: Mark) -> 
         return facts
     later = tuple(online for online in facts.online_marks if online > mark)
     endpoints = {
-        endpoint_type: EndpointFact(mark=mark) if fact.mark is None or fact.mark <= mark else fact
+        endpoint_type: fact.unknown(mark) if fact.mark is None or fact.mark <= mark else fact
         for endpoint_type, fact in facts.endpoints.items()
     }
     return replace(facts, offline_mark=mark, online_marks=later, endpoints=endpoints)
@@ -309,27 +335,30 @@ def _apply_endpoint(facts: Facts, report: EndpointReport) -> Outcome:
         types = [endpoint_type for endpoint_type in facts.endpoints if endpoint_type not in report.ignored]
     else:
         types = ()
-    return _apply_statuses(facts, dict.fromkeys(types, report.sync_status), report.mark, alarmable=report.alarmable)
+    return _apply_status(facts, types, report)
 
 
-def _apply_statuses(
-    facts: Facts, statuses: Mapping[EndpointType, SyncStatus], mark: Mark, *, alarmable: bool
-) -> Outcome:
-    """Applies statuses of several endpoints, all observed at `mark`. `unknown` is always accepted."""
-    allowed = {each: status for each, status in statuses.items() if _is_accepted(facts, each, status)}
+def _apply_status(facts: Facts, types: Iterable[EndpointType], report: EndpointReport) -> Outcome:
+    """Applies the status of a report to several endpoints. `unknown` is always accepted."""
+    status, mark = report.sync_status, report.mark
+    allowed = [each for each in types if _is_accepted(facts, each, status)]
     if not allowed:
         return Outcome(facts=facts, verdict=Verdict.NOT_MANAGED)
-    old = _with_endpoints(facts, allowed)
+    old = _with_proof(_with_endpoints(facts, allowed), allowed, status, mark)
+    reason = report.reason if status is SyncStatus.UNKNOWN else None
     newer: dict[EndpointType, EndpointFact] = {}
-    for endpoint_type, status in allowed.items():
-        fact = EndpointFact(status, alarmable or status is not SyncStatus.OUT_OF_SYNC, mark)
-        if fact.is_newer_than(old.endpoints[endpoint_type]) and not _is_before(mark, facts.offline_mark):
+    for endpoint_type in allowed:
+        before = old.endpoints[endpoint_type]
+        alarmable = report.alarmable or status is not SyncStatus.OUT_OF_SYNC
+        fact = replace(before, sync_status=status, alarmable=alarmable, mark=mark, reason=reason)
+        if fact.is_newer_than(before) and not _is_before(mark, facts.offline_mark):
             newer[endpoint_type] = fact
     if not newer:
         return Outcome(facts=old, verdict=Verdict.LATE)
     new = replace(old, endpoints={**old.endpoints, **newer})
     changes, audits = _endpoint_changes(old, new, newer, at=mark.observed_at)
-    verdict = _endpoints_verdict(old, new, newer) if old is facts else Verdict.APPLIED
+    is_added = old.endpoints.keys() != facts.endpoints.keys()
+    verdict = Verdict.APPLIED if is_added else _endpoints_verdict(old, new, newer)
     return Outcome(facts=new, verdict=verdict, alarms=changes, audits=audits)
 
 
@@ -344,6 +373,11 @@ def _with_endpoints(facts: Facts, types: Iterable[EndpointType]) -> Facts:
     """Returns the facts with these endpoints; an endpoint that is reported for the first time starts as `unknown`."""
     missing = {each: _before_reports(facts, each) for each in types if each not in facts.endpoints}
     return replace(facts, endpoints={**facts.endpoints, **missing}) if missing else facts
+
+
+def _with_proof(facts: Facts, types: Iterable[EndpointType], status: SyncStatus, mark: Mark) -> Facts:
+    proven = {each: facts.endpoints[each].verified(status, mark.observed_at) for each in types}
+    return replace(facts, endpoints={**facts.endpoints, **proven})
 
 
 def _before_reports(facts: Facts, endpoint_type: EndpointType, *, removed: Mark | None = None) -> EndpointFact:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, delete, insert, select, text, update
 
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
-from dcsync.adapters.postgres.tables import audit_request, key_rotation, subcloud, subcloud_sync
+from dcsync.adapters.postgres.tables import audit_request, endpoint_status, key_rotation, subcloud, subcloud_sync
 from dcsync.audit.endpoints import REGISTRY, audited_types
 from dcsync.audit.ports import SETTLED, AuditRow, AuditRun, CentralState, Finding
 from dcsync.audit.settlement import settlement
@@ -50,6 +50,8 @@ class Rows:
     delete: Callable[[str], object]
     ask_follow_up: Callable[[str | None, EndpointType], None]
     plan_rotation: Callable[[datetime], None]
+    observe: Callable[[str, EndpointType, datetime], None]
+    """As if the state service had applied a report observed at that time."""
 
     def row(self, name: str = "s1", type_: EndpointType = IDENTITY) -> AuditRow:
         (found,) = [row for row in self.store.audits([name]) if row.endpoint_type is type_]
@@ -70,6 +72,7 @@ def _memory_rows() -> Rows:
         delete=store.delete,
         ask_follow_up=lambda name, type_: store.follow_ups.append((name, type_, "somebody asked")),
         plan_rotation=plan,
+        observe=lambda name, type_, at: store.observed.update({(name, type_): at}),
     )
 
 
@@ -91,12 +94,18 @@ def _sql_rows(engine: Engine) -> Rows:
             connection.execute(text("DELETE FROM key_rotation"))
             connection.execute(insert(key_rotation).values(window_until=until))
 
+    def observe(name: str, type_: EndpointType, at: datetime) -> None:
+        own = endpoint_status.c.subcloud_id == inventory.find([name])[0].id, endpoint_status.c.endpoint_type == type_
+        with engine.begin() as connection:
+            connection.execute(update(endpoint_status).where(*own).values(observed_at=at))
+
     return Rows(
         store=SqlAuditStore(engine),
         leave=lambda name: leave(engine, name),
         delete=inventory.delete,
         ask_follow_up=follow_up,
         plan_rotation=plan,
+        observe=observe,
     )
 
 
@@ -263,6 +272,57 @@ def test_requests_of_the_state_service_become_due_rows_once(rows: Rows) -> None:
     assert rows.row("s3", PLATFORM).due_at == LATER
     assert rows.row("s1").requested_by == "somebody asked"
     assert rows.store.take_follow_ups(now=LATER) == 0
+
+
+# --- reports that were lost ---------------------------------------------------------------------------------------
+
+
+def lost(rows: Rows, *, since: datetime | None = None, before: datetime = LATER) -> list[tuple[str, EndpointType]]:
+    found = rows.store.lost_reports(since=since, before=before)
+    return sorted((each.region_name, each.endpoint_type) for each in found)
+
+
+def settled(rows: Rows, **changes: Any) -> None:
+    run = claimed(rows)
+    rows.store.settle([settlement(run, a_finding(type_, **changes), now=NOON) for type_ in (PLATFORM, IDENTITY)])
+
+
+def test_what_was_reported_and_is_in_no_row_is_lost(rows: Rows) -> None:
+    settled(rows)
+    rows.observe("s1", IDENTITY, NOON)
+    assert lost(rows) == [("s1", PLATFORM)]
+    (found,) = rows.store.lost_reports(since=NOON, before=LATER)
+    assert (found.sync_status, found.reason, found.reported_at) == (SyncStatus.IN_SYNC, None, NOON)
+    assert found.keys_planned_until is None
+
+
+def test_a_row_that_saw_something_older_does_not_have_the_report(rows: Rows) -> None:
+    settled(rows)
+    for type_ in (PLATFORM, IDENTITY):
+        rows.observe("s1", type_, NOON - timedelta(seconds=1))
+    assert lost(rows) == [("s1", IDENTITY), ("s1", PLATFORM)]
+
+
+def test_a_lost_report_says_why_it_is_unknown(rows: Rows) -> None:
+    settled(rows, result=None, reported=SyncStatus.UNKNOWN, failure=Failure(Reason.TIMEOUT, "slow"))
+    rows.plan_rotation(LATER)
+    found = rows.store.lost_reports(since=None, before=LATER)
+    assert {(each.sync_status, each.reason, each.keys_planned_until) for each in found} == {
+        (SyncStatus.UNKNOWN, Reason.TIMEOUT, LATER)
+    }
+
+
+def test_lost_reports_are_looked_for_in_a_span_of_time(rows: Rows) -> None:
+    settled(rows)
+    assert lost(rows, since=NOON + timedelta(seconds=1)) == []
+    assert lost(rows, before=NOON) == []
+
+
+def test_nothing_is_lost_where_nothing_was_reported_or_nobody_audits(rows: Rows) -> None:
+    assert lost(rows) == []
+    settled(rows)
+    rows.leave("s1")
+    assert lost(rows) == []
 
 
 # --- claiming and settling ---------------------------------------------------------------------------------------

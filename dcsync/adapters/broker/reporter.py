@@ -108,15 +108,23 @@ class Observer:
         return AvailabilityReport(region_name=region_name, mark=self.mark(), state_only=True)
 
     def endpoint(
-        self, region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool = True
+        self,
+        region_name: str,
+        endpoint_type: EndpointType,
+        status: SyncStatus,
+        *,
+        alarmable: bool = True,
+        reason: str | None = None,
+        observed_at: datetime | None = None,
     ) -> EndpointReport:
         """One endpoint of one subcloud."""
         return EndpointReport(
             region_name=region_name,
-            mark=self.mark(),
+            mark=self.mark() if observed_at is None else Mark(observed_at, 0),
             endpoint_type=endpoint_type,
             sync_status=status,
             alarmable=alarmable,
+            reason=reason,
         )
 
     def all_endpoints(

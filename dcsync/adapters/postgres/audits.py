@@ -17,9 +17,16 @@ from sqlalchemy.engine import Connection, Engine, Row
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import AUDIT_MOVES, ROTATION_MOVES
 from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off, placed_body, placed_from_body, subcloud_from_row
-from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_placed, subcloud_sync
+from dcsync.adapters.postgres.tables import (
+    central_state,
+    endpoint_status,
+    key_rotation,
+    subcloud,
+    subcloud_placed,
+    subcloud_sync,
+)
 from dcsync.audit.endpoints import audited_types
-from dcsync.audit.ports import AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, Settlement
+from dcsync.audit.ports import AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, LostReport, Settlement
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
@@ -93,6 +100,44 @@ class SqlAuditStore:
     def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
         with self._engine.begin() as connection:
             return _central_changed(connection, endpoint_type, now=now, by=by)
+
+    @database_errors()
+    def lost_reports(self, *, since: datetime | None, before: datetime) -> list[LostReport]:
+        shown = sa.and_(
+            endpoint_status.c.subcloud_id == _ROW.subcloud_id, endpoint_status.c.endpoint_type == _ROW.endpoint_type
+        )
+        reported_at = _ROW.sync_status_report_time
+        query = (
+            sa.select(
+                subcloud.c.region_name,
+                _ROW.endpoint_type,
+                _ROW.sync_status_reported,
+                _ROW.reason,
+                reported_at,
+                sa.select(key_rotation.c.window_until).scalar_subquery().label("planned_until"),
+            )
+            .select_from(_WITH_SUBCLOUD.join(endpoint_status, shown))
+            .where(
+                _ours(),
+                IS_ELIGIBLE,
+                reported_at < before,
+                reported_at >= since if since is not None else sa.true(),
+                sa.or_(endpoint_status.c.observed_at.is_(None), endpoint_status.c.observed_at < reported_at),
+            )
+        )
+        with self._engine.connect() as connection:
+            return [
+                LostReport(
+                    region_name=row.region_name,
+                    endpoint_type=row.endpoint_type,
+                    sync_status=row.sync_status_reported,
+                    reason=row.reason,
+                    reported_at=row.sync_status_report_time,
+                    keys_planned_until=row.planned_until,
+                )
+                for row in connection.execute(query)
+                if row.sync_status_reported is not None
+            ]
 
     @database_errors()
     def take_follow_ups(self, *, now: datetime) -> int:

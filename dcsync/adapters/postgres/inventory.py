@@ -20,8 +20,8 @@ from sqlalchemy import (
     RowMapping,
     Select,
     Text,
+    and_,
     any_,
-    cast,
     column,
     delete,
     func,
@@ -42,6 +42,7 @@ from dcsync.adapters.postgres.rows import subcloud_from_row
 from dcsync.adapters.postgres.tables import (
     endpoint_status,
     subcloud,
+    subcloud_probe,
     subcloud_sync,
     sync_attempt,
     sync_request,
@@ -52,14 +53,17 @@ from dcsync.audit.endpoints import audited_types
 from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud, listed, refuse_unknown
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.pair import Pair, PairChange, pair_change
+from dcsync.model.reasons import known_reason
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
 from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     AvailabilityStatus,
+    EndpointStatus,
     EndpointType,
     ManagementState,
     NewSubcloud,
     Subcloud,
+    SyncStatus,
 )
 
 
@@ -106,7 +110,11 @@ class SqlInventory:
     @database_errors()
     def delete(self, name: str) -> Subcloud:
         with self._engine.begin() as connection:
-            row = connection.execute(_subclouds().where(subcloud.c.name == name).with_for_update()).mappings().first()
+            row = (
+                connection.execute(_subclouds().where(subcloud.c.name == name).with_for_update(of=subcloud))
+                .mappings()
+                .first()
+            )
             if row is None:
                 raise UnknownSubcloud(name)
             clear_alarms(connection, true(), [row["id"]], now=utc_now())
@@ -191,17 +199,60 @@ class SqlInventory:
 
 
 def _subclouds() -> Select[Any]:
-    """Subclouds with their endpoint statuses folded into one JSON object: one statement, so one moment in time."""
+    """Subclouds with their endpoint statuses folded into JSON: one statement, so one moment in time."""
+    audited = and_(
+        subcloud_sync.c.subcloud_id == endpoint_status.c.subcloud_id,
+        subcloud_sync.c.endpoint_type == endpoint_status.c.endpoint_type,
+    )
+    status = func.json_build_array(
+        endpoint_status.c.endpoint_type,
+        endpoint_status.c.sync_status,
+        endpoint_status.c.reason,
+        endpoint_status.c.verified_at,
+        endpoint_status.c.last_good_at,
+        subcloud_sync.c.subcloud_id.is_not(None),
+        func.greatest(subcloud_sync.c.requested_at, subcloud.c.requested_at),
+        subcloud_sync.c.generation > subcloud_sync.c.observed_generation,
+    )
     statuses = (
-        select(func.json_object_agg(cast(endpoint_status.c.endpoint_type, Text), endpoint_status.c.sync_status))
+        select(func.json_agg(status))
+        .select_from(endpoint_status.outerjoin(subcloud_sync, audited))
         .where(endpoint_status.c.subcloud_id == subcloud.c.id)
         .scalar_subquery()
     )
-    return select(subcloud, statuses.label("sync_status"))
+    seen = func.greatest(subcloud_probe.c.seen_at, subcloud.c.online_observed_at)
+    return select(subcloud, seen.label("last_seen_at"), statuses.label("endpoints")).select_from(
+        subcloud.outerjoin(subcloud_probe, subcloud_probe.c.subcloud_id == subcloud.c.id)
+    )
 
 
 def _subcloud_of(row: RowMapping) -> Subcloud:
-    return subcloud_from_row(dict(row), row["sync_status"])
+    found = {type_: _status_of(*columns) for type_, *columns in row["endpoints"] or ()}
+    return subcloud_from_row(dict(row), endpoints={type_: found[type_] for type_ in EndpointType if type_ in found})
+
+
+def _status_of(
+    sync_status: str,
+    reason: str | None,
+    verified_at: str | None,
+    last_good_at: str | None,
+    is_audited: bool,
+    requested_at: str | None,
+    is_pending: bool | None,
+) -> EndpointStatus:
+    return EndpointStatus(
+        sync_status=SyncStatus(sync_status),
+        reason=known_reason(reason),
+        verified_at=_moment(verified_at),
+        last_good_at=_moment(last_good_at),
+        is_audited=is_audited,
+        requested_at=_moment(requested_at) if is_audited else None,
+        is_pending=bool(is_pending),
+    )
+
+
+def _moment(stored: str | None) -> datetime | None:
+    return None if stored is None else datetime.fromisoformat(stored)
 
 
 def _attempts(connection: Connection, subcloud_id: int) -> dict[int, list[AttemptHistory]]:

@@ -32,6 +32,13 @@ _TARGETS = text("""
 """)
 
 
+_NOTE_SEEN = text("""
+    INSERT INTO subcloud_probe AS probe (subcloud_id, next_probe_at, probes, seen_at)
+    SELECT id, :now, 0, :now FROM subcloud WHERE region_name = ANY(:region_names) ORDER BY id
+    ON CONFLICT (subcloud_id) DO UPDATE SET seen_at = greatest(probe.seen_at, excluded.seen_at)
+""")
+
+
 class SqlProbeStore:
     """ProbeStore over PostgreSQL; thread-safe."""
 
@@ -50,3 +57,8 @@ class SqlProbeStore:
         with self._engine.connect() as connection:
             rows = connection.execute(_TARGETS, {"region_names": list(region_names)})
             return [ProbeTarget(name, ip, AvailabilityStatus(status), fails, n) for name, ip, status, fails, n in rows]
+
+    @database_errors()
+    def note_seen(self, region_names: Sequence[str], *, now: datetime) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(_NOTE_SEEN, {"region_names": list(region_names), "now": now})

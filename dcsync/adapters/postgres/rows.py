@@ -15,18 +15,20 @@ from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.initial_sync import InitialSyncEvent
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
+from dcsync.model.subcloud import AvailabilityStatus, EndpointStatus, EndpointType, ManagementState, Subcloud
 
-_COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "sync_status"))
+_COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "last_seen_at", "endpoints"))
 
 
-def subcloud_from_row(row: Mapping[str, Any], sync_status: Mapping[str, str] | None = None) -> Subcloud:
-    """A Subcloud from a row with (at least) its columns, and its endpoint statuses where they were read as well."""
-    found = sync_status or {}
+def subcloud_from_row(
+    row: Mapping[str, Any], *, endpoints: Mapping[EndpointType, EndpointStatus] | None = None
+) -> Subcloud:
+    """Returns a Subcloud from a row with (at least) its columns, and its endpoint statuses if they were read."""
     return Subcloud(
         **{column: row[column] for column in _COLUMNS},
         reason=Reason(row["reason"]) if row["reason"] is not None else None,
-        sync_status={type_: SyncStatus(found[type_]) for type_ in EndpointType if type_ in found},
+        last_seen_at=row.get("last_seen_at"),
+        endpoints=endpoints or {},
     )
 
 

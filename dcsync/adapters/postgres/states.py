@@ -131,18 +131,21 @@ class SqlStateTransaction:
             memories = dict(cursor.fetchall())
             cursor.execute(_ENDPOINTS, (ids, [type_.value for type_ in wanted]))
             endpoints: dict[int, dict[EndpointType, EndpointRow]] = {id_: {} for id_ in ids}
-            for id_, type_, status, alarmable, observed_at, sequence in cursor.fetchall():
-                endpoints[id_][_ENDPOINT[type_]] = EndpointRow(_SYNC[status], alarmable, _mark(observed_at, sequence))
+            for id_, type_, status, alarmable, observed_at, sequence, *proof in cursor.fetchall():
+                mark = _mark(observed_at, sequence)
+                endpoints[id_][_ENDPOINT[type_]] = EndpointRow(_SYNC[status], alarmable, mark, *proof)
         return [_state_row(row, endpoints[row[0]], memories.get(row[0], {})) for row in rows]
 
     def write(self, changes: StateChanges, *, now: datetime) -> None:
         with _cursor(self._connection) as cursor:
             _write_columns(cursor, changes.columns, now=now)
-            _apply_events(self._connection, changes.events, now=now)
             _write_endpoints(cursor, changes, now=now)
+            _write_seen(cursor, changes.seen)
             _write_memories(cursor, changes.memories)
             _clear_alarms(cursor, changes.cleared_alarms)
             _raise_alarms(cursor, changes.raised_alarms)
+            # A request makes what was reported with it, and before it, unknown.
+            _apply_events(self._connection, changes.events, now=now)
             _ask_for_audits(cursor, changes.audits, now=now)
             if changes.realigned:
                 reconcile_alarms(cursor, now=now, subcloud_ids=changes.realigned)
@@ -162,7 +165,7 @@ FROM subcloud WHERE region_name = ANY(%s) ORDER BY id FOR NO KEY UPDATE
 """
 _MEMORIES = "SELECT subcloud_id, memory FROM report_memory WHERE subcloud_id = ANY(%s)"
 _ENDPOINTS = """
-SELECT subcloud_id, endpoint_type, sync_status, alarmable, observed_at, sequence
+SELECT subcloud_id, endpoint_type, sync_status, alarmable, observed_at, sequence, reason, verified_at, last_good_at
 FROM endpoint_status WHERE subcloud_id = ANY(%s) AND endpoint_type = ANY(%s)
 """
 
@@ -235,21 +238,25 @@ def _write_endpoints(cursor: Any, changes: StateChanges, *, now: datetime) -> No
         cursor,
         """
         UPDATE endpoint_status AS e SET sync_status = v.status, alarmable = v.alarmable,
-            observed_at = v.at, sequence = v.sequence, changed_at = v.now
-        FROM (VALUES %s) AS v (id, type, status, alarmable, at, sequence, now)
+            observed_at = v.at, sequence = v.sequence,
+            reason = v.reason, verified_at = v.verified_at, last_good_at = v.last_good_at,
+            changed_at = CASE WHEN (e.sync_status, e.alarmable) = (v.status, v.alarmable) THEN e.changed_at
+                              ELSE v.now END
+        FROM (VALUES %s) AS v (id, type, status, alarmable, at, sequence, reason, verified_at, last_good_at, now)
         WHERE e.subcloud_id = v.id AND e.endpoint_type = v.type
         """,
         _endpoint_rows(changes.endpoints, now=now),
-        template="(%s::bigint, %s, %s, %s, %s::timestamptz, %s, %s::timestamptz)",
+        template="(%s::bigint, %s, %s, %s, %s::timestamptz, %s, %s, %s::timestamptz, %s::timestamptz, %s::timestamptz)",
     )
     _insert(
         cursor,
         "INSERT INTO endpoint_status (subcloud_id, endpoint_type, sync_status, alarmable, observed_at, sequence, "
-        "changed_at)",
+        "reason, verified_at, last_good_at, changed_at)",
         _endpoint_rows(changes.added_endpoints, now=now),
         # A row that was added since it was looked for, by `add_missing_endpoints`, holds no report.
         conflict="ON CONFLICT (subcloud_id, endpoint_type) DO UPDATE SET sync_status = excluded.sync_status,"
         " alarmable = excluded.alarmable, observed_at = excluded.observed_at, sequence = excluded.sequence,"
+        " reason = excluded.reason, verified_at = excluded.verified_at, last_good_at = excluded.last_good_at,"
         " changed_at = excluded.changed_at",
     )
     audited = [(id_, type_.value) for id_, type_, _ in changes.added_endpoints if type_ in audited_types()]
@@ -269,8 +276,28 @@ def _endpoint_rows(
     endpoints: Sequence[tuple[int, EndpointType, EndpointRow]], *, now: datetime
 ) -> list[tuple[object, ...]]:
     return sorted(
-        (id_, type_.value, row.sync_status.value, row.alarmable, *_stored(row.mark), now)
+        (
+            id_,
+            type_.value,
+            row.sync_status.value,
+            row.alarmable,
+            *_stored(row.mark),
+            row.reason,
+            row.verified_at,
+            row.last_good_at,
+            now,
+        )
         for id_, type_, row in endpoints
+    )
+
+
+def _write_seen(cursor: Any, seen: Sequence[tuple[int, datetime]]) -> None:
+    """Of subclouds that are not probed as well: an observer of another system may be the only one."""
+    _insert(
+        cursor,
+        "INSERT INTO subcloud_probe AS p (subcloud_id, next_probe_at, probes, seen_at)",
+        sorted((id_, at, 0, at) for id_, at in seen),
+        conflict="ON CONFLICT (subcloud_id) DO UPDATE SET seen_at = greatest(p.seen_at, excluded.seen_at)",
     )
 
 

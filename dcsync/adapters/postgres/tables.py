@@ -163,6 +163,10 @@ endpoint_status = Table(
     _moment("observed_at"),
     Column("sequence", BigInteger, nullable=False, server_default="0"),
     Column("alarmable", Boolean, nullable=False, server_default=true()),
+    # The newest report that a comparison was made for, the newest that found no difference, and why it is unknown.
+    _moment("verified_at"),
+    _moment("last_good_at"),
+    Column("reason", Text),
     UniqueConstraint("subcloud_id", "endpoint_type"),
     postgresql_with={"fillfactor": "70"},
 )
@@ -185,6 +189,8 @@ subcloud_probe = Table(
     Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), primary_key=True),
     _moment("next_probe_at", nullable=False),
     Column("probes", BigInteger, nullable=False),
+    # When an observer last found the subcloud online.
+    _moment("seen_at"),
     prefixes=["UNLOGGED"],
     postgresql_with={"fillfactor": "50"},
 )
@@ -289,6 +295,7 @@ subcloud_sync = Table(
     _REPORTED.check("sync_status_reported"),
     _RESULT.check("result"),
     Index("ix_subcloud_sync_due_at", "due_at"),
+    Index("ix_subcloud_sync_sync_status_report_time", "sync_status_report_time"),
     Index("ix_subcloud_sync_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
 )
 

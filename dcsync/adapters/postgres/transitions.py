@@ -28,6 +28,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.tables import alarm, endpoint_status, report_memory, subcloud, sync_request
+from dcsync.audit.endpoints import audited_types
+from dcsync.model.reasons import Unproven
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus
 
@@ -44,11 +46,11 @@ def apply_event(
 ) -> list[int]:
     """Move these rows as `event` says, "set B where it is still A"; the ids that moved.
 
-    For BECAME_ELIGIBLE and ASKED (a new request: generation + 1, and a `sync_request` history row with `by` and
-    `cause`) and for LEFT (back to none). Either way what an earlier request left in the row is cleared, its run
-    included, which therefore stops before its next write and closes its own history row.
-    `forget_subsequent_sync` also drops the memory of the identity data the subcloud was last given; groups that an
-    attempt emptied are remembered all the same, for they still want filling.
+    For BECAME_ELIGIBLE and ASKED (a new request: generation + 1, a `sync_request` history row with `by` and `cause`,
+    and the audited endpoint types unknown until audits have compared them) and for LEFT (back to none). Either way
+    what an earlier request left in the row is cleared, its run included, which therefore stops before its next write
+    and closes its own history row. `forget_subsequent_sync` also drops the memory of the identity data the subcloud was
+    last given; groups that an attempt emptied are remembered all the same, for they still want filling.
 
     The caller holds the row locks, taken in id order. Source: docs/upstream/initial-sync.md section 3 (T2, T3) and 3.1.
     """
@@ -75,7 +77,9 @@ def apply_event(
         )
         .returning(sync_request.c.subcloud_id)
     )
-    return sorted(row.subcloud_id for row in connection.execute(history))
+    requested = sorted(row.subcloud_id for row in connection.execute(history))
+    _make_unknown(connection, requested, audited_types(), reason=Unproven.ASKED, now=now)
+    return requested
 
 
 def _columns(after: InitialSyncState, *, now: datetime, forget_subsequent_sync: bool) -> dict[str, object]:
@@ -101,16 +105,31 @@ def forget_endpoints(connection: Connection, subcloud_ids: Collection[int], *, n
 
     The caller holds the row locks. Source: docs/upstream/state-service.md sections 8 and 8.1.
     """
+    types = [type_ for type_ in EndpointType if type_ is not EndpointType.DC_CERT]
+    _make_unknown(connection, subcloud_ids, types, reason=Unproven.UNMANAGED, now=now)
+
+
+def _make_unknown(
+    connection: Connection,
+    subcloud_ids: Collection[int],
+    endpoint_types: Collection[EndpointType],
+    *,
+    reason: Unproven,
+    now: datetime,
+) -> None:
+    """Makes these endpoint types unknown for this reason and clears their alarms; what was proven of them, and when,
+    remains. What observers remember beside the rows is dropped: it may be older than `now`."""
     if not subcloud_ids:
         return
+    types = [type_.value for type_ in endpoint_types]
     status = endpoint_status.c.sync_status
     connection.execute(
         update(endpoint_status)
-        .where(endpoint_status.c.subcloud_id == any_(_ids(subcloud_ids)))
-        .where(endpoint_status.c.endpoint_type != EndpointType.DC_CERT)
+        .where(endpoint_status.c.subcloud_id == any_(_ids(subcloud_ids)), endpoint_status.c.endpoint_type.in_(types))
         .values(
             sync_status=SyncStatus.UNKNOWN,
             alarmable=True,
+            reason=reason,
             changed_at=case((status == SyncStatus.UNKNOWN, endpoint_status.c.changed_at), else_=now),
             observed_at=func.greatest(endpoint_status.c.observed_at, now),
             sequence=0,
@@ -121,7 +140,7 @@ def forget_endpoints(connection: Connection, subcloud_ids: Collection[int], *, n
         .where(report_memory.c.subcloud_id == any_(_ids(subcloud_ids)))
         .values(memory=report_memory.c.memory.op("-")(literal("endpoints", Text)))
     )
-    clear_alarms(connection, alarm.c.endpoint_type != EndpointType.DC_CERT, subcloud_ids, now=now)
+    clear_alarms(connection, alarm.c.endpoint_type.in_(types), subcloud_ids, now=now)
 
 
 def clear_alarms(

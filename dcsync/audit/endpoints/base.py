@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Generic, TypeVar
 
-from dcsync.audit.ports import AuditRun
 from dcsync.model.identity import CentralData, Placed
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
@@ -77,6 +76,8 @@ class AuditedEndpoint(ABC, Generic[Held]):
     endpoint_type: ClassVar[EndpointType]
     resource_types: ClassVar[tuple[str, ...]]
     """The names operators use for what is compared; a repair may be restricted to some of them."""
+    compared: ClassVar[str]
+    """What is compared, in a few words."""
     purpose: ClassVar[str]
     """One sentence for operators: what it means that this endpoint type is in-sync."""
     not_verified: ClassVar[Reason]
@@ -123,6 +124,6 @@ class AuditedEndpoint(ABC, Generic[Held]):
         """Carries out the comparison's plan. Returns what it read back, None if the caller must read again. Raises
         CloudError."""
 
-    def is_planned(self, run: AuditRun, *, now: datetime) -> bool:
+    def is_planned(self, keys_planned_until: datetime | None, *, now: datetime) -> bool:
         """Returns whether a difference is expected at this time and raises no alarm."""
         return False

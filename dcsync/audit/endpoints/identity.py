@@ -24,6 +24,7 @@ from dcsync.runs.delivery import carry_out, read_cloud, replace_fernet_keys
 class Identity(AuditedEndpoint[Cloud]):
     endpoint_type = EndpointType.IDENTITY
     resource_types = (*(type_.value for type_ in ResourceType), ASSIGNMENTS, REVOCATION_EVENTS)
+    compared = "users, groups, projects, roles, grants and revocations"
     purpose = (
         "the subcloud has the central users, groups, projects, roles, grants and revocations, under the central ids"
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from datetime import datetime
 
 from dcsync.audit.endpoints.base import AuditedEndpoint, Comparison, Scope, Writer
-from dcsync.audit.ports import AuditRun
 from dcsync.model.identity import CentralData, FernetKeys
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
@@ -22,6 +21,7 @@ KEYS = "fernet_repo"
 class Platform(AuditedEndpoint[FernetKeys]):
     endpoint_type = EndpointType.PLATFORM
     resource_types = (KEYS,)
+    compared = "the fernet keys"
     purpose = "the subcloud holds exactly the central fernet keys, so that each side accepts the other's tokens"
     not_verified = Reason.KEYS_NOT_VERIFIED
     distributes_keys = True
@@ -55,6 +55,6 @@ class Platform(AuditedEndpoint[FernetKeys]):
         await replace_fernet_keys(session=writer.session, keys=central.keys, check_ownership=writer.check_ownership)
         return central.keys
 
-    def is_planned(self, run: AuditRun, *, now: datetime) -> bool:
+    def is_planned(self, keys_planned_until: datetime | None, *, now: datetime) -> bool:
         """Returns True while a rotation is being distributed."""
-        return run.keys_planned_until is not None and now < run.keys_planned_until
+        return keys_planned_until is not None and now < keys_planned_until

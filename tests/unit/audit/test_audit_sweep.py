@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 import pytest
 
 from dcsync.audit.endpoints import audited_types
-from dcsync.audit.sweep import AuditSweep, AuditSweepReport
+from dcsync.audit.sweep import REPORT_PATIENCE, SEARCH_ALL_EVERY, AuditSweep, AuditSweepReport
 from dcsync.audit.watch import EVENTS_MIN_INTERVAL, MAX_AGE_SECONDS, CentralWatch, WatchResult
 from dcsync.model.errors import BrokerUnreachable, CloudError
 from dcsync.model.identity import ActorType, Assignment, revocation_event
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import EndpointType
+from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import MemoryAuditStore
@@ -27,6 +27,7 @@ PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 TTL = timedelta(seconds=30)
 PATIENCE = timedelta(seconds=5)
 QUARANTINE = timedelta(minutes=15)
+SWEEP = timedelta(seconds=10)
 
 
 def three_due() -> MemoryAuditStore:
@@ -42,11 +43,25 @@ class World:
     messenger: MemoryMessenger = field(default_factory=MemoryMessenger)
     clouds: MemoryClouds = field(default_factory=MemoryClouds)
     max_in_flight: int = 100
+    reports: list[tuple[str, SyncStatus, str | None, datetime, bool]] = field(default_factory=list)
+
+    def note_report(
+        self,
+        region_name: str,
+        endpoint_type: EndpointType,
+        status: SyncStatus,
+        *,
+        alarmable: bool,
+        reason: str | None = None,
+        observed_at: datetime | None = None,
+    ) -> None:
+        assert observed_at is not None
+        self.reports.append((region_name, status, reason, observed_at, alarmable))
 
     @property
     def sweeping(self) -> AuditSweep:
         limits = SweepLimits(self.max_in_flight, lock_ttl=TTL, patience=PATIENCE, quarantine=QUARANTINE)
-        return AuditSweep(self.store, self.locks, self.messenger, limits)
+        return AuditSweep(self.store, self.locks, self.messenger, limits, self.note_report)
 
     def sweep(self, now: datetime = NOON) -> AuditSweepReport:
         return self.sweeping.run(now=now)
@@ -131,7 +146,7 @@ def test_requests_of_the_state_service_are_sent_in_the_same_sweep(world: World) 
     for row in world.store.rows.values():
         row.due_at = NOON + timedelta(hours=1)
     world.store.follow_ups.append(("s3", IDENTITY, "somebody asked"))
-    assert world.sweep() == AuditSweepReport(follow_ups=1, taken_back=0, lost=0, sent=1)
+    assert world.sweep() == AuditSweepReport(follow_ups=1, taken_back=0, lost=0, sent=1, reported_again=0)
     assert world.sent == ["s3.audit.1"]
 
 
@@ -248,3 +263,43 @@ def test_a_small_list_may_shrink(world: World) -> None:
     world.look()
     world.clouds.central = central_data(records(), keys=some_keys(ids=(0,)))
     assert world.look() == [WatchResult(PLATFORM, raised=3)]
+
+
+# --- reports that were lost ---------------------------------------------------------------------------------------
+
+
+def reported(store: MemoryAuditStore, at: datetime, status: SyncStatus = SyncStatus.IN_SYNC) -> None:
+    """By the last audit of s1, which the state service never heard of."""
+    row = store.row("s1", EndpointType.PLATFORM)
+    row.reported, row.reported_at = status, at
+
+
+def test_a_report_that_reached_no_row_is_made_again(world: World) -> None:
+    reported(world.store, NOON)
+    assert world.sweep(NOON + timedelta(seconds=10)).reported_again == 1
+    assert world.reports == [("s1", SyncStatus.IN_SYNC, None, NOON, True)]
+
+
+def test_a_report_that_may_be_on_its_way_is_not_made_again(world: World) -> None:
+    reported(world.store, NOON)
+    assert world.sweep(NOON + REPORT_PATIENCE).reported_again == 0
+
+
+def test_a_report_that_is_in_its_row_is_not_made_again(world: World) -> None:
+    reported(world.store, NOON)
+    world.store.observed["s1", EndpointType.PLATFORM] = NOON
+    assert world.sweep(NOON + timedelta(seconds=10)).reported_again == 0
+
+
+def test_a_process_looks_for_all_lost_reports_at_first_and_now_and_then(world: World) -> None:
+    sweeping, later = world.sweeping, NOON + timedelta(hours=1)
+    reported(world.store, NOON)
+    found = [sweeping.run(now=moment).reported_again for moment in (later, later + SWEEP, later + SEARCH_ALL_EVERY)]
+    assert found == [1, 0, 1]
+
+
+def test_differing_keys_that_are_planned_are_reported_as_such_again(world: World) -> None:
+    reported(world.store, NOON, SyncStatus.OUT_OF_SYNC)
+    world.store.keys_planned_until = NOON + timedelta(hours=1)
+    world.sweep(NOON + timedelta(seconds=10))
+    assert [alarmable for *_, alarmable in world.reports] == [False]

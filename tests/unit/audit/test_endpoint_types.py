@@ -37,6 +37,7 @@ def test_a_room_is_listed_under_its_own_name_and_documents_itself(endpoint_type:
     room = REGISTRY[endpoint_type]
     assert room.endpoint_type is endpoint_type
     assert room.purpose
+    assert room.compared
     assert room.resource_types
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -57,6 +57,7 @@ class World:
     clouds: MemoryClouds = field(default_factory=MemoryClouds)
     faults: list[BaseException] = field(default_factory=list)
     reports: list[tuple[EndpointType, SyncStatus, bool]] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
     now: Any = NOON
     deadline_seconds: float = 3600
@@ -82,10 +83,19 @@ class World:
         return Audit(**(parts | self.changes))
 
     def note_report(
-        self, region_name: str, endpoint_type: EndpointType, status: SyncStatus, *, alarmable: bool
+        self,
+        region_name: str,
+        endpoint_type: EndpointType,
+        status: SyncStatus,
+        *,
+        alarmable: bool,
+        reason: str | None = None,
+        observed_at: datetime | None = None,
     ) -> None:
         assert region_name == REGION
+        assert observed_at is None
         self.reports.append((endpoint_type, status, alarmable))
+        self.reasons.append(reason)
 
     def runner(self) -> Runner:
         return Runner(

@@ -35,6 +35,7 @@ def fail(dcsync: Shell, name: str) -> None:
         name,
         management_state=ManagementState.MANAGED,
         availability_status=AvailabilityStatus.ONLINE,
+        last_seen_at=NOON,
         initial_sync_state=InitialSyncState.FAILED,
         attempt=2,
         reason=Reason.TIMEOUT,
@@ -218,7 +219,8 @@ def test_show_tells_reason_and_what_to_do(dcsync: Shell) -> None:
     assert facts["reason"] == "timeout"
     assert "too slow" in facts["what to do"]
     assert facts["next try"] == "in 40 s"
-    assert facts["identity"] == "out-of-sync"
+    assert facts["identity"].startswith("unknown (timeout), verified 0.0 s ago; compared: users, groups, projects")
+    assert facts["platform"] == "unknown (timeout), last in-sync 0.0 s ago; compared: the fernet keys"
     assert dcsync("subcloud", "show", "edge-1", "-o", "json").json["reason"] == "timeout"
 
 

@@ -14,7 +14,8 @@ from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Report
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Step, Subcloud, SyncStatus
-from tests.builders import NOON, a_subcloud
+from tests.builders import NOON, a_subcloud, statuses
+from tests.fakes_audit import MemoryAuditStore
 from tests.unit.cli.conftest import Shell
 
 COMPLETED, FAILED = InitialSyncState.COMPLETED, InitialSyncState.FAILED
@@ -107,12 +108,80 @@ def test_when_the_time_is_up_it_names_who_is_not_there_and_why_worst_first(dcsyn
     assert "b: requested" in lines[-1]
 
 
-def test_in_sync_means_platform_and_identity(dcsync: Shell) -> None:
+def test_in_sync_means_all_endpoint_types(dcsync: Shell) -> None:
     both = dict.fromkeys(audited_types(), SyncStatus.IN_SYNC)
-    with_subclouds(dcsync, a_subcloud("a", sync_status=both | {EndpointType.IDENTITY: SyncStatus.OUT_OF_SYNC}))
-    assert dcsync("wait", "--for", "in-sync", "a", "--timeout", "1").code == 1
-    dcsync.inventory.put("a", sync_status=both | {EndpointType.FIRMWARE: SyncStatus.OUT_OF_SYNC})
+    with_subclouds(dcsync, a_subcloud("a", initial_sync_state=COMPLETED, sync_status=both))
     assert dcsync("wait", "--for", "in-sync", "a", "--timeout", "1").code == 0
+    for type_ in (EndpointType.IDENTITY, EndpointType.FIRMWARE):
+        dcsync.inventory.put("a", sync_status=both | {type_: SyncStatus.OUT_OF_SYNC})
+        told = dcsync("wait", "--for", "in-sync", "a", "--timeout", "1")
+        assert told.code == 1
+        assert f"a: out-of-sync, out-of-sync ({type_})" in told.err
+
+
+def test_in_sync_longer_ago_than_its_window_is_no_success(dcsync: Shell) -> None:
+    both = dict.fromkeys(audited_types(), SyncStatus.IN_SYNC)
+    with_subclouds(dcsync, a_subcloud("a", initial_sync_state=COMPLETED, sync_status=both))
+    dcsync.set(DCSYNC_STATUS_WINDOW="60")
+    dcsync.operator.slept = 61.0
+    told = dcsync("wait", "--for", "in-sync", "a", "--timeout", "1")
+    assert told.code == 1
+    assert "a: unknown, unknown (stale: last in-sync 62 s ago)" in told.err
+
+
+def test_online_is_waited_for_as_it_is_shown(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    dcsync.set(DCSYNC_AVAILABILITY_WINDOW="60")
+    assert dcsync("wait", "--for", "online", "a", "--timeout", "1").code == 0
+    dcsync.operator.slept = 61.0
+    told = dcsync("wait", "--for", "online", "a", "--timeout", "1")
+    assert told.code == 1
+    assert "last seen 62 s ago" in told.err
+
+
+def test_in_sync_before_the_latest_request_is_no_success(dcsync: Shell) -> None:
+    both = dict.fromkeys(audited_types(), SyncStatus.IN_SYNC)
+    asked = statuses(both, requested_at=NOON + timedelta(seconds=1))
+    with_subclouds(dcsync, a_subcloud("a", initial_sync_state=COMPLETED, endpoints=asked))
+    told = dcsync("wait", "--for", "in-sync", "a", "--timeout", "1")
+    assert told.code == 1
+    assert "a: pending, in-sync" in told.err
+
+
+@pytest.mark.parametrize("goal", ["completed", "in-sync"])
+def test_a_wait_over_an_unmanaged_subcloud_ends_at_once_and_says_why(dcsync: Shell, goal: str) -> None:
+    with_subclouds(
+        dcsync,
+        a_subcloud("a", initial_sync_state=InitialSyncState.IN_PROGRESS),
+        a_subcloud("b", management_state=ManagementState.UNMANAGED, initial_sync_state=InitialSyncState.NONE),
+    )
+    told = dcsync("wait", "--for", goal, "a", "b")
+    assert (told.code, dcsync.operator.slept) == (1, 0.0)
+    assert "  b: " in told.err
+    assert "unmanaged: dcsync subcloud manage b starts it" in told.err
+
+
+def test_fresh_requests_audits_and_believes_only_what_they_find(dcsync: Shell) -> None:
+    both = dict.fromkeys(audited_types(), SyncStatus.IN_SYNC)
+    known = a_subcloud("a", initial_sync_state=COMPLETED, sync_status=both)
+    with_subclouds(dcsync, known)
+    store = dcsync.operator.audit_store = MemoryAuditStore().add(known)
+    dcsync.operator.slept = 5.0
+
+    def audited() -> None:
+        if dcsync.operator.slept > 10:
+            dcsync.inventory.put("a", endpoints=statuses(both, verified_at=dcsync.operator.now()))
+
+    dcsync.operator.meanwhile = audited
+    assert dcsync("wait", "--for", "in-sync", "a", "--fresh", "--timeout", "60").code == 0
+    assert 10 < dcsync.operator.slept < 20
+    assert store.row("a").requested_by == "eve"
+    assert dcsync.operator.queue.sweeps == 1
+
+
+def test_fresh_is_for_in_sync_only(dcsync: Shell) -> None:
+    with_subclouds(dcsync, a_subcloud("a"))
+    assert dcsync("wait", "--for", "completed", "a", "--fresh").code == 2
 
 
 def test_all_are_the_managed_ones(dcsync: Shell) -> None:

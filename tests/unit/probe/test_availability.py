@@ -82,12 +82,16 @@ def test_however_many_reports_are_lost_nobody_is_offline_after_fewer_than_two_ba
 class Store:
     def __init__(self, targets: Iterable[ProbeTarget] = ()) -> None:
         self._targets = {target.region_name: target for target in targets}
+        self.seen: list[tuple[str, datetime]] = []
 
     def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
         return list(self._targets)
 
     def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
         return [self._targets[name] for name in region_names if name in self._targets]
+
+    def note_seen(self, region_names: Sequence[str], *, now: datetime) -> None:
+        self.seen += [(region_name, now) for region_name in region_names]
 
 
 class Sent:
