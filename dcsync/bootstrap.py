@@ -329,7 +329,7 @@ def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThr
         command=central_rotation.rotate_command(command, deadline_seconds=timeout) if command else None,
         new_key=central_rotation.new_key,
         loop=loop,
-        wake=messenger(settings, app).send_audit_sweep,
+        trigger_audit_sweep=messenger(settings, app).send_audit_sweep,
         limits=rotate_keys.Limits(
             interval=timedelta(seconds=settings.key_rotation_interval),
             window=timedelta(seconds=settings.key_rotation_window),
@@ -339,7 +339,7 @@ def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThr
             max_in_flight=settings.key_max_in_flight,
             hold_off=timedelta(seconds=settings.hold_off_max),
             claim_lifetime=timedelta(seconds=2 * (timeout + 4 * settings.request_timeout)),
-            settle=timedelta(seconds=settings.central_max_age),
+            distribution_delay=timedelta(seconds=settings.central_max_age),
         ),
         now=utc_now,
         new_run_id=_new_run_id,

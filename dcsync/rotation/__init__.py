@@ -1,1 +1,1 @@
-"""Service: rotates the central fernet keys when due, and distributes them to the subclouds in waves."""
+"""Service: rotates the central fernet keys when due and distributes them to the subclouds in waves."""

@@ -1,26 +1,24 @@
-"""Pure: what a rotation makes of a set of fernet keys, whether one may be done now, and when the next one is due.
+"""Computes rotated sets of fernet keys, whether a rotation is safe now, and when the next is due. Pure.
 
-Carrying it out is `rotate_keys.py`; comparing and repairing a subcloud's keys is the audit's own business.
+`rotate_keys.py` carries rotations out; audits compare and repair the subclouds' keys.
 
 Why no subcloud ever rejects a token that the central cloud issues
 -------------------------------------------------------
-Keystone issues tokens with the primary key (the highest id) and takes tokens of every key it holds, the staged one
-(id 0) among them. A rotation makes the staged key primary and stages a new one. So, for the n-th set S(n):
+Keystone issues tokens with the primary key (the highest id) and accepts tokens of every key it holds, including the
+staged one (id 0). A rotation makes the staged key primary and stages a new one. So, for the n-th set S(n):
 
 1. primary(n) = staged(n-1), and staged(n-1) is in S(n-1). So a subcloud that holds S(n-1) accepts what the central
    cloud issues from the moment of the rotation on: rotate first, distribute afterwards, in any order and at any pace.
-2. The other way round: such a subcloud still issues with primary(n-1), which is in S(n) as a secondary as long as a set
-   holds three keys or more (staged, primary, one secondary). Hence FEWEST_KEYS: the central cloud accepts its tokens.
-3. A subcloud that holds only S(n-2) lacks staged(n-1): the next rotation must wait until S(n-1) is everywhere, or
-nearly so
-   (`refusal`). A subcloud that is away does not count: nobody can reach it, and when it comes back it gets the whole
-   set before anything else.
-4. Tokens issued before live on under a secondary key: with three keys, until the rotation after this one. Two rotations
-   closer together than a token lives would end tokens that are still good (`refusal` again).
-5. While a set is written, file by file, all this holds as well: it is sent with the primary first and the staged key
-   last (`adapters/sysinv.py`).
+2. Conversely, such a subcloud still issues tokens with primary(n-1). The central cloud accepts them, because S(n) has
+   it as a secondary if a set holds at least MIN_KEYS (staged, primary, one secondary).
+3. A subcloud that holds only S(n-2) lacks staged(n-1): the next rotation must wait until nearly all subclouds hold
+   S(n-1) (`refusal`). An offline subcloud does not count: it receives the whole set first when it returns.
+4. Tokens issued earlier stay valid through a secondary key: with three keys, until the next rotation. Two rotations
+   within one token lifetime would invalidate tokens that have not expired (`refusal`).
+5. This also holds while a set is written file by file: the primary key is sent first and the staged key last
+   (`adapters/cloud/sysinv.py`).
 
-tests/unit/audit/test_key_rotation.py holds all four to a model of subclouds that get each set late and in any order.
+tests/unit/rotation/test_key_rotation.py checks this with a model of subclouds that receive sets late, in any order.
 Source: keystone.common.fernet_utils (rotate_keys), docs/upstream/generic-sync-and-audit.md section 11,
 docs/upstream/lessons.md R24, R25.
 """
@@ -35,18 +33,18 @@ from dcsync.rotation.ports import Spread
 STAGED = 0
 """The id of the key that becomes primary next."""
 
-FEWEST_KEYS = 3
-"""Staged, primary and one secondary; with fewer a rotation would reject what subclouds still issue."""
+MIN_KEYS = 3
+"""Staged, primary and one secondary; with fewer, a rotation would reject tokens that subclouds still issue."""
 
 
 def rotated(current: FernetKeys, *, staged: str, max_active_keys: int) -> FernetKeys:
-    """The next set, as `keystone-manage fernet_rotate` makes it: key 0 becomes the highest, `staged` becomes key 0, and
-    the oldest go until `max_active_keys` are left.
+    """Returns the next set as `keystone-manage fernet_rotate` does: key 0 becomes the highest, `staged` becomes key 0,
+    the oldest are removed until `max_active_keys` are left.
 
-    Raises ValueError when there is no staged key and another to be followed, or for fewer than FEWEST_KEYS active keys.
+    Raises ValueError without a staged and a primary key, or if `max_active_keys` is below MIN_KEYS.
     """
-    if max_active_keys < FEWEST_KEYS:
-        raise ValueError(f"{max_active_keys} active keys: at least {FEWEST_KEYS} are needed")
+    if max_active_keys < MIN_KEYS:
+        raise ValueError(f"{max_active_keys} active keys: at least {MIN_KEYS} are needed")
     if STAGED not in current.keys or len(current.keys) < 2:
         raise ValueError(f"the keys {sorted(current.keys)} have no staged key and primary key")
     keys = {key_id: key for key_id, key in current.keys.items() if key_id != STAGED}
@@ -56,8 +54,8 @@ def rotated(current: FernetKeys, *, staged: str, max_active_keys: int) -> Fernet
 
 
 def is_rotation_of(*, before: KeySet, now: KeySet) -> bool:
-    """Whether `now` came from `before` by one whole rotation, whoever did it: its primary is what was staged, and
-    another key is staged now."""
+    """Returns whether `now` is `before` after one complete rotation: the staged key became primary, and another key
+    is staged."""
     return bool(before.staged) and now.primary == before.staged and now.staged not in ("", before.staged)
 
 
@@ -69,17 +67,17 @@ def refusal(
     token_lifetime: timedelta,
     now: datetime,
 ) -> str | None:
-    """Why a rotation must not be done now, None when it may. Somebody who knows better may force it."""
+    """Returns why a rotation is not safe now, None if it is. An operator may force it."""
     if last_rotated_at is not None and now - last_rotated_at < token_lifetime:
         since = int((now - last_rotated_at).total_seconds())
         return (
             f"the last rotation was {since} s ago and tokens live {int(token_lifetime.total_seconds())} s: "
-            "another one would end tokens that are still good"
+            "another one would invalidate tokens that have not expired"
         )
     if spread.share_behind > max_share_behind:
         return (
-            f"{spread.behind} of {spread.subclouds} subclouds have not been seen with the current keys, the staged one "
-            f"among them; at most {max_share_behind:.0%} may be missing, for they would reject every new token"
+            f"{spread.behind} of {spread.subclouds} subclouds are not known to hold the current keys; "
+            f"at most {max_share_behind:.0%} may lack them, because they would reject every new token"
         )
     return None
 
@@ -87,10 +85,10 @@ def refusal(
 def next_due(
     *, interval: timedelta, last_rotated_at: datetime | None, due: datetime | None, now: datetime
 ) -> datetime | None:
-    """When the schedule wants the next rotation; None when `interval` is zero (off).
+    """Returns when the next rotation is due by schedule; None when `interval` is zero (off).
 
-    The time is kept in a row, so that restarts do not move it; one that lies further off than a whole interval (for the
-    interval was shortened) is drawn near. Source: docs/upstream/lessons.md R25.
+    The time is stored in a row, so that restarts do not move it. If the interval was shortened, the stored time moves
+    forward to one interval after the last rotation. Source: docs/upstream/lessons.md R25.
     """
     if not interval:
         return None

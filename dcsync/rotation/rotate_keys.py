@@ -1,10 +1,9 @@
-"""Rotate the central cloud's keys once when it is due, then let the subclouds have them in waves.
+"""Rotates the central cloud's keys when due, then distributes them to the subclouds in waves.
 
-What is safe and why is `key_rotation.py`. Exactly one of many beats and workers rotates: the row is claimed by
-conditional UPDATE, and whether a rotation that was cut short (crash, deadline, lost answer) was done is told by the
-fingerprints kept before it, never guessed. The keys themselves reach a subcloud through its audit, as any difference
-does. Source: docs/upstream/generic-sync-and-audit.md section 11; unlike upstream the due time is a row's
-(docs/upstream/lessons.md R24, R25), and waves bound how many subclouds get new keys at once (R37).
+`key_rotation.py` explains when this is safe. The row is claimed by conditional UPDATE, so only one process rotates. If
+a rotation is interrupted (crash, deadline, lost reply), fingerprints stored before it show whether it was done. Audits
+deliver the keys to the subclouds. Source: docs/upstream/generic-sync-and-audit.md section 11; unlike upstream the due
+time is in a row (docs/upstream/lessons.md R24, R25), and waves limit how many subclouds get new keys at once (R37).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dcsync.runs.ports import Loop
 
 
 class Result(StrEnum):
-    """What one look led to."""
+    """The result of one call of `KeyRotation.run`."""
 
     IDLE = "idle"
     ROTATED = "rotated"
@@ -36,30 +35,30 @@ class Result(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Plain values, shown in the log and in Flower."""
+    """The result as plain values for the log and Flower."""
 
     result: Result
     detail: str = ""
-    asked: int = 0
-    """Subclouds that were asked in this wave."""
+    requested: int = 0
+    """The number of audits requested in this wave."""
 
     @property
     def is_idle(self) -> bool:
-        return self.result is Result.IDLE or (self.result is Result.DISTRIBUTING and not self.asked)
+        return self.result is Result.IDLE or (self.result is Result.DISTRIBUTING and not self.requested)
 
     def as_dict(self) -> dict[str, object]:
-        told = {"result": self.result.value, "detail": self.detail, "asked": self.asked}
-        return {name: value for name, value in told.items() if value not in ("", 0)}
+        values = {"result": self.result.value, "detail": self.detail, "requested": self.requested}
+        return {name: value for name, value in values.items() if value not in ("", 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Numbers a rotation keeps to."""
+    """Limits of a rotation."""
 
     interval: timedelta
-    """Between two rotations; zero is never, but when asked for."""
+    """Between two rotations; zero: only on request."""
     window: timedelta
-    """How long after a rotation differing keys are planned."""
+    """How long after a rotation differing keys are expected."""
     max_share_behind: float
     token_lifetime: timedelta
     max_active_keys: int
@@ -67,29 +66,29 @@ class Limits:
     hold_off: timedelta
     """After a refusal or a failure."""
     claim_lifetime: timedelta
-    """After which a claim that nobody ended is taken over; longer than a rotation can take."""
-    settle: timedelta
-    """After which no process compares with keys from before the rotation any more."""
+    """After this time an unfinished claim may be taken over; longer than a rotation can take."""
+    distribution_delay: timedelta
+    """After this time no process uses cached keys from before the rotation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyRotation:
-    """One object per process; any number of them may look at the same time."""
+    """The key rotation service. One object per process; any number of them may run concurrently."""
 
     store: KeyRotationStore
     central: CentralKeys
     command: Callable[[], None] | None
-    """Makes the central cloud rotate by itself; raises KeyRotationFailed. None: a rotated set is written to it."""
+    """Runs the central cloud's own rotation; raises KeyRotationFailed. None: dcsync writes a rotated set to it."""
     new_key: Callable[[], str]
     loop: Loop
-    wake: Callable[[], None]
-    """Somebody should look for due audits."""
+    trigger_audit_sweep: Callable[[], None]
+    """Sends a message to sweep due audits."""
     limits: Limits
     now: Callable[[], datetime]
     new_run_id: Callable[[], str]
 
-    def look(self) -> Outcome:
-        """Rotate if it is due, else let more subclouds have the keys if some lack them, else plan the next rotation."""
+    def run(self) -> Outcome:
+        """Rotates if due, else continues a distribution; schedules the next rotation."""
         row = self._scheduled()
         now = self.now()
         if row.is_due(now) or row.state is RotationState.ROTATING:
@@ -117,18 +116,18 @@ class KeyRotation:
             found = self._read()
             before = claimed.before
             if before is not None and is_rotation_of(before=before, now=key_set(found)):
-                return self._finish(run_id, found, "an earlier try had rotated them already")
-            why_not = self._why_not(claimed, found)
-            if why_not is not None:
-                return self._give_up(run_id, claimed, Result.REFUSED, why_not, forget=True)
+                return self._finish(run_id, found, "an earlier attempt had already rotated them")
+            refused = self._refusal(claimed, found)
+            if refused is not None:
+                return self._give_up(run_id, claimed, Result.REFUSED, refused, forget=True)
             before = key_set(found)
             if not self.store.remember(run_id=run_id, before=before, now=self.now()):
-                return Outcome(Result.SUPERSEDED, "somebody else took the rotation over")
-            return self._finish(run_id, self._carried_out(found, before))
+                return Outcome(Result.SUPERSEDED, "another process took over the rotation")
+            return self._finish(run_id, self._rotate_central(found, before))
         except (CloudError, KeyRotationFailed) as exc:
             return self._give_up(run_id, claimed, Result.FAILED, str(exc), forget=False)
 
-    def _why_not(self, claimed: KeyRotationRow, found: FernetKeys) -> str | None:
+    def _refusal(self, claimed: KeyRotationRow, found: FernetKeys) -> str | None:
         if claimed.forced:
             return None
         return refusal(
@@ -139,10 +138,10 @@ class KeyRotation:
             now=self.now(),
         )
 
-    def _carried_out(self, found: FernetKeys, before: KeySet) -> FernetKeys:
-        """The central cloud's set after the rotation; what cannot be told from an error, its keys tell."""
+    def _rotate_central(self, found: FernetKeys, before: KeySet) -> FernetKeys:
+        """Rotates and returns the central keys read afterwards; after an error, these show whether it was done."""
         try:
-            self._ask_central(found)
+            self._apply_rotation(found)
         except (CloudError, KeyRotationFailed):
             after = self._read()
             if not is_rotation_of(before=before, now=key_set(after)):
@@ -150,10 +149,10 @@ class KeyRotation:
             return after
         after = self._read()
         if not is_rotation_of(before=before, now=key_set(after)):
-            raise KeyRotationFailed("the central cloud's primary key is not the one that was staged before")
+            raise KeyRotationFailed("the central cloud's primary key is not the key that was staged before")
         return after
 
-    def _ask_central(self, found: FernetKeys) -> None:
+    def _apply_rotation(self, found: FernetKeys) -> None:
         if self.command is not None:
             self.command()
             return
@@ -172,30 +171,30 @@ class KeyRotation:
 
     def _finish(self, run_id: str, current: FernetKeys, detail: str = "") -> Outcome:
         now = self.now()
-        mine = self.store.finish(
+        is_own = self.store.finish(
             run_id=run_id,
             current=key_set(current),
             now=now,
             next_due_at=now + self.limits.interval if self.limits.interval else None,
             window_until=now + self.limits.window,
         )
-        return Outcome(Result.ROTATED, detail) if mine else Outcome(Result.SUPERSEDED)
+        return Outcome(Result.ROTATED, detail) if is_own else Outcome(Result.SUPERSEDED)
 
     def _give_up(self, run_id: str, claimed: KeyRotationRow, result: Result, detail: str, *, forget: bool) -> Outcome:
-        """Where the keys of an earlier rotation are still being distributed, that goes on."""
+        """Ends the attempt; a distribution of keys from an earlier rotation is resumed."""
         now = self.now()
         event = RotationEvent.RESUMED if claimed.is_window_open(now) else RotationEvent.GIVEN_UP
-        mine = self.store.give_up(
+        is_own = self.store.give_up(
             event, run_id=run_id, detail=detail, now=now, retry_at=now + self.limits.hold_off, forget=forget
         )
-        return Outcome(result, detail) if mine else Outcome(Result.SUPERSEDED)
+        return Outcome(result, detail) if is_own else Outcome(Result.SUPERSEDED)
 
     # --- distribute ---
 
     def _distribute(self, row: KeyRotationRow) -> Outcome:
         now = self.now()
-        fresh_from = (row.last_rotated_at or now) + self.limits.settle
-        if now < fresh_from:
+        start = (row.last_rotated_at or now) + self.limits.distribution_delay
+        if now < start:
             return Outcome(Result.DISTRIBUTING)
         fingerprint = self._read().fingerprint()
         spread = self.store.spread(fingerprint)
@@ -205,16 +204,18 @@ class KeyRotation:
             return self._end(
                 f"the window is over, {spread.behind} of {spread.subclouds} subclouds lack the current keys"
             )
-        asked = self.store.next_wave(
+        requested = self.store.next_wave(
             fingerprint,
             max_in_flight=row.max_in_flight or self.limits.max_in_flight,
-            asked_before=fresh_from,
+            requested_before=start,
             now=now,
         )
-        if asked:
-            self.wake()
+        if requested:
+            self.trigger_audit_sweep()
         return Outcome(
-            Result.DISTRIBUTING, f"{spread.behind} of {spread.subclouds} subclouds still lack the keys", asked
+            Result.DISTRIBUTING,
+            f"{spread.behind} of {spread.subclouds} subclouds still lack the keys",
+            requested,
         )
 
     def _end(self, detail: str) -> Outcome:

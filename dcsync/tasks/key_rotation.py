@@ -17,7 +17,7 @@ _WORTH_A_WARNING = frozenset({Result.REFUSED, Result.FAILED})
 @shared_task(name=TaskName.ROTATE_KEYS.value, bind=True)
 def rotate_keys(self: DcsyncTask, **_: object) -> dict[str, object]:
     """One look; any number of them at once do no harm."""
-    outcome = self.sync.key_rotation.look()
+    outcome = self.sync.key_rotation.run()
     if not outcome.is_idle:
         tell = log.warning if outcome.result in _WORTH_A_WARNING else log.info
         tell("key rotation", **outcome.as_dict())

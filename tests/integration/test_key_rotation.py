@@ -79,11 +79,11 @@ class World:
     def process(self, **changes: Any) -> KeyRotation:
         values: dict[str, Any] = {
             "store": self.store, "central": self.centre, "command": None, "new_key": new_key, "loop": Loop(),
-            "wake": self._wake, "limits": LIMITS, "now": self.now, "new_run_id": self._run_id,
+            "trigger_audit_sweep": self._count_sweep, "limits": LIMITS, "now": self.now, "new_run_id": self._run_id,
         }  # fmt: skip
         return KeyRotation(**(values | changes))
 
-    def _wake(self) -> None:
+    def _count_sweep(self) -> None:
         self.woken += 1
 
     def _run_id(self) -> str:
@@ -146,7 +146,7 @@ LIMITS = Limits(
     max_in_flight=4,
     hold_off=timedelta(minutes=15),
     claim_lifetime=timedelta(minutes=5),
-    settle=5 * SECOND,
+    distribution_delay=5 * SECOND,
 )
 
 
@@ -157,22 +157,22 @@ def world(engine: Engine) -> World:
 
 def test_the_due_time_is_a_rows_and_no_restart_moves_it(world: World) -> None:
     for _ in range(3):
-        assert world.process().look().result is Result.IDLE
+        assert world.process().run().result is Result.IDLE
         world.pass_(HOUR)
     assert world.store.row().next_due_at == NOON + WEEK
     world.pass_(WEEK - 4 * HOUR)
-    assert world.process().look().result is Result.IDLE
+    assert world.process().run().result is Result.IDLE
     world.pass_(HOUR)
-    assert world.process().look().result is Result.ROTATED
+    assert world.process().run().result is Result.ROTATED
     assert world.store.row().next_due_at == NOON + 2 * WEEK
 
 
 def test_without_an_interval_keys_rotate_only_when_asked(world: World) -> None:
     process = world.process(limits=Limits(**(vars(LIMITS) | {"interval": timedelta()})))
     world.pass_(52 * WEEK)
-    assert process.look().result is Result.IDLE
+    assert process.run().result is Result.IDLE
     world.ask()
-    assert process.look().result is Result.ROTATED
+    assert process.run().result is Result.ROTATED
     assert world.store.row().next_due_at is None
 
 
@@ -180,7 +180,7 @@ def test_many_processes_that_look_at_once_rotate_exactly_once(world: World) -> N
     world.ask()
     before = key_set(world.centre.keys)
     with ThreadPoolExecutor(8) as threads:
-        outcomes = list(threads.map(lambda _: world.process().look().result, range(24)))
+        outcomes = list(threads.map(lambda _: world.process().run().result, range(24)))
     assert outcomes.count(Result.ROTATED) == 1
     assert world.centre.rotations == 1
     assert is_rotation_of(before=before, now=key_set(world.centre.keys))
@@ -189,7 +189,7 @@ def test_many_processes_that_look_at_once_rotate_exactly_once(world: World) -> N
 def test_a_command_rotates_in_place_of_a_write(world: World) -> None:
     before = key_set(world.centre.keys)
     world.ask()
-    assert world.process(command=world.centre.rotate_by_itself).look().result is Result.ROTATED
+    assert world.process(command=world.centre.rotate_by_itself).run().result is Result.ROTATED
     assert is_rotation_of(before=before, now=key_set(world.centre.keys))
 
 
@@ -208,45 +208,45 @@ def test_a_process_killed_after_the_rotation_costs_no_second_one(world: World) -
 
     world.ask()
     with pytest.raises(Killed):
-        world.process(command=rotate_and_die).look()
-    assert world.process().look().result is Result.IDLE, "the claim is still good"
+        world.process(command=rotate_and_die).run()
+    assert world.process().run().result is Result.IDLE, "the claim is still good"
     world.pass_(LIMITS.claim_lifetime + SECOND)
-    assert world.process().look().result is Result.ROTATED
+    assert world.process().run().result is Result.ROTATED
     assert world.centre.rotations == 1
 
 
 def test_a_process_killed_before_the_rotation_leaves_it_to_the_next(world: World) -> None:
     world.ask()
     with pytest.raises(Killed):
-        world.process(command=killed).look()
+        world.process(command=killed).run()
     world.pass_(LIMITS.claim_lifetime + SECOND)
-    assert world.process(command=world.centre.rotate_by_itself).look().result is Result.ROTATED
+    assert world.process(command=world.centre.rotate_by_itself).run().result is Result.ROTATED
     assert world.centre.rotations == 1
 
 
 def test_an_answer_that_was_lost_is_not_taken_for_a_failure(world: World) -> None:
     world.centre.failing = "after"
     world.ask()
-    assert world.process().look().result is Result.ROTATED
+    assert world.process().run().result is Result.ROTATED
     assert world.centre.rotations == 1
 
 
 def test_a_rotation_that_failed_is_told_and_tried_again_later(world: World) -> None:
-    world.process().look()
+    world.process().run()
     world.pass_(WEEK)
     world.centre.failing = "before"
-    assert world.process().look().result is Result.FAILED
+    assert world.process().run().result is Result.FAILED
     row = world.store.row()
     assert (row.state, "central-unreachable" in row.detail) == (RotationState.IDLE, True)
     world.centre.failing = None
-    assert world.process().look().result is Result.IDLE
+    assert world.process().run().result is Result.IDLE
     world.pass_(LIMITS.hold_off)
-    assert world.process().look().result is Result.ROTATED
+    assert world.process().run().result is Result.ROTATED
 
 
 def test_a_command_that_does_nothing_is_not_believed(world: World) -> None:
     world.ask()
-    outcome = world.process(command=lambda: None).look()
+    outcome = world.process(command=lambda: None).run()
     assert (outcome.result, world.centre.rotations) == (Result.FAILED, 0)
     assert "primary" in outcome.detail
     assert world.store.row().requested_at is None
@@ -259,7 +259,7 @@ def test_whoever_lost_the_claim_rotates_nothing(world: World) -> None:
         async def central_keys(self) -> FernetKeys:
             if not world.centre.rotations:
                 world.pass_(LIMITS.claim_lifetime + SECOND)
-                assert await asyncio.to_thread(lambda: quick.look().result) is Result.ROTATED
+                assert await asyncio.to_thread(lambda: quick.run().result) is Result.ROTATED
             return await world.centre.central_keys()
 
         async def replace_central_keys(self, keys: FernetKeys) -> None:
@@ -267,7 +267,7 @@ def test_whoever_lost_the_claim_rotates_nothing(world: World) -> None:
 
     world.ask()
     slow = world.process(central=SlowCentre())
-    assert slow.look().result is not Result.ROTATED
+    assert slow.run().result is not Result.ROTATED
     assert world.centre.rotations == 1
 
 
@@ -275,12 +275,12 @@ def test_sites_without_the_staged_key_hold_a_rotation_up_unless_it_is_forced(wor
     world.add_sites(10)
     world.centre.rotate_by_itself()
     world.ask()
-    outcome = world.process().look()
+    outcome = world.process().run()
     assert outcome.result is Result.REFUSED
     assert "10 of 10" in outcome.detail
-    assert world.process().look().result is Result.IDLE, "a refused request is over"
+    assert world.process().run().result is Result.IDLE, "a refused request is over"
     world.ask(forced=True)
-    assert world.process().look().result is Result.ROTATED
+    assert world.process().run().result is Result.ROTATED
 
 
 def test_a_site_that_is_away_holds_nothing_up(world: World) -> None:
@@ -291,15 +291,15 @@ def test_a_site_that_is_away_holds_nothing_up(world: World) -> None:
         away = subcloud.c.id == world.sites()[0]
         connection.execute(update(subcloud).where(away).values(availability_status="offline"))
     world.ask()
-    assert world.process().look().result is Result.ROTATED
+    assert world.process().run().result is Result.ROTATED
 
 
 def test_two_rotations_within_the_life_of_a_token_are_refused(world: World) -> None:
     world.ask()
-    world.process().look()
+    world.process().run()
     world.pass_(HOUR - SECOND)
     world.ask()
-    assert world.process().look().result is Result.REFUSED
+    assert world.process().run().result is Result.REFUSED
     assert world.centre.rotations == 1
 
 
@@ -307,15 +307,15 @@ def test_sites_get_the_keys_in_waves_and_the_window_closes_behind_the_last(world
     world.add_sites(10)
     world.ask()
     process = world.process()
-    assert process.look().result is Result.ROTATED
-    world.pass_(LIMITS.settle - SECOND)
-    assert process.look().asked == 0, "a process may still hold keys from before"
+    assert process.run().result is Result.ROTATED
+    world.pass_(LIMITS.distribution_delay - SECOND)
+    assert process.run().requested == 0, "a process may still hold keys from before"
     world.pass_(SECOND)
     waves = 0
-    while process.look().result is not Result.DISTRIBUTED:
+    while process.run().result is not Result.DISTRIBUTED:
         asked = world.asked()
         assert 1 <= len(asked) <= LIMITS.max_in_flight
-        world.process().look()
+        world.process().run()
         assert world.asked() == asked, "another beat asks nobody twice"
         world.audit(*asked[:3])
         world.pass_(5 * SECOND)
@@ -329,23 +329,23 @@ def test_sites_get_the_keys_in_waves_and_the_window_closes_behind_the_last(world
 def test_the_size_of_the_waves_can_be_asked_for(world: World) -> None:
     world.add_sites(10)
     world.ask(max_in_flight=7)
-    world.process().look()
-    world.pass_(LIMITS.settle)
-    assert world.process().look().asked == 7
+    world.process().run()
+    world.pass_(LIMITS.distribution_delay)
+    assert world.process().run().requested == 7
 
 
 def test_a_site_that_fails_holds_up_no_other(world: World) -> None:
     world.add_sites(6)
     world.ask(max_in_flight=2)
     process = world.process()
-    process.look()
-    world.pass_(LIMITS.settle)
-    process.look()
+    process.run()
+    world.pass_(LIMITS.distribution_delay)
+    process.run()
     first, second = world.asked()
     world.fail(first)
     world.audit(second)
     world.pass_(5 * SECOND)
-    assert process.look().asked == 2
+    assert process.run().requested == 2
     assert len(world.asked()) == 3
 
 
@@ -353,19 +353,19 @@ def test_a_site_whose_last_difference_was_left_as_it_is_gets_rotated_keys_with_t
     world.add_sites(2)
     world.fail(world.sites()[0], reason=Reason.NOT_CONVERGING)
     world.ask()
-    world.process().look()
-    world.pass_(LIMITS.settle)
-    assert world.process().look().asked == 2
+    world.process().run()
+    world.pass_(LIMITS.distribution_delay)
+    assert world.process().run().requested == 2
 
 
 def test_a_site_that_got_the_keys_otherwise_is_not_asked(world: World) -> None:
     world.add_sites(3)
     world.ask()
     process = world.process()
-    process.look()
+    process.run()
     world.audit(world.sites()[0])
-    world.pass_(LIMITS.settle)
-    process.look()
+    world.pass_(LIMITS.distribution_delay)
+    process.run()
     assert world.asked() == world.sites()[1:]
 
 
@@ -373,10 +373,10 @@ def test_a_window_that_is_over_ends_the_distribution_and_names_how_many_are_miss
     world.add_sites(3)
     world.ask()
     process = world.process()
-    process.look()
+    process.run()
     world.audit(*world.sites()[:2])
     world.pass_(LIMITS.window)
-    outcome = process.look()
+    outcome = process.run()
     assert outcome.result is Result.DISTRIBUTED
     assert "1 of 3 subclouds lack" in outcome.detail
 
@@ -384,7 +384,7 @@ def test_a_window_that_is_over_ends_the_distribution_and_names_how_many_are_miss
 def test_the_watch_finds_nothing_new_in_keys_dcsync_rotated_itself(world: World) -> None:
     world.add_sites(1)
     world.ask()
-    world.process().look()
+    world.process().run()
     with world.engine.connect() as connection:
         known = connection.scalar(select(central_state.c.fingerprint))
     assert known == world.centre.keys.fingerprint()
@@ -407,7 +407,7 @@ def test_the_watch_leaves_keys_that_are_being_rotated_to_the_rotation(world: Wor
 
     older = world.centre.keys.fingerprint()
     world.ask()
-    assert world.process(command=rotate_while_the_watch_looks).look().result is Result.ROTATED
+    assert world.process(command=rotate_while_the_watch_looks).run().result is Result.ROTATED
     assert the_watch_sees(older) is None, "read before the rotation, told after it"
     assert world.asked() == []
     world.pass_(timedelta(minutes=2))
@@ -418,7 +418,7 @@ def test_no_key_is_in_the_row(world: World) -> None:
     keys = set(world.centre.keys.keys.values())
     world.ask()
     with pytest.raises(Killed):
-        world.process(command=killed).look()
+        world.process(command=killed).run()
     with world.engine.connect() as connection:
         kept = repr(connection.execute(select(key_rotation)).one())
     assert "before" in repr(key_rotation.c.keys())
@@ -431,5 +431,5 @@ def test_a_failing_command_says_how_and_nothing_it_printed(world: World) -> None
         raise KeyRotationFailed("/usr/bin/rotate ended with exit code 3")
 
     world.ask()
-    outcome = world.process(command=fails).look()
+    outcome = world.process(command=fails).run()
     assert outcome.as_dict() == {"result": "failed", "detail": "/usr/bin/rotate ended with exit code 3"}

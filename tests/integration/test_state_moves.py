@@ -320,7 +320,7 @@ def _operations() -> Iterator[Operation]:
         "ask": lambda w: w.rotation.ask(now=w.now, by="eve", forced=False, max_in_flight=None),
         "schedule": lambda w: w.rotation.schedule(w.now, was=NOON),
         "remember": lambda w: w.rotation.remember(run_id=w.run_id, before=KEYS, now=NOON),
-        "next wave": lambda w: w.rotation.next_wave("f2", max_in_flight=9, asked_before=w.now, now=w.now),
+        "next wave": lambda w: w.rotation.next_wave("f2", max_in_flight=9, requested_before=w.now, now=w.now),
     }.items():
         yield Operation("key_rotation", name, writes)
 

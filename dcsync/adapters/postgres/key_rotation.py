@@ -132,7 +132,7 @@ class SqlKeyRotationStore:
             return Spread(subclouds=row[0], behind=row[1])
 
     @database_errors()
-    def next_wave(self, fingerprint: str, *, max_in_flight: int, asked_before: datetime, now: datetime) -> int:
+    def next_wave(self, fingerprint: str, *, max_in_flight: int, requested_before: datetime, now: datetime) -> int:
         mine = sa.select(_ROW.id).where(ROTATION_MOVES.where(RotationEvent.WAVE_SENT))
         with self._engine.begin() as connection:
             if connection.execute(mine.with_for_update(skip_locked=True)).one_or_none() is None:
@@ -145,7 +145,7 @@ class SqlKeyRotationStore:
                 sa.select(_SITE.subcloud_id)
                 .select_from(_SITES)
                 .where(_ELIGIBLE, _lacks(fingerprint), ~is_held_off())
-                .where(sa.or_(_SITE.requested_at.is_(None), _SITE.requested_at < asked_before))
+                .where(sa.or_(_SITE.requested_at.is_(None), _SITE.requested_at < requested_before))
                 .order_by(_SITE.subcloud_id)
                 .limit(room)
                 .with_for_update(of=subcloud_sync, skip_locked=True)

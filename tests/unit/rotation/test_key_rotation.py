@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dcsync.model.identity import FernetKeys, key_set
-from dcsync.rotation.key_rotation import FEWEST_KEYS, STAGED, is_rotation_of, next_due, refusal, rotated
+from dcsync.rotation.key_rotation import MIN_KEYS, STAGED, is_rotation_of, next_due, refusal, rotated
 from dcsync.rotation.ports import Spread
 from tests.builders import NOON
 
@@ -84,7 +84,7 @@ def test_a_rotation_waits_for_sites_that_lack_the_staged_key() -> None:
 
 
 def test_two_rotations_within_the_life_of_a_token_are_refused() -> None:
-    assert "still good" in str(refused(Spread(subclouds=100, behind=0), since=timedelta(minutes=59)))
+    assert "have not expired" in str(refused(Spread(subclouds=100, behind=0), since=timedelta(minutes=59)))
     assert refused(Spread(subclouds=100, behind=0), since=HOUR) is None
 
 
@@ -117,7 +117,7 @@ class Sites(RuleBasedStateMachine):
 
     guarded = True
 
-    @initialize(count=st.integers(2, 5), size=st.integers(FEWEST_KEYS, 5))
+    @initialize(count=st.integers(2, 5), size=st.integers(MIN_KEYS, 5))
     def begin(self, count: int, size: int) -> None:
         self.size = size
         self.made = 3
