@@ -1,1 +1,1 @@
-"""Service: looks whether subclouds answer, and reports their availability."""
+"""Service: probes subclouds and reports their availability."""

@@ -1,8 +1,7 @@
-"""Is a subcloud there? Who is due for a probe, what an answer means, and who is told.
+"""Probes the availability of subclouds: finds which are due, evaluates each probe and reports it.
 
-The probe observes and reports; what becomes of a report is the state service's. It decides from the rows as they are
-when the probe begins, so a report that was lost is simply made again by the next probe.
-How a probe is made over HTTP is an adapter's business.
+The state service applies the reports. A probe is evaluated against the row as it is when the probe starts, so the next
+probe repeats a lost report. An adapter sends the HTTP requests.
 """
 
 from __future__ import annotations
@@ -17,45 +16,45 @@ from dcsync.probe.ports import ProbeMessenger, Prober, ProbeStore, ProbeTarget
 from dcsync.runs.ports import Loop
 
 OFFLINE_AFTER = 2
-"""Bad probes in a row that make an online subcloud offline. Source: docs/upstream/state-service.md section 8.2."""
+"""Failed probes in a row that make an online subcloud offline. Source: docs/upstream/state-service.md section 8.2."""
 
 REPORT_EVERY = 20
-"""Each subcloud's probe of this number is reported whatever it found, so that what observers' marks say stays young."""
+"""Every probe of this number is reported even if nothing changed, so that the marks of reports stay recent."""
 
-CHUNK = 500
-"""Subclouds in one message: a message costs more than a probe, and one with a silent subcloud among them holds a thread
-until that subcloud's time is up."""
+MAX_PER_MESSAGE = 500
+"""Subclouds in one message: a message costs more than a probe, and an unresponsive subcloud occupies a thread until its
+timeout."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What is reported of one probe: how many probes failed in a row, and with it a status where one follows."""
+class Observed:
+    """What is reported of one probe: the failed probes in a row, and the status that follows, if any."""
 
     fail_count: int
     availability_status: AvailabilityStatus | None = None
 
 
-def finding(*, is_good: bool, availability_status: AvailabilityStatus, fail_count: int, probes: int) -> Finding | None:
-    """What to report of a probe of a subcloud whose row says this; None: nothing that the row does not say already.
+def observe(*, is_good: bool, availability_status: AvailabilityStatus, fail_count: int, probes: int) -> Observed | None:
+    """Returns what to report of a probe, given the subcloud's row; None if the row already says it.
 
-    Online at the first good probe, offline after OFFLINE_AFTER bad ones in a row; a bad one that decides nothing is
-    counted. `probes` numbers this probe among the subcloud's. Source: docs/upstream/state-service.md section 8.2.
+    Online at the first good probe, offline after OFFLINE_AFTER failed ones in a row; other failed ones are counted.
+    `probes` is the number of this probe. Source: docs/upstream/state-service.md section 8.2.
     """
     if is_good:
         is_known = availability_status is AvailabilityStatus.ONLINE and fail_count == 0
-        return None if is_known and probes % REPORT_EVERY else Finding(0, AvailabilityStatus.ONLINE)
+        return None if is_known and probes % REPORT_EVERY else Observed(0, AvailabilityStatus.ONLINE)
     failed = min(fail_count + 1, MAX_FAIL_COUNT)
     if availability_status is AvailabilityStatus.ONLINE:
-        return Finding(failed, AvailabilityStatus.OFFLINE if failed >= OFFLINE_AFTER else None)
-    return Finding(failed, None if probes % REPORT_EVERY else AvailabilityStatus.OFFLINE)
+        return Observed(failed, AvailabilityStatus.OFFLINE if failed >= OFFLINE_AFTER else None)
+    return Observed(failed, None if probes % REPORT_EVERY else AvailabilityStatus.OFFLINE)
 
 
 @dataclass(frozen=True)
 class AvailabilitySweep:
-    """Finds from rows who is due, and sends messages that carry many subclouds each.
+    """Finds due subclouds from rows and sends messages with many subclouds each.
 
-    Two sweeps at once are harmless: who was taken by one is not due for the other. So is a message that is lost: it
-    costs its subclouds one round.
+    Two sweeps may run at once: a subcloud taken by one is not due for the other. A lost message delays its subclouds
+    by one interval.
     """
 
     store: ProbeStore
@@ -63,9 +62,9 @@ class AvailabilitySweep:
     interval: timedelta
 
     def run(self, *, now: datetime) -> int:
-        """How many subclouds were due. Raises BrokerUnreachable or DatabaseUnreachable."""
+        """Returns how many subclouds were due. Raises BrokerUnreachable or DatabaseUnreachable."""
         due = self.store.take_due(now=now, interval=self.interval)
-        chunks = [due[start : start + CHUNK] for start in range(0, len(due), CHUNK)]
+        chunks = [due[start : start + MAX_PER_MESSAGE] for start in range(0, len(due), MAX_PER_MESSAGE)]
         if chunks:
             self.messenger.send_probes(chunks, expires_seconds=self.interval.total_seconds())
         return len(due)
@@ -73,7 +72,7 @@ class AvailabilitySweep:
 
 @dataclass
 class Tally:
-    """What one message's probes found, in numbers of subclouds."""
+    """Results of the probes of one message, in numbers of subclouds."""
 
     good: int = 0
     bad: int = 0
@@ -86,7 +85,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class AvailabilityProbe:
-    """Probes many subclouds at once; each result is reported when it is there, so a dead one delays nobody."""
+    """Probes many subclouds concurrently; reports each result at once, so an unresponsive one delays no other."""
 
     store: ProbeStore
     prober: Prober
@@ -95,24 +94,24 @@ class AvailabilityProbe:
     report: Callable[[AvailabilityReport], None]
 
     def run(self, region_names: Sequence[str]) -> Tally:
-        """Probe those of them that still exist, managed or not; ends when the slowest has answered or timed out."""
+        """Probes those that still exist, managed or not; returns when all have answered or timed out."""
         targets = self.store.targets(region_names)
         tally = Tally()
         began_at = self.mark().observed_at
         if targets:
             self.loop.run(
-                self.prober.probe(targets, tell=lambda target, problem: self._take(target, problem, tally=tally))
+                self.prober.probe(targets, on_result=lambda target, problem: self._record(target, problem, tally=tally))
             )
         if tally.seen:
             self.store.note_seen(tally.seen, now=began_at)
         return tally
 
-    def _take(self, target: ProbeTarget, problem: str | None, *, tally: Tally) -> None:
+    def _record(self, target: ProbeTarget, problem: str | None, *, tally: Tally) -> None:
         tally.good += problem is None
         tally.bad += problem is not None
         if problem is None:
             tally.seen.append(target.region_name)
-        found = finding(
+        found = observe(
             is_good=problem is None,
             availability_status=target.availability_status,
             fail_count=target.fail_count,

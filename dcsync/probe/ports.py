@@ -1,4 +1,4 @@
-"""What the availability probe asks of the world."""
+"""Ports of the availability probe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dcsync.model.subcloud import AvailabilityStatus
 
 @dataclass(frozen=True, slots=True)
 class ProbeTarget:
-    """Where to look, and what its row said when the look began; `probes` numbers this probe among the subcloud's."""
+    """A subcloud to probe, with its row's values at the start; `probes` is the number of this probe."""
 
     region_name: str
     management_ip: str
@@ -25,24 +25,26 @@ class ProbeStore(Protocol):
     """When each subcloud is probed, managed or not."""
 
     def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
-        """Region names of those due for a probe, who then are due again after about `interval`, a little spread."""
+        """Returns region names due for a probe and makes them due again after about `interval`, slightly spread."""
 
     def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
-        """Those of them that exist."""
+        """Returns the targets for those subclouds that exist."""
 
     def note_seen(self, region_names: Sequence[str], *, now: datetime) -> None:
         """These were found online just now; one statement for all of them."""
 
 
 class Prober(Protocol):
-    """Looks whether subclouds are there."""
+    """Checks whether subclouds respond."""
 
-    async def probe(self, targets: Sequence[ProbeTarget], *, tell: Callable[[ProbeTarget, str | None], None]) -> None:
-        """Probe all of them, many at once; `tell` hears of each as soon as it is known: None is good, else why not."""
+    async def probe(
+        self, targets: Sequence[ProbeTarget], *, on_result: Callable[[ProbeTarget, str | None], None]
+    ) -> None:
+        """Probes all targets concurrently; calls `on_result` as each completes, with None if good, else the problem."""
 
 
 class ProbeMessenger(Protocol):
-    """Asks for probes."""
+    """Sends messages that request probes."""
 
     def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
-        """One message for each list of region names; raises BrokerUnreachable."""
+        """Sends one message per list of region names; raises BrokerUnreachable."""

@@ -47,19 +47,21 @@ class HttpProber:
         )
         self._room = asyncio.Semaphore(at_once)
 
-    async def probe(self, targets: Sequence[ProbeTarget], *, tell: Callable[[ProbeTarget, str | None], None]) -> None:
+    async def probe(
+        self, targets: Sequence[ProbeTarget], *, on_result: Callable[[ProbeTarget, str | None], None]
+    ) -> None:
         """See `ports.Prober`; every connection is a new one, for one kept open would say little about the next."""
         http = open_http(limits=self._limits, trust=self._trust, request_id=f"req-{uuid.uuid4()}", reuse=False)
         async with http as connections, asyncio.TaskGroup() as group:
             for target in targets:
-                group.create_task(self._probe_one(connections, target, tell))
+                group.create_task(self._probe_one(connections, target, on_result))
 
     async def _probe_one(
-        self, http: Http, target: ProbeTarget, tell: Callable[[ProbeTarget, str | None], None]
+        self, http: Http, target: ProbeTarget, on_result: Callable[[ProbeTarget, str | None], None]
     ) -> None:
         async with self._room:
             problem = await self._problem(http, target)
-        tell(target, problem)
+        on_result(target, problem)
 
     async def _problem(self, http: Http, target: ProbeTarget) -> str | None:
         try:

@@ -43,7 +43,7 @@ def a_target(address: str = ADDRESS, region_name: str = "r1") -> ProbeTarget:
 async def probed(prober: HttpProber, *targets: ProbeTarget) -> dict[str, str | None]:
     """In the order in which they were told."""
     told: dict[str, str | None] = {}
-    await prober.probe(targets, tell=lambda target, problem: told.update({target.region_name: problem}))
+    await prober.probe(targets, on_result=lambda target, problem: told.update({target.region_name: problem}))
     return told
 
 
@@ -108,12 +108,12 @@ async def test_a_dead_site_delays_nobody_else(at_once: int) -> None:
         )
         all_others = asyncio.Event()
 
-        def tell(target: ProbeTarget, problem: str | None) -> None:
+        def on_result(target: ProbeTarget, problem: str | None) -> None:
             told[target.region_name] = problem
             if len(told) == len(targets) - len(dead):
                 all_others.set()
 
-        probing = asyncio.create_task(prober.probe(targets, tell=tell))
+        probing = asyncio.create_task(prober.probe(targets, on_result=on_result))
         await all_others.wait()
         assert set(told.values()) == {None}
         assert not dead & told.keys()

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from dcsync.model.reports import MAX_FAIL_COUNT, AvailabilityReport, Mark
 from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.probe.availability import (
-    CHUNK,
+    MAX_PER_MESSAGE,
     OFFLINE_AFTER,
     REPORT_EVERY,
     AvailabilityProbe,
     AvailabilitySweep,
-    Finding,
-    finding,
+    Observed,
+    observe,
 )
 from dcsync.probe.ports import ProbeTarget
 from tests.builders import NOON
@@ -32,19 +32,19 @@ GOOD, BAD = True, False
 @pytest.mark.parametrize(
     ("status", "count", "is_good", "found"),
     [
-        (OFFLINE, 0, GOOD, Finding(0, ONLINE)),
-        (OFFLINE, 7, GOOD, Finding(0, ONLINE)),
-        (OFFLINE, 0, BAD, Finding(1)),
-        (OFFLINE, MAX_FAIL_COUNT, BAD, Finding(MAX_FAIL_COUNT)),
+        (OFFLINE, 0, GOOD, Observed(0, ONLINE)),
+        (OFFLINE, 7, GOOD, Observed(0, ONLINE)),
+        (OFFLINE, 0, BAD, Observed(1)),
+        (OFFLINE, MAX_FAIL_COUNT, BAD, Observed(MAX_FAIL_COUNT)),
         (ONLINE, 0, GOOD, None),
-        (ONLINE, 1, GOOD, Finding(0, ONLINE)),
-        (ONLINE, 0, BAD, Finding(1)),
-        (ONLINE, 1, BAD, Finding(2, OFFLINE)),
-        (ONLINE, 5, BAD, Finding(6, OFFLINE)),
+        (ONLINE, 1, GOOD, Observed(0, ONLINE)),
+        (ONLINE, 0, BAD, Observed(1)),
+        (ONLINE, 1, BAD, Observed(2, OFFLINE)),
+        (ONLINE, 5, BAD, Observed(6, OFFLINE)),
     ],
 )
-def test_what_one_probe_means(status: AvailabilityStatus, count: int, is_good: bool, found: Finding | None) -> None:
-    assert finding(is_good=is_good, availability_status=status, fail_count=count, probes=1) == found
+def test_what_one_probe_means(status: AvailabilityStatus, count: int, is_good: bool, found: Observed | None) -> None:
+    assert observe(is_good=is_good, availability_status=status, fail_count=count, probes=1) == found
 
 
 @pytest.mark.parametrize(("is_good", "status", "count"), [(GOOD, ONLINE, 0), (BAD, OFFLINE, 3)])
@@ -52,7 +52,7 @@ def test_now_and_then_the_status_is_reported_although_it_is_known(
     is_good: bool, status: AvailabilityStatus, count: int
 ) -> None:
     told = [
-        finding(is_good=is_good, availability_status=status, fail_count=count, probes=number)
+        observe(is_good=is_good, availability_status=status, fail_count=count, probes=number)
         for number in range(REPORT_EVERY)
     ]
     assert sum(found is not None and found.availability_status is status for found in told) == 1
@@ -65,7 +65,7 @@ def test_however_many_reports_are_lost_nobody_is_offline_after_fewer_than_two_ba
     status, count, bad_in_a_row = ONLINE, 0, 0
     for number, is_good in enumerate(probes):
         bad_in_a_row = 0 if is_good else bad_in_a_row + 1
-        found = finding(is_good=is_good, availability_status=status, fail_count=count, probes=number)
+        found = observe(is_good=is_good, availability_status=status, fail_count=count, probes=number)
         if found is not None and not (number < len(lost) and lost[number]):
             count, status = found.fail_count, found.availability_status or status
         elif not is_good or (status, count) != (ONLINE, 0):
@@ -108,9 +108,11 @@ class Site:
     def __init__(self, *dead: str) -> None:
         self._dead = dead
 
-    async def probe(self, targets: Sequence[ProbeTarget], *, tell: Callable[[ProbeTarget, str | None], None]) -> None:
+    async def probe(
+        self, targets: Sequence[ProbeTarget], *, on_result: Callable[[ProbeTarget, str | None], None]
+    ) -> None:
         for target in sorted(targets, key=lambda target: target.region_name in self._dead):
-            tell(target, "dead" if target.region_name in self._dead else None)
+            on_result(target, "dead" if target.region_name in self._dead else None)
 
 
 class Loop:
@@ -153,7 +155,15 @@ def test_a_message_for_subclouds_that_are_gone_is_harmless() -> None:
     assert (tally.good, tally.bad, reports) == (0, 0, [])
 
 
-@pytest.mark.parametrize(("due", "sizes"), [(0, []), (1, [1]), (CHUNK, [CHUNK]), (2 * CHUNK + 3, [CHUNK, CHUNK, 3])])
+@pytest.mark.parametrize(
+    ("due", "sizes"),
+    [
+        (0, []),
+        (1, [1]),
+        (MAX_PER_MESSAGE, [MAX_PER_MESSAGE]),
+        (2 * MAX_PER_MESSAGE + 3, [MAX_PER_MESSAGE, MAX_PER_MESSAGE, 3]),
+    ],
+)
 def test_a_message_carries_many_subclouds(due: int, sizes: list[int]) -> None:
     messenger = Sent()
     store = Store(a_target(f"r{number}") for number in range(due))
