@@ -125,7 +125,7 @@ class MemoryRunStore:
             changed.append(run.region_name)
         return changed
 
-    def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+    def unowned_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
         return [
             (attempt.region_name, run_id)
             for run_id, attempt in self.attempts.items()
@@ -134,7 +134,7 @@ class MemoryRunStore:
             and self.rows[attempt.region_name].subcloud.run_id != run_id
         ]
 
-    def end_overtaken(self, run_ids: Collection[str], *, now: datetime) -> None:
+    def end_unowned(self, run_ids: Collection[str], *, now: datetime) -> None:
         for run_id in run_ids:
             self._end(run_id, Ending.ABANDONED, "")
 

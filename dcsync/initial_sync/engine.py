@@ -1,7 +1,7 @@
-"""The work of one initial sync: the steps in order, and how each end is recorded.
+"""Carries out initial syncs: runs the steps in order and records how each run ends.
 
-When a run starts, under which lock and deadline, and what an error means is the runner's (`runs/runner.py`); what a
-step does is `steps.py`; what is due is `sweep.py`.
+The runner (`runs/runner.py`) handles start, lock, deadline and errors of a run; `steps.py` aligns the identity data,
+`sweep.py` finds what is due.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from dcsync.runs.runner import Ended
 
 @dataclass(frozen=True)
 class SyncLimits:
-    """Numbers an initial sync keeps to."""
+    """Limits of an initial sync."""
 
     users_at_once: int
     hold_off: timedelta
     hold_off_max: timedelta
     first_audit: timedelta
-    """From completed to the first audit."""
+    """The time from `completed` to the first audit."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SyncJob:
 
 @dataclass(frozen=True, kw_only=True)
 class InitialSync:
-    """Work for the runner. One object per process, used by many runs at once."""
+    """The initial sync as the runner uses it. One object per process, used by many runs concurrently."""
 
     store: RunStore
     ownership: Ownership
@@ -62,7 +62,7 @@ class InitialSync:
     worker: str
     noun: str = "run"
 
-    # --- asked by the runner ---
+    # --- called by the runner ---
 
     def claim(self, hints: Mapping[str, SyncHint], *, now: datetime) -> list[SyncJob]:
         claims = [Claim(run_id, hint.region_name, hint.generation) for run_id, hint in hints.items()]
@@ -77,7 +77,7 @@ class InitialSync:
     # --- the work ---
 
     async def _steps(self, run: Run) -> None:
-        """Identity, fernet keys, audit init, completed: in this order, under one login."""
+        """Runs identity, fernet keys and audit init, in this order, with one login."""
         central = await self.clouds.central_data()
         async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
             if self._needs_identity(run, central.identity_fingerprint):
@@ -93,7 +93,7 @@ class InitialSync:
         await self._check_ownership(run)
 
     def _needs_identity(self, run: Run, fingerprint: str) -> bool:
-        """A subcloud that merely came back skips the step if it was given exactly what the central cloud holds now."""
+        """Returns False if a subcloud that came back was last given the current central identity data."""
         return not (run.subcloud.subsequent_sync and run.identity_fingerprint == fingerprint)
 
     async def _identity(self, run: Run, session: SubcloudSession, central: Records, fingerprint: str) -> None:
@@ -123,7 +123,7 @@ class InitialSync:
         await self._own(run, lambda: self.store.init_audit(run, now=self.now()))
 
     async def _in_step(self, run: Run, step: Step, work: Callable[[], Awaitable[object]]) -> None:
-        """Do the work of one step between its two notes in the history."""
+        """Runs one step and records its start and end in the history."""
         await self._own(run, lambda: self._start_step(run, step))
         outcome, detail = "interrupted", ""
         try:
@@ -155,21 +155,21 @@ class InitialSync:
     # --- endings ---
 
     def _settle(self, run: Run, ended: Ended) -> Outcome:
-        """Record the end where the row is still the run's own; what is recorded if it is not, is why it is not."""
-        really, detail = ended.ending, ended.detail
+        """Records the end; if the run no longer owns its row, records why instead."""
+        ending, detail = ended.ending, ended.detail
         if not self._is_recorded(run, ended):
             standing = self.store.standing([run.run_id])[run.run_id]
-            really, detail = (standing.ending, standing.detail) if standing else (really, detail)
-            self.store.end_attempt(run, really, detail=detail, now=ended.ended_at)
-        failure = ended.failure if really is Ending.FAILED else None
+            ending, detail = (standing.ending, standing.detail) if standing else (ending, detail)
+            self.store.end_attempt(run, ending, detail=detail, now=ended.ended_at)
+        failure = ended.failure if ending is Ending.FAILED else None
         return Outcome(
-            result=Result(really.value),
+            result=Result(ending.value),
             region_name=run.subcloud.region_name,
             run_id=run.run_id,
             reason=failure.reason if failure else None,
-            is_failure=really is Ending.FAILED,
+            is_failure=ending is Ending.FAILED,
             shown={"generation": run.subcloud.generation, "attempt": run.subcloud.attempt},
-            detail=detail if really is ended.ending else "",
+            detail=detail if ending is ended.ending else "",
             seconds=ended.seconds,
         )
 
@@ -187,11 +187,11 @@ class InitialSync:
                 return False
 
     def _hold_off(self, run: Run, failure: Failure) -> timedelta:
-        own = hold_off(
+        back_off = hold_off(
             attempt=run.subcloud.attempt,
             base=self.limits.hold_off,
             cap=self.limits.hold_off_max,
             jitter=self.jitter(),
         )
-        asked = min(timedelta(seconds=failure.retry_after or 0), self.limits.hold_off_max)
-        return max(own, asked)
+        requested = min(timedelta(seconds=failure.retry_after or 0), self.limits.hold_off_max)
+        return max(back_off, requested)

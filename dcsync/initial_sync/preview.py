@@ -1,4 +1,4 @@
-"""What an initial sync would write to a subcloud, found out without writing anything, neither there nor here."""
+"""Previews what an initial sync would write to a subcloud, without writing anywhere."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SHOWN_DIGITS = 8
 
 @dataclass(frozen=True)
 class SyncPreview:
-    """In words and without secrets: names, fields, and short fingerprints of sets of keys."""
+    """Differences and writes as text without secrets: names, fields and short fingerprints of key sets."""
 
     differences: tuple[str, ...]
-    """In what the subcloud differs from the central cloud, of all that an initial sync gives."""
+    """Differences from the central cloud in the data that an initial sync writes."""
     writes: tuple[str, ...]
-    """In their order. Some users and the keys are written whether they differ or not."""
+    """In order. Some users and the keys are written even if they do not differ."""
 
 
 async def preview(*, clouds: Clouds, subcloud: Subcloud, request_id: str) -> SyncPreview:
-    """Reads both sides and plans every step. Raises CloudError where a sync would fail so."""
+    """Reads both clouds and plans every step. Raises CloudError as a sync would."""
     central = await clouds.central_data()
     async with clouds.subcloud(subcloud, request_id=request_id) as session:
         records = await read_records(session.identity)

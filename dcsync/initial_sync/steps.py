@@ -1,7 +1,6 @@
-"""The identity step of an initial sync, in the order its promise needs; it can be run again from its beginning.
+"""The identity step of an initial sync; it can be repeated from its start.
 
-What is written is decided in `dcsync.planner`, how it is delivered in `dcsync.runs.delivery`; which step comes when is
-`engine.py`.
+`dcsync.planner` plans the writes, `dcsync.runs.delivery` carries them out, `engine.py` orders the steps.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from dcsync.planner.plan import plan_initial_sync
 from dcsync.runs.clouds import SubcloudSession
 from dcsync.runs.delivery import OwnershipCheck, carry_out, read_records
 
-PLANS = 2
-"""Domains first, if their ids differ, then everything in them."""
+MAX_PLANS = 2
+"""Domains first, if their ids differ, then their contents."""
 
 
 @dataclass(frozen=True)
 class IdentityWritten:
-    """What the identity step did: how many records were written, and how many of them took another id."""
+    """How many records the identity step wrote, and how many of their ids changed."""
 
     written: int
     ids_changed: int
@@ -42,14 +41,14 @@ async def align_identity(
     check_ownership: OwnershipCheck,
     users_at_once: int,
 ) -> IdentityWritten:
-    """Gives the subcloud's same-named records everything that an audit compares: the central ids first of all.
+    """Gives the subcloud's same-named records the central ids and all other fields that an audit compares.
 
-    Before the first write it is kept what comes from the central cloud from then on: what is deleted there before the
-    first audit must be deleted here as well. Source: docs/upstream/identity-sync.md section 2; unlike upstream, the
-    precondition is checked before the first write.
+    Stores before the first write what it places: what is deleted centrally before the first audit must be deleted
+    here as well. Source: docs/upstream/identity-sync.md section 2; unlike upstream, the precondition is checked
+    before the first write.
     """
     written = ids_changed = 0
-    for _ in range(PLANS):
+    for _ in range(MAX_PLANS):
         plan = plan_initial_sync(
             central=central,
             subcloud=await read_records(session.identity),

@@ -1,7 +1,7 @@
-"""Which subclouds are due now? Finds them from rows alone, takes back what was abandoned, and sends hints.
+"""Finds the subclouds that are due, from rows alone, takes back abandoned runs, and sends hints.
 
-Two sweeps at once are harmless, and so is one that dies half-way: the next one finds the same rows.
-Source: docs/upstream/initial-sync.md section 5; unlike upstream, messages in flight are bounded and none is sent twice
+Two sweeps may run at once, and one may stop midway: the next sweep finds the same rows.
+Source: docs/upstream/initial-sync.md section 5; unlike upstream, messages in flight are limited and none is sent twice
 while it waits.
 """
 
@@ -18,7 +18,7 @@ from dcsync.runs.ports import Locks
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What one sweep found and did, in numbers of subclouds."""
+    """Counts of one sweep, in numbers of subclouds."""
 
     retried: int
     taken_back: int
@@ -32,7 +32,7 @@ class SweepReport:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The periodic search for what is due."""
+    """The periodic search for due initial syncs."""
 
     store: DueSyncs
     locks: Locks
@@ -40,10 +40,10 @@ class Sweep:
     limits: SweepLimits
 
     def run(self, *, now: datetime) -> SweepReport:
-        """One sweep. Raises BrokerUnreachable or DatabaseUnreachable; then the next sweep starts over."""
+        """Sweeps once. Raises BrokerUnreachable or DatabaseUnreachable; the next sweep then starts over."""
         retried = self.store.requeue_due(now=now)
         taken_back = self._dispatcher.take_back_abandoned(now)
-        self._end_overtaken(now)
+        self._end_unowned(now)
         lost, sent = self._dispatcher.send_due(now)
         return SweepReport(retried=retried, taken_back=taken_back, lost=lost, sent=sent)
 
@@ -53,9 +53,9 @@ class Sweep:
             self.store, self.locks, self.limits, self.messenger.send_sync, self.messenger.waiting_sync_ids
         )
 
-    def _end_overtaken(self, now: datetime) -> None:
-        """An attempt whose row moved on writes its own end; where its worker died before it could, nobody else does."""
-        unended = self.store.overtaken_attempts(started_before=now - self.limits.lock_ttl)
-        dead = self._dispatcher.without_lock(unended)
-        if dead:
-            self.store.end_overtaken(sorted(dead), now=now)
+    def _end_unowned(self, now: datetime) -> None:
+        """Ends attempts that lost their row and whose worker died before it recorded the end."""
+        unended = self.store.unowned_attempts(started_before=now - self.limits.lock_ttl)
+        unlocked = self._dispatcher.without_lock(unended)
+        if unlocked:
+            self.store.end_unowned(sorted(unlocked), now=now)

@@ -290,12 +290,12 @@ def test_in_progress_rows_are_found_by_their_age(rows: Rows) -> None:
 def test_an_attempt_without_an_end_whose_row_moved_on_is_found_and_ended(rows: Rows, overtake: str) -> None:
     claimed(rows)
     claimed(rows, "s2", "run-2")
-    assert rows.store.overtaken_attempts(started_before=LATER) == []
+    assert rows.store.unowned_attempts(started_before=LATER) == []
     getattr(rows, overtake)("s1")
-    assert rows.store.overtaken_attempts(started_before=NOON) == []
-    assert rows.store.overtaken_attempts(started_before=LATER) == [("s1", "run-1")]
-    rows.store.end_overtaken(["run-1"], now=LATER)
-    assert rows.store.overtaken_attempts(started_before=LATER) == []
+    assert rows.store.unowned_attempts(started_before=NOON) == []
+    assert rows.store.unowned_attempts(started_before=LATER) == [("s1", "run-1")]
+    rows.store.end_unowned(["run-1"], now=LATER)
+    assert rows.store.unowned_attempts(started_before=LATER) == []
     assert (rows.ending("run-1"), rows.ending("run-2")) == (Ending.ABANDONED, None)
 
 
@@ -303,7 +303,7 @@ def test_an_end_that_a_run_wrote_itself_stands(rows: Rows) -> None:
     run = claimed(rows)
     rows.leave("s1")
     rows.store.end_attempt(run, Ending.CANCELLED, detail="", now=NOON)
-    rows.store.end_overtaken(["run-1"], now=LATER)
+    rows.store.end_unowned(["run-1"], now=LATER)
     assert rows.ending("run-1") is Ending.CANCELLED
 
 

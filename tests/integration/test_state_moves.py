@@ -82,7 +82,7 @@ class Called:
 
 
 READS = {
-    *("in_progress_since_before", "in_progress_count", "unstarted_hints", "overtaken_attempts", "standing"),
+    *("in_progress_since_before", "in_progress_count", "unstarted_hints", "unowned_attempts", "standing"),
     *("audits", "read_run", "central_state", "row", "spread"),
 }
 ELSEWHERE = {"refuse_central", "confirm_central"}  # write to what is known of the central cloud alone
@@ -256,7 +256,7 @@ def _operations() -> Iterator[Operation]:
         "remember groups": lambda w: w.runs.remember_groups(w.run, {}),
         "remember placed": lambda w: w.runs.remember_placed(w.run, Placed(), {}),
         "end attempt": lambda w: w.runs.end_attempt(w.run, Ending.CANCELLED, detail="", now=w.now),
-        "end overtaken": lambda w: w.runs.end_overtaken([w.run_id], now=w.now),
+        "end unowned": lambda w: w.runs.end_unowned([w.run_id], now=w.now),
         "delete history": lambda w: w.runs.delete_history(ended_before=w.now, limit=9),
         "start step": World.start_step,
         "end step": lambda w: w.runs.end_step(w.run, Step.IDENTITY, now=w.now, outcome="done"),

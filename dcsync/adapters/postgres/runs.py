@@ -95,7 +95,7 @@ class SqlRunStore:
             return changed
 
     @database_errors()
-    def overtaken_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+    def unowned_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
         query = (
             sa.select(subcloud.c.region_name, sync_attempt.c.run_id)
             .join(subcloud, subcloud.c.id == sync_attempt.c.subcloud_id)
@@ -109,7 +109,7 @@ class SqlRunStore:
             return [(row.region_name, row.run_id) for row in connection.execute(query)]
 
     @database_errors()
-    def end_overtaken(self, run_ids: Collection[str], *, now: datetime) -> None:
+    def end_unowned(self, run_ids: Collection[str], *, now: datetime) -> None:
         with self._engine.begin() as connection:
             _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died when it was no longer wanted", now)
 
