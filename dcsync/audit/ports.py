@@ -217,8 +217,8 @@ class CentralStates(Protocol):
         """Records that the watch refused what it read; what was accepted stays stored."""
 
     def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
-        """Records that the watch read what is stored. Also ends an operator's permission to shrink, which was given for
-        the central data of that time."""
+        """Records that the watch found no change. Also ends an operator's permission to shrink, which was given for the
+        central data of that time."""
 
 
 class AuditStore(Protocol):

@@ -23,7 +23,7 @@ from dcsync.runs.delivery import carry_out, read_cloud, replace_fernet_keys
 
 class Identity(AuditedEndpoint[Cloud]):
     endpoint_type = EndpointType.IDENTITY
-    resource_types = (*(type_.value for type_ in ResourceType), ASSIGNMENTS, REVOCATION_EVENTS)
+    resource_types = (*(resource_type.value for resource_type in ResourceType), ASSIGNMENTS, REVOCATION_EVENTS)
     compared = "users, groups, projects, roles, grants and revocations"
     purpose = (
         "the subcloud has the central users, groups, projects, roles, grants and revocations, under the central ids"
@@ -38,7 +38,7 @@ class Identity(AuditedEndpoint[Cloud]):
         return _digest([list(map(list, event.columns)) for event in central.revocation_events])
 
     def central_counts(self, central: CentralData) -> dict[str, int]:
-        counts = {type_.value: len(central.records.of(type_)) for type_ in ResourceType}
+        counts = {resource_type.value: len(central.records.of(resource_type)) for resource_type in ResourceType}
         return counts | {ASSIGNMENTS: len(central.assignments)}
 
     async def read(self, session: SubcloudSession) -> Cloud:

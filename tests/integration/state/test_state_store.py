@@ -267,7 +267,7 @@ def test_a_first_report_is_not_lost_to_an_endpoint_type_that_is_configured_meanw
     assert rows.status(FIRMWARE) is OUT_OF_SYNC
 
 
-def test_a_report_the_database_refuses_is_put_aside_and_the_others_are_kept(rows: Rows) -> None:
+def test_a_report_the_database_refuses_is_rejected_and_the_others_are_kept(rows: Rows) -> None:
     regions = rows.add(5)
     with rows.engine.begin() as connection:
         connection.execute(text("ALTER TABLE subcloud ADD CONSTRAINT c CHECK (audit_fail_count <> 13)"))
@@ -329,7 +329,7 @@ def test_a_database_that_takes_no_writes_is_no_fault_of_the_reports(
             connection.execute(text(f"DROP ROLE IF EXISTS {database}"))
 
 
-def test_a_report_on_an_unknown_subcloud_is_put_aside(rows: Rows) -> None:
+def test_a_report_on_an_unknown_subcloud_is_rejected(rows: Rows) -> None:
     rows.add()
     assert rows.tell(online(1, "elsewhere"), online(1)).rejected == 1
     assert rows.rejected() == [("elsewhere", "there is no subcloud with this region name")]

@@ -137,7 +137,7 @@ def test_s4_a_report_that_is_not_alarmable_raises_no_alarm(world: World) -> None
     assert world.store.alarms() == {PLATFORM_ALARM}
 
 
-def test_s8_an_endpoint_that_was_removed_from_the_subcloud_is_put_aside(world: World) -> None:
+def test_s8_an_endpoint_that_was_removed_from_the_subcloud_is_rejected(world: World) -> None:
     world.tell(types(2, EndpointType.IDENTITY_OPENSTACK, present=False))
     assert world.tell(endpoint(3, EndpointType.IDENTITY_OPENSTACK, IN_SYNC))["rejected"] == 1
     assert world.store.writes == 0
@@ -353,7 +353,7 @@ def test_a_report_on_all_subclouds_passes_by_those_without_the_endpoint() -> Non
     assert world.store.status(openstack) is UNKNOWN
 
 
-def test_a_report_on_all_subclouds_from_the_future_is_put_aside_once_and_asks_for_nothing() -> None:
+def test_a_report_on_all_subclouds_from_the_future_is_rejected_once_and_asks_for_nothing() -> None:
     world = two_subclouds()
     told = world.tell(endpoint(86_400, FIRMWARE, UNKNOWN, region_name=None))
     assert (told["rejected"], len(world.store.rejected)) == (1, 1)
@@ -391,7 +391,7 @@ def test_a_status_seen_after_it_came_back_is_shown_as_soon_as_that_is_known(worl
     assert world.store.status(PLATFORM) is IN_SYNC
 
 
-def test_poisoned_reports_are_put_aside_and_stop_nothing(world: World) -> None:
+def test_poisoned_reports_are_rejected_and_stop_nothing(world: World) -> None:
     good = report_payload(endpoint(2, PLATFORM, IN_SYNC))
     poisoned: list[object] = [
         None,
