@@ -87,7 +87,7 @@ def test_a_server_too_old_for_the_schema_is_named_before_anything_is_made(
 ) -> None:
     """As Ubuntu 22.04's and RHEL 9's own are."""
     monkeypatch.setattr(database, "OLDEST_POSTGRESQL", 99)
-    with pytest.raises(MisconfiguredError, match=r"PostgreSQL 99 or newer is needed, and this one is \d+"):
+    with pytest.raises(MisconfiguredError, match=r"PostgreSQL 99 or newer is required, this server is version \d+"):
         upgrade(empty_database_url)
     assert current_revision(empty_database_url) is None
 

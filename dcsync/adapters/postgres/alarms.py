@@ -1,7 +1,7 @@
-"""The SQL of alarms after they were written (port `AlarmStore`): list them, tell sinks in turn, reconcile, prune.
+"""Alarms in PostgreSQL (port `AlarmStore`): list, deliver to sinks, reconcile, prune.
 
-A sink's position is a transaction id and a row id, and it reads only what transactions older than every open one have
-changed: ids alone would skip a row whose transaction committed late.
+A sink's position is a transaction id and a row id. A sink reads only changes of transactions older than every open
+one: with row ids alone it would miss a row whose transaction committed late.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dcsync.adapters.postgres.states import reconcile_alarms
 from dcsync.adapters.postgres.tables import alarm, alarm_sink, rejected_report
 from dcsync.state.ports import AlarmNotice, AlarmPosition, SinkTurn
 
-_SETTLED_XID = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
+_OLDEST_OPEN_XID = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
 _SHOWN = (
     alarm.c.alarm_id,
     alarm.c.entity,
@@ -29,7 +29,7 @@ _SHOWN = (
 )
 _PRUNED_AT_ONCE = 10_000
 _BEFORE_ALL = -(2**63)
-"""The position of a sink that was told nothing yet."""
+"""The position of a sink before its first delivery."""
 
 
 class SqlAlarmStore:
@@ -69,7 +69,7 @@ class SqlAlarmStore:
         changed = (
             select(*_SHOWN, alarm.c.changed_xid, alarm.c.id)
             .where(func.row(alarm.c.changed_xid, alarm.c.id) > func.row(*_bound(position)))
-            .where(alarm.c.changed_xid < _SETTLED_XID)
+            .where(alarm.c.changed_xid < _OLDEST_OPEN_XID)
             .order_by(alarm.c.changed_xid, alarm.c.id)
             .limit(limit)
         )
@@ -89,20 +89,20 @@ class SqlAlarmStore:
 
     @database_errors()
     def reconcile(self, *, now: datetime) -> tuple[int, int]:
-        """Make active alarms agree with rows; how many were raised and how many cleared.
+        """Raises and clears alarms to match the rows; returns how many were raised and how many cleared.
 
-        One statement each way over all rows; state workers go on meanwhile, and win where both write."""
+        One statement each over all rows. State workers may write at the same time; their changes take precedence."""
         with self._engine.begin() as connection:
             dbapi_connection: Any = connection.connection.dbapi_connection
             with dbapi_connection.cursor() as cursor:
                 _move_positions_of_another_server(cursor)
-                # After a flood the statistics still tell of few alarms, and comparing each with each takes minutes.
+                # After many alarms at once the statistics are outdated, and a nested loop takes minutes.
                 cursor.execute("SET LOCAL enable_nestloop = off")
                 return reconcile_alarms(cursor, now=now)
 
     @database_errors()
     def prune(self, *, cleared_before: datetime, rejected_kept: int) -> int:
-        """Remove old history, and all but the newest rejected reports; how many rows were removed."""
+        """Deletes old cleared alarms, and all but the newest rejected reports; returns how many rows were deleted."""
         old = select(alarm.c.id).where(alarm.c.cleared_at < cleared_before).limit(_PRUNED_AT_ONCE)
         newest = select(func.max(rejected_report.c.id)).scalar_subquery()
         with self._engine.begin() as connection:
@@ -114,21 +114,21 @@ class SqlAlarmStore:
 
 
 def _move_positions_of_another_server(cursor: Any) -> None:
-    """A dump restored elsewhere brings transaction ids that are still to come there: nothing raised from now on would
-    follow upon them, and sinks would hear of nothing for years. Such ids are moved below zero, their order kept, and
-    with them the positions; a sink whose position is none of them is told everything again."""
+    """Moves transaction ids that this server has not reached yet below zero, in the same order, and sinks' positions
+    with them. A dump of another server may contain such ids; later alarms would sort before them and never be
+    delivered. A sink whose position is not among them receives all alarms again."""
     cursor.execute(
         "SELECT greatest((SELECT max(changed_xid) FROM alarm), (SELECT max(told_xid) FROM alarm_sink)),"
         " pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
     )
-    newest, coming = cursor.fetchone()
-    if newest is None or newest < coming:
+    newest, next_xid = cursor.fetchone()
+    if newest is None or newest < next_xid:
         return
-    moved = {"coming": coming, "by": newest + 1, "before_all": _BEFORE_ALL}
-    cursor.execute("UPDATE alarm SET changed_xid = changed_xid - %(by)s WHERE changed_xid >= %(coming)s", moved)
+    moved = {"next_xid": next_xid, "by": newest + 1, "before_all": _BEFORE_ALL}
+    cursor.execute("UPDATE alarm SET changed_xid = changed_xid - %(by)s WHERE changed_xid >= %(next_xid)s", moved)
     cursor.execute(
         "UPDATE alarm_sink SET"
-        " told_xid = CASE WHEN told_xid >= %(coming)s THEN told_xid - %(by)s ELSE %(before_all)s END",
+        " told_xid = CASE WHEN told_xid >= %(next_xid)s THEN told_xid - %(by)s ELSE %(before_all)s END",
         moved,
     )
 

@@ -1,7 +1,7 @@
-"""The store as audits see it (port `AuditStore`), in PostgreSQL.
+"""Audits in PostgreSQL (port `AuditStore`).
 
-Each method is one transaction. Every write of a run is "where the row still carries my run id". Rows of several
-subclouds are locked in the order of their keys, or passed over where another transaction holds them.
+Each method is one transaction. Every write of a run is conditional on its run id. Rows of several subclouds are locked
+in the order of their keys, or skipped where another transaction holds them.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ _NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "dispatched_at": 
 _TEXTS = sa.ARRAY(sa.Text)
 
 
-def _ours() -> sa.ColumnElement[bool]:
-    """Rows of the endpoint types that the registry lists now."""
+def _is_audited() -> sa.ColumnElement[bool]:
+    """Returns the condition for rows of the endpoint types in the registry."""
     return _ROW.endpoint_type.in_(audited_types())
 
 
 JUST_ROTATED = timedelta(seconds=60)
-"""Longer than what a process read of the central cloud is held."""
+"""Longer than a process caches central data."""
 
 
 class SqlAuditStore:
-    """AuditStore on an engine that is this process's own."""
+    """AuditStore on an engine owned by this process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    # --- what is asked ---
+    # --- requests ---
 
     @database_errors()
     def request(
@@ -77,10 +77,10 @@ class SqlAuditStore:
     ) -> list[str]:
         with self._engine.begin() as connection:
             regions = _regions(connection, names)
-            asked = sa.and_(_ours(), _ROW.endpoint_type.in_(endpoint_types), _ROW.subcloud_id.in_(list(regions)))
+            rows = sa.and_(_is_audited(), _ROW.endpoint_type.in_(endpoint_types), _ROW.subcloud_id.in_(list(regions)))
             _raise_generation(
                 connection,
-                asked,
+                rows,
                 now=now,
                 by=by,
                 due_at=now,
@@ -90,9 +90,9 @@ class SqlAuditStore:
                 resource_types=_restricted_to(resource_types),
             )
             if allow_deletes and names is None:
-                kinds = [type_.value for type_ in endpoint_types]
+                types = [type_.value for type_ in endpoint_types]
                 connection.execute(
-                    sa.update(central_state).where(central_state.c.kind.in_(kinds)).values(shrink_allowed=True)
+                    sa.update(central_state).where(central_state.c.kind.in_(types)).values(shrink_allowed=True)
                 )
             return sorted(regions.values())
 
@@ -142,15 +142,15 @@ class SqlAuditStore:
     @database_errors()
     def take_follow_ups(self, *, now: datetime) -> int:
         taken = sa.text(
-            "DELETE FROM audit_request WHERE endpoint_type = ANY(:ours) RETURNING subcloud_id, endpoint_type, cause"
+            "DELETE FROM audit_request WHERE endpoint_type = ANY(:audited) RETURNING subcloud_id, endpoint_type, cause"
         )
         with self._engine.begin() as connection:
-            rows = connection.execute(taken, {"ours": [type_.value for type_ in audited_types()]}).all()
+            rows = connection.execute(taken, {"audited": [type_.value for type_ in audited_types()]}).all()
             for row in sorted(rows, key=lambda row: (row.subcloud_id or 0, row.endpoint_type)):
                 which = _ROW.endpoint_type == EndpointType(row.endpoint_type)
                 if row.subcloud_id is not None:
                     which = sa.and_(which, _ROW.subcloud_id == row.subcloud_id)
-                _ask_for_everything(connection, which, now=now, by=row.cause)
+                _request_all_resource_types(connection, which, now=now, by=row.cause)
             return len(rows)
 
     @database_errors()
@@ -158,7 +158,7 @@ class SqlAuditStore:
         query = (
             sa.select(subcloud.c.name, subcloud.c.region_name, IS_ELIGIBLE.label("is_eligible"), subcloud_sync)
             .select_from(_WITH_SUBCLOUD)
-            .where(_ours())
+            .where(_is_audited())
             .order_by(subcloud.c.name, _ROW.endpoint_type)
         )
         with self._engine.connect() as connection:
@@ -201,9 +201,9 @@ class SqlAuditStore:
     ) -> list[str]:
         if not runs:
             return []
-        still_so = sa.tuple_(_ROW.run_id, _ROW.abandoned).in_([(run.run_id, run.deaths) for run in runs])
+        unchanged = sa.tuple_(_ROW.run_id, _ROW.abandoned).in_([(run.run_id, run.deaths) for run in runs])
         with self._engine.begin() as connection:
-            mine = _lock(connection, sa.and_(still_so, AUDIT_MOVES.where(event)))
+            mine = _lock(connection, sa.and_(unchanged, AUDIT_MOVES.where(event)))
             ended = sa.update(subcloud_sync).where(_KEY.in_(mine)).values(**_NO_RUN, **AUDIT_MOVES.to(event), **values)
             ids = set(connection.scalars(ended.returning(_ROW.subcloud_id))) if mine else set()
             names = sa.select(subcloud.c.region_name).where(subcloud.c.id.in_(ids))
@@ -234,11 +234,11 @@ class SqlAuditStore:
         self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
     ) -> list[AuditHint]:
         regions = [hint.region_name for hint in lost]
-        not_on_its_way = _ROW.dispatched_at.is_(None) | (subcloud.c.region_name == sa.any_(sa.literal(regions, _TEXTS)))
+        not_sent = _ROW.dispatched_at.is_(None) | (subcloud.c.region_name == sa.any_(sa.literal(regions, _TEXTS)))
         due = (
             sa.select(*_IN_ORDER)
             .select_from(_WITH_SUBCLOUD)
-            .where(_ours(), IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now, not_on_its_way)
+            .where(_is_audited(), IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now, not_sent)
             .order_by(_ROW.due_at, *_IN_ORDER)
             .limit(room)
             .with_for_update(of=subcloud_sync, skip_locked=True)
@@ -259,7 +259,7 @@ class SqlAuditStore:
             numbers: dict[int, int] = {}
             for row in rows:
                 numbers[row.subcloud_id] = max(row.dispatches, numbers.get(row.subcloud_id, 0))
-            _number_alike(connection, [tuple(row) for row in found], numbers)
+            _set_hint_number(connection, [tuple(row) for row in found], numbers)
         oldest: dict[str, tuple[datetime, int]] = {}
         for row in sorted(rows, key=lambda row: (row.due_at, row.subcloud_id)):
             oldest.setdefault(row.region_name, (row.due_at, numbers[row.subcloud_id]))
@@ -285,7 +285,9 @@ class SqlAuditStore:
         found = (
             sa.select(*_IN_ORDER)
             .select_from(_WITH_SUBCLOUD)
-            .where(subcloud.c.region_name == region_name, _ours(), IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now)
+            .where(
+                subcloud.c.region_name == region_name, _is_audited(), IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now
+            )
             .order_by(*_IN_ORDER)
             .with_for_update(of=subcloud_sync)
         )
@@ -310,7 +312,7 @@ class SqlAuditStore:
     def read_run(self, name: str) -> AuditRun:
         with self._engine.connect() as connection:
             (id_,) = _regions(connection, [name])
-            rows = connection.execute(sa.select(subcloud_sync).where(_ROW.subcloud_id == id_, _ours())).all()
+            rows = connection.execute(sa.select(subcloud_sync).where(_ROW.subcloud_id == id_, _is_audited())).all()
             return _run(connection, "", subcloud.c.id == id_, rows)
 
     @database_errors()
@@ -422,13 +424,13 @@ class SqlAuditStore:
 
     @database_errors()
     def refuse_central(self, endpoint_type: EndpointType, *, why: str, now: datetime) -> None:
-        self._looked_at_central(endpoint_type, refused=why, checked_at=now)
+        self._update_central(endpoint_type, refused=why, checked_at=now)
 
     @database_errors()
     def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
-        self._looked_at_central(endpoint_type, refused=None, shrink_allowed=False, checked_at=now)
+        self._update_central(endpoint_type, refused=None, shrink_allowed=False, checked_at=now)
 
-    def _looked_at_central(self, endpoint_type: EndpointType, **columns: object) -> None:
+    def _update_central(self, endpoint_type: EndpointType, **columns: object) -> None:
         with self._engine.begin() as connection:
             connection.execute(
                 sa.update(central_state).where(central_state.c.kind == endpoint_type.value).values(**columns)
@@ -439,7 +441,7 @@ class SqlAuditStore:
 
 
 def _regions(connection: Connection, names: Sequence[str] | None) -> dict[int, str]:
-    """Id -> region name of these (None: all); raises UnknownSubcloud naming all that are missing."""
+    """Returns id -> region name of these subclouds (None: all); raises UnknownSubcloud naming all that are missing."""
     query = sa.select(subcloud.c.id, subcloud.c.name, subcloud.c.region_name)
     if names is not None:
         query = query.where(subcloud.c.name == sa.any_(sa.literal(list(names), _TEXTS)))
@@ -449,14 +451,14 @@ def _regions(connection: Connection, names: Sequence[str] | None) -> dict[int, s
 
 
 def _lock(connection: Connection, which: sa.ColumnElement[bool]) -> list[tuple[int, EndpointType]]:
-    """The keys of these rows, which stay locked until the transaction ends."""
+    """Locks these rows until the transaction ends; returns their keys."""
     query = sa.select(*_IN_ORDER).where(which).order_by(*_IN_ORDER).with_for_update()
     return [(row.subcloud_id, row.endpoint_type) for row in connection.execute(query)]
 
 
 def _owns(connection: Connection, run: AuditRun) -> bool:
-    """Whether it does, and nothing changes that until the transaction ends. The subcloud's row comes first, as wherever
-    both are locked: whoever deletes the subcloud, or starts its initial sync, holds it and then wants these."""
+    """Returns whether the run owns its rows, and locks them until the transaction ends. The subcloud's row is locked
+    first, as in every transaction that locks both: deletion and initial sync hold it before they lock these rows."""
     connection.execute(
         sa.select(subcloud.c.id).where(subcloud.c.id == run.subcloud.id).with_for_update(key_share=True)
     ).all()
@@ -464,43 +466,47 @@ def _owns(connection: Connection, run: AuditRun) -> bool:
 
 
 def _is_rotating(*, now: datetime) -> sa.ColumnElement[bool]:
-    """The keys are being rotated, or were just now: whoever rotates tells what the central cloud has become, and hands
-    it out in waves; what was read meanwhile may be older."""
+    """Returns the condition that keys are being rotated or were just rotated. The rotation records the central state
+    itself and distributes the keys in waves; data read meanwhile may be older."""
     rotating = sa.or_(ROTATION_MOVES.where(RotationEvent.ROTATED), key_rotation.c.last_rotated_at > now - JUST_ROTATED)
     return sa.exists(sa.select(key_rotation.c.id).where(rotating))
 
 
-def _sooner_unless_held_off(now: datetime) -> sa.ColumnElement[datetime]:
+def _due_now_unless_held_off(now: datetime) -> sa.ColumnElement[datetime]:
     return sa.case((is_held_off(), _ROW.due_at), else_=sa.func.least(_ROW.due_at, now))
 
 
 def _central_changed(connection: Connection, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:
-    return _ask_for_everything(connection, _ROW.endpoint_type == endpoint_type, now=now, by=by)
+    return _request_all_resource_types(connection, _ROW.endpoint_type == endpoint_type, now=now, by=by)
 
 
-def _ask_for_everything(connection: Connection, which: sa.ColumnElement[bool], *, now: datetime, by: str) -> int:
-    """Also where a person had asked for some resource types alone: their run would pass for this one's."""
+def _request_all_resource_types(
+    connection: Connection, which: sa.ColumnElement[bool], *, now: datetime, by: str
+) -> int:
+    """Requests audits of all resource types, also where an operator requested only some: that run would otherwise
+    settle this request as well. Returns how many rows."""
     return _raise_generation(
-        connection, which, now=now, by=by, due_at=_sooner_unless_held_off(now), resource_types=sa.null()
+        connection, which, now=now, by=by, due_at=_due_now_unless_held_off(now), resource_types=sa.null()
     )
 
 
 def _restricted_to(resource_types: Collection[str] | None) -> sa.ColumnElement[Any]:
-    """Of a person's request: what others asked for and was not done yet is done by the same run."""
+    """Returns the new `resource_types` after an operator's request. An earlier request that is still open is combined
+    with it, because one run carries out both."""
     if resource_types is None:
         return sa.null()
-    asked, is_open = sa.literal(sorted(resource_types), JSONB), _ROW.generation > _ROW.observed_generation
+    requested, is_open = sa.literal(sorted(resource_types), JSONB), _ROW.generation > _ROW.observed_generation
     return sa.case(
         (sa.and_(is_open, _ROW.resource_types.is_(None)), sa.null()),
-        (is_open, _ROW.resource_types.op("||")(asked)),
-        else_=asked,
+        (is_open, _ROW.resource_types.op("||")(requested)),
+        else_=requested,
     )
 
 
 def _raise_generation(
     connection: Connection, which: sa.ColumnElement[bool], *, now: datetime, by: str, **values: Any
 ) -> int:
-    """How many rows; those that are not there any more when their turn to be locked comes are left out."""
+    """Returns how many rows were requested; rows deleted before they could be locked are not counted."""
     connection.execute(sa.select(_ROW.subcloud_id).where(which).order_by(*_IN_ORDER).with_for_update())
     update = (
         sa.update(subcloud_sync)
@@ -510,8 +516,8 @@ def _raise_generation(
     return connection.execute(update).rowcount
 
 
-def _number_alike(connection: Connection, keys: list[tuple[Any, ...]], numbers: Mapping[int, int]) -> None:
-    """Both rows of a subcloud carry the number of the one hint that was made for them."""
+def _set_hint_number(connection: Connection, keys: list[tuple[Any, ...]], numbers: Mapping[int, int]) -> None:
+    """Sets the hint number on all rows of a subcloud that share a hint."""
     listed = sa.values(sa.column("id", sa.BigInteger), sa.column("number", sa.BigInteger), name="numbers").data(
         sorted(numbers.items())
     )
@@ -527,7 +533,7 @@ _COLUMNS = {
     "reported_at": "sync_status_report_time",
     "differences": "difference_detail",
 }
-"""Where a column has another name than the service has for it."""
+"""Field name in the service -> column name, where they differ."""
 
 
 def _settled(settlement: Settlement) -> sa.Update:

@@ -1,4 +1,4 @@
-"""The way to PostgreSQL: engines, the schema's version, and its errors in our words. The rows are `store`'s."""
+"""PostgreSQL connections: engines, schema upgrades, and the translation of errors. Rows are read by the stores."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def make_engine(
     max_overflow: int = 10,
     statement_seconds: float = STATEMENT_SECONDS,
 ) -> Engine:
-    """An engine for one process; connects when first used, so it may be made before PostgreSQL is up.
+    """Returns an engine for one process. It connects at first use, so it may be created before PostgreSQL is up.
 
-    A connection that died unnoticed is replaced when taken from the pool; one that hangs is given up by keep-alives
-    and by PostgreSQL's own time limits. `statement_seconds` 0 means no limit. Raises MisconfiguredError for a URL that
-    is not PostgreSQL's.
+    A broken connection is replaced when it is taken from the pool; one that hangs is ended by TCP keep-alives and by
+    PostgreSQL's time limits. `statement_seconds` 0 means no limit. Raises MisconfiguredError for a URL of another
+    database.
     """
     engine = create_engine(
         _psycopg2_url(url),
@@ -74,11 +74,11 @@ def _note_idle(_: object, record: ConnectionPoolEntry) -> None:
 
 
 def _ping_if_long_idle(connection: psycopg2.extensions.connection, record: ConnectionPoolEntry, _: object) -> None:
-    """A connection that lay idle may be dead: ask it, and have the pool replace it if so.
+    """Tests a connection that was idle for PING_AFTER_SECONDS; the pool replaces it if it is broken.
 
-    SQLAlchemy's own `pool_pre_ping` asks every time, which at a dozen short transactions per run is a fifth of the
-    database's cost. A connection that dies between two uses close together makes one statement fail, and with it every
-    pooled connection is replaced.
+    SQLAlchemy's `pool_pre_ping` tests at every checkout, which at a dozen short transactions per run is a fifth of the
+    database load. A connection that breaks within those seconds makes one statement fail, and the whole pool is then
+    replaced.
     """
     idle_since = record.info.get("idle_since")
     if idle_since is None or time.monotonic() - idle_since < PING_AFTER_SECONDS:
@@ -92,7 +92,7 @@ def _ping_if_long_idle(connection: psycopg2.extensions.connection, record: Conne
 
 
 def _psycopg2_url(url: str) -> URL:
-    """The URL with its driver named, for SQLAlchemy's own choice of one differs between releases."""
+    """Returns the URL with an explicit driver, because SQLAlchemy's default driver differs between releases."""
     try:
         parsed = make_url(url)
     except (exc.ArgumentError, ValueError):
@@ -104,11 +104,11 @@ def _psycopg2_url(url: str) -> URL:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Our words for PostgreSQL's errors; as `with database_errors():` or as the decorator `@database_errors()`.
+    """Translates PostgreSQL's errors; used as `with database_errors():` or as the decorator `@database_errors()`.
 
-    Whatever may pass by itself (no connection, time limit, deadlock, shutting down, a standby that takes no writes) is
-    DatabaseUnreachable; a missing table or column is a schema that was not upgraded, SchemaOutOfDate; a right that our
-    role lacks is MisconfiguredError. Anything else is a fault of ours and passes.
+    Temporary problems (no connection, time limit, deadlock, shutdown, a read-only standby) raise DatabaseUnreachable; a
+    missing table or column raises SchemaOutOfDate; a privilege that the role lacks raises MisconfiguredError. Any other
+    error is a bug in dcsync and is raised unchanged.
     """
     try:
         yield
@@ -120,26 +120,26 @@ def database_errors() -> Iterator[None]:
         if code in _OUT_OF_DATE:
             raise SchemaOutOfDate("the database schema is out of date: run `dcsync db upgrade`") from error
         if code == errorcodes.INSUFFICIENT_PRIVILEGE:
-            raise MisconfiguredError(f"the database role lacks a right: {_first_line(cause)}") from error
+            raise MisconfiguredError(f"the database role lacks a privilege: {_first_line(cause)}") from error
         if code == errorcodes.READ_ONLY_SQL_TRANSACTION:
-            raise DatabaseUnreachable(f"the database takes no writes: {_first_line(cause)}") from error
-        if isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or _was_cut(error):
+            raise DatabaseUnreachable(f"the database is read-only: {_first_line(cause)}") from error
+        if isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or _is_disconnect(error):
             raise DatabaseUnreachable(_first_line(cause)) from error
         raise
 
 
-def _was_cut(error: Exception) -> bool:
+def _is_disconnect(error: Exception) -> bool:
     return isinstance(error, exc.DBAPIError) and error.connection_invalidated
 
 
 def _first_line(cause: BaseException | None) -> str:
-    """libpq's text names host, port, user and database, never a password."""
+    """Returns the first line of the error; libpq names host, port, user and database, never a password."""
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
 @database_errors()
 def check(url: str, *, seconds: int) -> None:
-    """Does it answer, within about twice as long? Raises DatabaseUnreachable."""
+    """Returns when the database answered; raises DatabaseUnreachable after about twice `seconds` at the latest."""
     connection = psycopg2.connect(
         _psycopg2_url(url).set(drivername="postgresql").render_as_string(hide_password=False),
         connect_timeout=seconds,
@@ -154,15 +154,15 @@ def check(url: str, *, seconds: int) -> None:
         connection.close()
 
 
-# --- the schema's version: alembic is imported only here, for it is slow and only upgrades need it ----------------
+# --- the schema's version: alembic is imported in these functions only, because its import is slow ----------------
 
 
 @database_errors()
 def upgrade(url: str) -> tuple[str | None, str]:
-    """Bring the schema to the newest revision, one transaction for each; (revision before, revision now).
+    """Upgrades the schema to the newest revision, one transaction each; returns (revision before, revision now).
 
-    One that was cut short goes on where it was when it is made again. A second upgrade at the same time waits for the
-    first and then finds nothing to do. Raises MisconfiguredError for a PostgreSQL that is too old for the schema.
+    An interrupted upgrade is resumed when it is repeated. A concurrent upgrade waits for the first and then does
+    nothing. Raises MisconfiguredError for a PostgreSQL that is too old for the schema.
     """
     from alembic import command
 
@@ -170,7 +170,7 @@ def upgrade(url: str) -> tuple[str | None, str]:
     try:
         with engine.connect() as connection:
             _require_version(connection)
-            # Of the session, which ends with the engine: each revision commits.
+            # A session lock, because each revision commits; it is released when the engine closes the connection.
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": UPGRADE_LOCK})
             before = _revision(connection)
             connection.commit()
@@ -186,13 +186,13 @@ def _require_version(connection: Connection) -> None:
     number = connection.scalar(text("SELECT current_setting('server_version_num')::int"))
     if number // 10_000 < OLDEST_POSTGRESQL:
         raise MisconfiguredError(
-            f"PostgreSQL {OLDEST_POSTGRESQL} or newer is needed, and this one is {number // 10_000}"
+            f"PostgreSQL {OLDEST_POSTGRESQL} or newer is required, this server is version {number // 10_000}"
         )
 
 
 @database_errors()
 def current_revision(url: str) -> str | None:
-    """The revision the database is at; None when it is empty."""
+    """Returns the revision of the database; None when it is empty."""
     engine = make_engine(url, pool_size=1)
     try:
         with engine.connect() as connection:
@@ -202,7 +202,7 @@ def current_revision(url: str) -> str | None:
 
 
 def head_revision() -> str:
-    """The newest revision this release knows."""
+    """Returns the newest revision of this release."""
     from alembic.script import ScriptDirectory
 
     head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
@@ -212,7 +212,7 @@ def head_revision() -> str:
 
 
 def needs_upgrade(url: str) -> bool:
-    """Is the database not at the newest revision this release knows?"""
+    """Returns whether the database is at another revision than the newest of this release."""
     return current_revision(url) != head_revision()
 
 

@@ -1,7 +1,7 @@
-"""The rows as operators work on them: add, find, delete, manage, ask, history. Fills in `cli.ports.Inventory`.
+"""Subclouds as operators change them: add, find, delete, manage, request, history. Implements `cli.ports.Inventory`.
 
-What a change of state means is decided by `dcsync.model.pair` and written by `transitions.apply_event`; what
-observers report is written elsewhere. Rows are locked in id order, so that operators and observers never deadlock.
+What a change of state causes is decided by `dcsync.model.pair` and written by `transitions.apply_event`; reports of
+observers are written by `states`. Rows are locked in id order, so that operators and observers never deadlock.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from dcsync.adapters.postgres.tables import (
     sync_request,
     sync_step,
 )
-from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, forget_endpoints
+from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, reset_endpoints
 from dcsync.audit.endpoints import audited_types
 from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud, listed, refuse_unknown
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
@@ -68,9 +68,9 @@ from dcsync.model.subcloud import (
 
 
 class SqlInventory:
-    """`ports.Inventory` on PostgreSQL; each call is one transaction of the engine it is given.
+    """`cli.ports.Inventory` on PostgreSQL; each call is one transaction.
 
-    A subcloud that is added gets a status row for each of `endpoint_types`.
+    A new subcloud gets a status row for each of `endpoint_types`.
     """
 
     def __init__(self, engine: Engine, *, endpoint_types: Collection[EndpointType] = DEFAULT_ENDPOINT_TYPES) -> None:
@@ -79,7 +79,7 @@ class SqlInventory:
 
     @database_errors()
     def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
-        _refuse_repetition(subclouds)
+        _refuse_duplicates(subclouds)
         with self._engine.begin() as connection:
             ids = _insert_subclouds(connection, subclouds, now=now)
             if len(ids) < len(subclouds):
@@ -152,7 +152,7 @@ class SqlInventory:
                     forget_subsequent_sync=change.forget_subsequent_sync,
                 )
             if state is ManagementState.UNMANAGED:
-                forget_endpoints(connection, changed, now=now)
+                reset_endpoints(connection, changed, now=now)
             return _transitions(connection, rows, {id_: change.event for id_, change in changes.items() if change})
 
     @database_errors()
@@ -256,7 +256,7 @@ def _moment(stored: str | None) -> datetime | None:
 
 
 def _attempts(connection: Connection, subcloud_id: int) -> dict[int, list[AttemptHistory]]:
-    """Generation -> its attempts, oldest first."""
+    """Returns generation -> its attempts, oldest first."""
     own = sync_attempt.c.subcloud_id == subcloud_id
     steps: dict[str, list[StepHistory]] = defaultdict(list)
     joined = select(sync_step).join(sync_attempt, sync_attempt.c.run_id == sync_step.c.run_id)
@@ -264,27 +264,27 @@ def _attempts(connection: Connection, subcloud_id: int) -> dict[int, list[Attemp
         steps[row["run_id"]].append(StepHistory(**{name: value for name, value in row.items() if name != "run_id"}))
     attempts: dict[int, list[AttemptHistory]] = defaultdict(list)
     for row in connection.execute(select(sync_attempt).where(own).order_by(sync_attempt.c.started_at)).mappings():
-        told = {name: value for name, value in row.items() if name not in ("subcloud_id", "generation")}
-        attempts[row["generation"]].append(AttemptHistory(**told, steps=tuple(steps[row["run_id"]])))
+        columns = {name: value for name, value in row.items() if name not in ("subcloud_id", "generation")}
+        attempts[row["generation"]].append(AttemptHistory(**columns, steps=tuple(steps[row["run_id"]])))
     return attempts
 
 
 # --- adding ------------------------------------------------------------------------------------------------------
 
 
-def _refuse_repetition(subclouds: Sequence[NewSubcloud]) -> None:
-    """Raises DuplicateSubcloud for a name or region name that comes twice in what is to be added."""
-    names, regions = _twice(new.name for new in subclouds), _twice(new.region_name for new in subclouds)
+def _refuse_duplicates(subclouds: Sequence[NewSubcloud]) -> None:
+    """Raises DuplicateSubcloud for a name or region name that occurs twice among the new subclouds."""
+    names, regions = _duplicates(new.name for new in subclouds), _duplicates(new.region_name for new in subclouds)
     if names or regions:
         raise DuplicateSubcloud.given_twice(names, regions)
 
 
-def _twice(given: Iterable[str]) -> list[str]:
+def _duplicates(given: Iterable[str]) -> list[str]:
     return [value for value, count in Counter(given).items() if count > 1]
 
 
 def _insert_subclouds(connection: Connection, subclouds: Sequence[NewSubcloud], *, now: datetime) -> list[int]:
-    """The ids of those that could be stored; a name or region name that is taken leaves its row out."""
+    """Inserts the subclouds whose name and region name are not in use; returns their ids."""
     if not subclouds:
         return []
     rows = [
@@ -296,7 +296,7 @@ def _insert_subclouds(connection: Connection, subclouds: Sequence[NewSubcloud], 
             "created_at": now,
             "updated_at": now,
         }
-        # By name, so that two bulk additions at once wait for each other instead of deadlocking.
+        # By name, so that concurrent bulk additions wait for each other instead of deadlocking.
         for new in sorted(subclouds, key=lambda new: new.name)
     ]
     insertion = postgresql_insert(subcloud).on_conflict_do_nothing().returning(subcloud.c.id)
@@ -306,21 +306,21 @@ def _insert_subclouds(connection: Connection, subclouds: Sequence[NewSubcloud], 
 def _already_there(
     connection: Connection, subclouds: Sequence[NewSubcloud], *, added: Collection[int]
 ) -> DuplicateSubcloud:
-    """Says which names and region names were there before."""
+    """Returns the error that lists the names and region names already in use."""
     names = {new.name for new in subclouds}
     regions = {new.region_name for new in subclouds}
-    there = connection.execute(
+    existing = connection.execute(
         select(subcloud.c.name, subcloud.c.region_name)
         .where(or_(subcloud.c.name == any_(_texts(names)), subcloud.c.region_name == any_(_texts(regions))))
         .where(~_with_id(added))
     ).all()
     return DuplicateSubcloud.already_there(
-        names & {row.name for row in there}, regions & {row.region_name for row in there}
+        names & {row.name for row in existing}, regions & {row.region_name for row in existing}
     )
 
 
 def _insert_endpoints(connection: Connection, ids: Collection[int], endpoint_types: Collection[EndpointType]) -> None:
-    """A status row for each endpoint type, and an audit row for each that dcsync audits itself."""
+    """Inserts a status row for each endpoint type, and an audit row for each that dcsync audits."""
     if not ids:
         return
     new = func.unnest(_ids(ids)).table_valued("id").render_derived(name="new")
@@ -346,7 +346,7 @@ class _Locked:
 
 
 def _lock(connection: Connection, names: Sequence[str] | None) -> list[_Locked]:
-    """These subclouds (None: all), their rows held until the transaction ends; raises UnknownSubcloud."""
+    """Locks these subclouds (None: all) until the transaction ends and returns them; raises UnknownSubcloud."""
     wanted = select(
         subcloud.c.id,
         subcloud.c.name,
@@ -376,23 +376,23 @@ def _by_change(changes: Mapping[int, PairChange | None]) -> dict[PairChange, lis
 def _transitions(
     connection: Connection, rows: Sequence[_Locked], events: Mapping[int, InitialSyncEvent | None]
 ) -> list[Transition]:
-    """What became of the locked rows, by name."""
+    """Returns the transitions of the locked rows, sorted by name."""
     states: dict[int, InitialSyncState] = {
         row.id: row.initial_sync_state
         for row in connection.execute(
             select(subcloud.c.id, subcloud.c.initial_sync_state).where(_with_id([row.id for row in rows]))
         )
     }
-    told = [
+    transitions = [
         Transition(region_name=row.region_name, name=row.name, event=events.get(row.id), state=states[row.id])
         for row in rows
     ]
-    return sorted(told, key=lambda transition: transition.name)
+    return sorted(transitions, key=lambda transition: transition.name)
 
 
 def _refuse_ineligible(rows: Sequence[_Locked]) -> None:
-    """Raises RefusedByGuard unless all of them are managed and online."""
-    refused = [f"{row.name} is {_hindrance(row.pair)}" for row in rows if not row.pair.is_eligible]
+    """Raises RefusedByGuard unless all subclouds are managed and online."""
+    refused = [f"{row.name} is {_ineligible_because(row.pair)}" for row in rows if not row.pair.is_eligible]
     if refused:
         raise RefusedByGuard(
             f"only managed and online subclouds can be synced: {listed(sorted(refused))}; nothing was requested"
@@ -400,14 +400,14 @@ def _refuse_ineligible(rows: Sequence[_Locked]) -> None:
 
 
 def _refuse_offline(rows: Sequence[_Locked]) -> None:
-    """Raises RefusedByGuard unless all of them are online. Source: docs/upstream/state-service.md section 8.1 step
+    """Raises RefusedByGuard unless all subclouds are online. Source: docs/upstream/state-service.md section 8.1 step
     1."""
     offline = sorted(row.name for row in rows if row.pair.availability_status is AvailabilityStatus.OFFLINE)
     if offline:
         raise RefusedByGuard(f"offline: {listed(offline)}; nothing was changed")
 
 
-def _hindrance(pair: Pair) -> str:
+def _ineligible_because(pair: Pair) -> str:
     wrong = [
         str(value)
         for value in (pair.management_state, pair.availability_status)
@@ -416,7 +416,7 @@ def _hindrance(pair: Pair) -> str:
     return " and ".join(wrong)
 
 
-# --- words and arrays --------------------------------------------------------------------------------------------
+# --- arrays ------------------------------------------------------------------------------------------------------
 
 
 def _ids(ids: Collection[int]) -> ColumnElement[list[int]]:

@@ -1,8 +1,7 @@
-"""The one row of key rotation (port `KeyRotationStore`), and the subclouds' rows as far as their keys go, in
-PostgreSQL.
+"""Key rotation in PostgreSQL (port `KeyRotationStore`): its single row, and which keys each subcloud has.
 
-Each method is one transaction, and each write of whoever rotates is "where the row still carries my run id": of several
-beats and workers exactly one rotates. Rows hold fingerprints, never keys.
+Each method is one transaction. Every write of a rotation is conditional on its run id, so exactly one of several
+workers rotates. Rows contain fingerprints, never keys.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from dcsync.model.states.rotation import RotationEvent
 from dcsync.rotation.ports import KeyRotationRow, Spread
 
 _ROW = key_rotation.c
-_SITE = subcloud_sync.c
+_SYNC = subcloud_sync.c
 _KEYS_TYPE = endpoint_type_of_keys()
 _ENDED: dict[str, Any] = {"run_id": None, "claimed_at": None, "requested_at": None, "requested_by": "", "forced": False}
-_ELIGIBLE = sa.and_(IS_ELIGIBLE, _SITE.endpoint_type == _KEYS_TYPE)
-_SITES = subcloud_sync.join(subcloud, subcloud.c.id == _SITE.subcloud_id)
+_ELIGIBLE = sa.and_(IS_ELIGIBLE, _SYNC.endpoint_type == _KEYS_TYPE)
+_WITH_SUBCLOUD = subcloud_sync.join(subcloud, subcloud.c.id == _SYNC.subcloud_id)
 
 
 class SqlKeyRotationStore:
-    """KeyRotationStore on an engine that is this process's own."""
+    """KeyRotationStore on an engine owned by this process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -44,7 +43,7 @@ class SqlKeyRotationStore:
     def row(self) -> KeyRotationRow:
         with self._engine.begin() as connection:
             found = connection.execute(sa.select(key_rotation)).one_or_none()
-            return _row(found or _first(connection))
+            return _row(found or _insert_row(connection))
 
     @database_errors()
     def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
@@ -59,7 +58,7 @@ class SqlKeyRotationStore:
         with self._engine.begin() as connection:
             connection.execute(update)
 
-    # --- whoever rotates ---
+    # --- the rotation ---
 
     @database_errors()
     def claim(self, *, run_id: str, now: datetime, stale_before: datetime) -> KeyRotationRow | None:
@@ -87,7 +86,7 @@ class SqlKeyRotationStore:
         self, *, run_id: str, current: KeySet, now: datetime, next_due_at: datetime | None, window_until: datetime
     ) -> bool:
         rotated: dict[str, Any] = {
-            "detail": "rotated; the subclouds are getting the keys",
+            "detail": "rotated; the keys are being distributed to the subclouds",
             "last_rotated_at": now,
             "next_due_at": next_due_at,
             "window_until": window_until,
@@ -128,40 +127,42 @@ class SqlKeyRotationStore:
     def spread(self, fingerprint: str) -> Spread:
         behind = sa.func.count().filter(_lacks(fingerprint))
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(sa.func.count(), behind).select_from(_SITES).where(_ELIGIBLE)).one()
+            row = connection.execute(
+                sa.select(sa.func.count(), behind).select_from(_WITH_SUBCLOUD).where(_ELIGIBLE)
+            ).one()
             return Spread(subclouds=row[0], behind=row[1])
 
     @database_errors()
     def next_wave(self, fingerprint: str, *, max_in_flight: int, requested_before: datetime, now: datetime) -> int:
-        mine = sa.select(_ROW.id).where(ROTATION_MOVES.where(RotationEvent.WAVE_SENT))
+        distributing = sa.select(_ROW.id).where(ROTATION_MOVES.where(RotationEvent.WAVE_SENT))
         with self._engine.begin() as connection:
-            if connection.execute(mine.with_for_update(skip_locked=True)).one_or_none() is None:
+            if connection.execute(distributing.with_for_update(skip_locked=True)).one_or_none() is None:
                 return 0
-            room = max_in_flight - _being_served(connection, fingerprint)
+            room = max_in_flight - _in_flight(connection, fingerprint)
             if room <= 0:
                 return 0
-            # Waves neither hurry a subcloud that is held off nor wait for it.
+            # A subcloud that is held off is neither retried early nor waited for.
             waiting = (
-                sa.select(_SITE.subcloud_id)
-                .select_from(_SITES)
+                sa.select(_SYNC.subcloud_id)
+                .select_from(_WITH_SUBCLOUD)
                 .where(_ELIGIBLE, _lacks(fingerprint), ~is_held_off())
-                .where(sa.or_(_SITE.requested_at.is_(None), _SITE.requested_at < requested_before))
-                .order_by(_SITE.subcloud_id)
+                .where(sa.or_(_SYNC.requested_at.is_(None), _SYNC.requested_at < requested_before))
+                .order_by(_SYNC.subcloud_id)
                 .limit(room)
                 .with_for_update(of=subcloud_sync, skip_locked=True)
             )
             ids = list(connection.scalars(waiting))
-            asked = (
+            requested = (
                 sa.update(subcloud_sync)
-                .where(_SITE.subcloud_id.in_(ids), _SITE.endpoint_type == _KEYS_TYPE)
+                .where(_SYNC.subcloud_id.in_(ids), _SYNC.endpoint_type == _KEYS_TYPE)
                 .values(
-                    generation=_SITE.generation + 1,
+                    generation=_SYNC.generation + 1,
                     requested_at=now,
                     requested_by="key rotation",
-                    due_at=sa.func.least(_SITE.due_at, now),
+                    due_at=sa.func.least(_SYNC.due_at, now),
                 )
             )
-            return connection.execute(asked).rowcount if ids else 0
+            return connection.execute(requested).rowcount if ids else 0
 
     @database_errors()
     def end_distribution(self, *, now: datetime, detail: str) -> bool:
@@ -180,23 +181,24 @@ class SqlKeyRotationStore:
 
 
 def _ended(run_id: str, event: RotationEvent, values: Mapping[str, Any]) -> sa.Update:
-    """By an event of the table of states, which ends the claim."""
+    """Returns the update that applies an event and ends the claim."""
     own = sa.update(key_rotation).where(_ROW.run_id == run_id, ROTATION_MOVES.where(event))
     return own.values(**_ENDED, **ROTATION_MOVES.to(event), **values)
 
 
 def _lacks(fingerprint: str) -> sa.ColumnElement[bool]:
-    return _SITE.keys_fingerprint.is_distinct_from(fingerprint)
+    return _SYNC.keys_fingerprint.is_distinct_from(fingerprint)
 
 
-def _being_served(connection: Connection, fingerprint: str) -> int:
-    asked = _SITE.generation > _SITE.observed_generation
-    query = sa.select(sa.func.count()).select_from(_SITES).where(_ELIGIBLE, _lacks(fingerprint), asked, ~is_held_off())
+def _in_flight(connection: Connection, fingerprint: str) -> int:
+    is_open = _SYNC.generation > _SYNC.observed_generation
+    query = sa.select(sa.func.count()).select_from(_WITH_SUBCLOUD)
+    query = query.where(_ELIGIBLE, _lacks(fingerprint), is_open, ~is_held_off())
     return connection.execute(query).scalar_one()
 
 
-def _first(connection: Connection) -> Row[Any]:
-    """The row, made now."""
+def _insert_row(connection: Connection) -> Row[Any]:
+    """Inserts the row with defaults and returns it."""
     connection.execute(insert(key_rotation).values(id=1).on_conflict_do_nothing())
     return connection.execute(sa.select(key_rotation)).one()
 

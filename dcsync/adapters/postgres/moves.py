@@ -1,6 +1,6 @@
-"""The three columns of states, and what an event writes to them: "set B where it is still A".
+"""The three state columns and what an event writes to them: "set B where it is still A".
 
-Which event happened is decided above; which states it may leave and which it leads to is read from its table.
+Services decide which event happened; the states before and after it are read from the table of states.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from dcsync.model.states.table import E, S, StateTable
 
 @dataclass(frozen=True)
 class Moves(Generic[S, E]):
-    """A column of states, which moves by its table alone."""
+    """A state column, changed only by the events of its table."""
 
     column: sa.Column[Any]
     table: StateTable[S, E]
 
     def where(self, event: E) -> sa.ColumnElement[bool]:
-        """Rows in which the event may happen."""
+        """Returns the condition for rows in which the event may happen."""
         return self.column.in_(self.table.states_before(event))
 
     def after(self, event: E) -> sa.ColumnElement[bool]:
-        """Rows in the state the event leads to."""
+        """Returns the condition for rows in the state after the event."""
         return self.column == self.table.state_after(event)
 
     def to(self, event: E) -> dict[str, Any]:
-        """The column's new value, for `values`."""
+        """Returns the column's new value, for `values`."""
         return {self.column.name: self.table.state_after(event)}
 
 

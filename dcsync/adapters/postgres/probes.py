@@ -1,4 +1,4 @@
-"""When each subcloud is probed (port `ProbeStore`), in PostgreSQL. What a probe means is decided by `dcsync.audit`."""
+"""When each subcloud is probed, in PostgreSQL (port `ProbeStore`). `dcsync.probe` decides what a result means."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.probe.ports import ProbeTarget
 
 SPREAD = 0.2
-"""The part of the interval over which the next probes are spread, half of it before and half after its end."""
+"""The share of the interval by which the next probe may vary, half of it earlier and half later."""
 
-# In the order of ids, so that two sweeps at once wait for each other; who was taken meanwhile is not taken again.
+# In the order of ids, so that concurrent sweeps wait for each other; a subcloud is taken by one of them only.
 _TAKE_DUE = text("""
     INSERT INTO subcloud_probe AS probe (subcloud_id, next_probe_at, probes)
     SELECT s.id, :now + make_interval(secs => :seconds * (1 - :spread / 2 + :spread * random())), 1
@@ -53,7 +53,7 @@ class SqlProbeStore:
 
     @database_errors()
     def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
-        """Numbered with the subcloud's id added, so that not all are at the same number at once."""
+        """Returns the targets, numbered from the subcloud's id, so that their numbers differ at any one time."""
         with self._engine.connect() as connection:
             rows = connection.execute(_TARGETS, {"region_names": list(region_names)})
             return [ProbeTarget(name, ip, AvailabilityStatus(status), fails, n) for name, ip, status, fails, n in rows]

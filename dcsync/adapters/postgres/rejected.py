@@ -1,4 +1,4 @@
-"""The SQL of rejected reports as operators read them (port `RejectedReports`); `states` writes them."""
+"""Reads rejected reports for operators (port `RejectedReports`); `states` writes them."""
 
 from __future__ import annotations
 

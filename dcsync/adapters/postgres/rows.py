@@ -1,4 +1,4 @@
-"""From rows to the records the services know, back where a row holds JSON, and what rows of a kind have in common."""
+"""Conversion between rows and the records of the services, and conditions shared by several stores."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ IS_ELIGIBLE = sa.and_(
     subcloud.c.availability_status == AvailabilityStatus.ONLINE,
     INITIAL_SYNC_MOVES.after(InitialSyncEvent.SUCCEEDED),
 )
-"""Subclouds that are audited and given keys. Source: docs/upstream/generic-sync-and-audit.md section 1."""
+"""Subclouds that are audited and receive keys. Source: docs/upstream/generic-sync-and-audit.md section 1."""
 
 
 def is_held_off() -> sa.ColumnElement[bool]:
-    """Rows of `subcloud_sync` whose audit failed, and is tried again at its own time."""
+    """Returns the condition for rows of `subcloud_sync` whose audit failed and is retried after its hold-off."""
     reason = subcloud_sync.c.reason
     is_settled = reason.is_not(None) & reason.in_([settled.value for settled in SETTLED])
     return sa.and_(AUDIT_MOVES.after(AuditEvent.FAILED), ~is_settled)
 
 
 def placed_body(placed: Placed) -> dict[str, Any]:
-    """As JSON: lists of ids by type, and assignments as [project, actor type, actor, role]."""
+    """Returns it as JSON: lists of ids by type, and assignments as [project, actor type, actor, role]."""
     return {
         "ids": {type_.value: sorted(placed.of(type_)) for type_ in ResourceType},
         "assignments": [
@@ -58,11 +58,11 @@ def placed_body(placed: Placed) -> dict[str, Any]:
 
 
 def placed_from_body(body: Mapping[str, Any]) -> Placed:
-    """The inverse of `placed_body`; of a type that did not exist when a body was stored, nothing was placed."""
+    """Returns the inverse of `placed_body`; a resource type missing in an older body counts as nothing placed."""
     return Placed(
         ids={type_: frozenset(body["ids"].get(type_.value, ())) for type_ in ResourceType},
         assignments=frozenset(
-            Assignment(project_id=project, actor_type=ActorType(kind), actor_id=actor, role_id=role)
-            for project, kind, actor, role in body["assignments"]
+            Assignment(project_id=project, actor_type=ActorType(actor_type), actor_id=actor, role_id=role)
+            for project, actor_type, actor, role in body["assignments"]
         ),
     )

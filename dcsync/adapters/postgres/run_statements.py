@@ -1,9 +1,9 @@
-"""What one run writes, as statements built once for the process.
+"""The statements of an initial sync run, built once per process.
 
-Each is one round trip and its own transaction: the run's row where it still carries the run's id (the CTE `own`), and
-what follows from that in other tables; no row comes back when it was not its own. BEGIN, a statement for each table and
-COMMIT would be four or five round trips. They are built once because SQLAlchemy takes three times as long to build such
-a statement as to send it (a claim: 1.4 ms of CPU, and 0.4). What they are executed with is named by `given`.
+Each is one round trip and its own transaction: it updates the run's row if the run still owns it (the CTE `own`), and
+other tables only then; it returns no row when the run does not own it. BEGIN, a statement per table and COMMIT would be
+four or five round trips. They are built once because SQLAlchemy takes three times as long to build such a statement as
+to send it (a claim: 1.4 ms of CPU against 0.4). Parameters are named by `given`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.initial_sync import InitialSyncEvent
 
 NO_RUN: dict[str, Any] = {"run_id": None, "claimed_at": None, "step": None}
-"""What a row carries of its run once no run owns it."""
+"""Column values of a row that no run owns."""
 
 
 def moved(event: InitialSyncEvent, *, now: object, **values: Any) -> dict[str, Any]:
-    """What an event writes to a row of `subcloud`."""
+    """Returns the column values an event writes to a row of `subcloud`."""
     return {**INITIAL_SYNC_MOVES.to(event), "updated_at": now, **values}
 
 
 def given(column: sa.Column[Any]) -> sa.BindParameter[Any]:
-    """A value handed over at execution, as `given_<column>`; named apart from the columns, which mean new values."""
+    """Returns the parameter `given_<column>`; the prefix keeps it apart from the names of updated columns."""
     return sa.bindparam(f"given_{column.name}", type_=column.type)
 
 
@@ -36,7 +36,7 @@ _NOW = sa.bindparam("now", type_=sa.DateTime(timezone=True))
 
 
 def _claim() -> sa.Select[Any]:
-    """Of many rows at once, locked in the order of their ids; which of them may be claimed is asked under the lock."""
+    """Claims many rows, locked in the order of their ids; the state is checked under the lock."""
     wanted = (
         sa.func.unnest(
             sa.bindparam("region_names", type_=sa.ARRAY(sa.Text)),
@@ -101,7 +101,7 @@ def _own(**values: Any) -> sa.CTE:
 
 
 def _own_moved(event: InitialSyncEvent, **values: Any) -> sa.CTE:
-    """By an event of the table of states, which ends the run."""
+    """Returns the CTE that applies an event that ends the run."""
     update = _where_own().where(INITIAL_SYNC_MOVES.where(event)).values(moved(event, now=_NOW, **(NO_RUN | values)))
     return update.returning(subcloud.c.id).cte("own")
 
@@ -150,11 +150,11 @@ def _audit_initialised() -> sa.Select[Any]:
 
 def _completed() -> sa.Select[Any]:
     own = _own_moved(InitialSyncEvent.SUCCEEDED, attempt=0, abandoned=0, reason=None, detail="", retry_at=None)
-    was_asked = subcloud_sync.c.generation > subcloud_sync.c.observed_generation
+    is_requested = subcloud_sync.c.generation > subcloud_sync.c.observed_generation
     audits = (
         sa.update(subcloud_sync)
         .where(subcloud_sync.c.subcloud_id == own.c.id)
-        .values(due_at=sa.case((was_asked, _NOW), else_=given(subcloud_sync.c.due_at)), dispatched_at=None)
+        .values(due_at=sa.case((is_requested, _NOW), else_=given(subcloud_sync.c.due_at)), dispatched_at=None)
     )
     return _with(own, audits, _attempt_ended(own, ending=Ending.COMPLETED))
 

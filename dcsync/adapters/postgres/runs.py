@@ -1,7 +1,7 @@
-"""The store as the sweep and the runs see it (port `RunStore`), in PostgreSQL.
+"""Initial sync runs in PostgreSQL (port `RunStore`).
 
-Each method is one transaction. Every write of a run is "where the row still carries my run id"; what a state becomes
-is read from its table in `dcsync.model.states`, never written here by name. What a run writes is in `run_statements`.
+Each method is one transaction. Every write of a run is conditional on its run id; states are read from the tables in
+`dcsync.model.states`, never named here. The statements of a run are in `run_statements`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from dcsync.runs.ports import Standing
 
 
 class SqlRunStore:
-    """RunStore on an engine that is this process's own."""
+    """RunStore on an engine owned by this process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # For what is one statement: it is its own transaction, and BEGIN and COMMIT would be two more round trips.
+        # For single statements, which are transactions by themselves: BEGIN and COMMIT would be two more round trips.
         self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     # --- the sweep ---
@@ -111,7 +111,7 @@ class SqlRunStore:
     @database_errors()
     def end_unowned(self, run_ids: Collection[str], *, now: datetime) -> None:
         with self._engine.begin() as connection:
-            _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died when it was no longer wanted", now)
+            _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died after the run was superseded", now)
 
     @database_errors()
     def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
@@ -252,7 +252,7 @@ class SqlRunStore:
         return self._write(run_statements.GIVEN_BACK, run, given_ending=ending, given_detail=detail, now=now)
 
     def _write(self, statement: sa.Select[Any], run: Run, **given: object) -> bool:
-        """Whether the row was still the run's own; if not, nothing was written."""
+        """Returns whether the run still owned the row; if not, nothing was written."""
         own = {"given_id": run.subcloud.id, "given_run_id": run.run_id}
         with self._single.connect() as connection:
             return connection.execute(statement, own | given).one_or_none() is not None
@@ -264,16 +264,16 @@ class SqlRunStore:
 
     @database_errors()
     def delete_history(self, *, ended_before: datetime, limit: int) -> int:
-        """Remove up to `limit` old attempts (never a subcloud's latest), and as many old requests that have none (never
-        its latest either); how many rows."""
+        """Deletes up to `limit` old attempts, and up to `limit` old requests without attempts, but never a subcloud's
+        latest of either; returns how many rows."""
         given = {"before": ended_before, "most": limit}
         with self._single.connect() as connection:
             attempts = connection.execute(_OLD_ATTEMPTS, given).rowcount
             return attempts + connection.execute(_OLD_REQUESTS, given).rowcount
 
 
-# A request that fails for ever, and a subcloud that comes and goes for ever, leave rows for ever: of either, only the
-# latest is kept whatever its age.
+# A request that keeps failing, or a subcloud that keeps going online and offline, adds rows without end: only the
+# latest row is kept whatever its age.
 _OLD_ATTEMPTS = sa.text("""
     DELETE FROM sync_attempt WHERE run_id IN (
         SELECT a.run_id FROM sync_attempt AS a
@@ -302,18 +302,18 @@ def _run(row: dict[str, Any]) -> Run:
 
 
 def _hint(row: Any) -> SyncHint:
-    """The hint for the next attempt at this row."""
+    """Returns the hint for the next attempt at this row."""
     return SyncHint(region_name=row.region_name, generation=row.generation, attempt=row.attempt + 1)
 
 
 def _lock_runs(connection: Connection, run_ids: list[str]) -> bool:
-    """Lock these runs' rows in id order, as every other transaction over several subclouds does; False for none."""
+    """Locks these runs' rows in id order, as every transaction over several subclouds does; returns False for none."""
     rows = sa.select(subcloud.c.id).where(subcloud.c.run_id.in_(run_ids)).order_by(subcloud.c.id).with_for_update()
     return bool(connection.execute(rows).all())
 
 
 def _end_attempts(connection: Connection, run_ids: Collection[str], ending: Ending, detail: str, now: datetime) -> None:
-    """Close attempts that are still open; one that was closed already keeps its first ending."""
+    """Ends the attempts that are still open; an attempt that has ended keeps its ending."""
     connection.execute(
         sa.update(sync_attempt)
         .where(sync_attempt.c.run_id.in_(run_ids), sync_attempt.c.ended_at.is_(None))
@@ -327,7 +327,7 @@ def _standing(run_id: str, row: Any) -> Standing | None:
     if row.owner == run_id:
         return None
     if row.generation == row.own_generation and row.initial_sync_state is not InitialSyncState.NONE:
-        return Standing(Ending.SUPERSEDED, "the run was taken back, for its lock was missing")
+        return Standing(Ending.SUPERSEDED, "the run was taken back because its lock was missing")
     if row.initial_sync_state is InitialSyncState.NONE:
         return Standing(Ending.CANCELLED, "the subcloud is no longer managed and online")
-    return Standing(Ending.SUPERSEDED, "the subcloud was requested anew")
+    return Standing(Ending.SUPERSEDED, "the subcloud was requested again")

@@ -1,9 +1,9 @@
-"""The SQL of the state service (port `StateStore`): a batch of reports read and written in a few statements.
+"""Rows of the state service in PostgreSQL (port `StateStore`): a batch of reports in a few statements.
 
-psycopg2 directly, on SQLAlchemy's connection and in its transaction: a batch is hundreds of rows, and there the
-statement builder costs ten times the statement (docs/upstream/platform-facts.md section 4.2). Rows are locked and
-written in the order of their ids, so that two batches wait for each other instead of deadlocking. What is written,
-`dcsync.state` decides.
+Uses psycopg2 directly, on SQLAlchemy's connection and in its transaction: a batch is hundreds of rows, for which
+building a statement costs ten times its execution (docs/upstream/platform-facts.md section 4.2). Rows are locked and
+written in the order of their ids, so that two batches wait for each other instead of deadlocking. `dcsync.state`
+decides what is written.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _SYNC = {str(word): word for word in SyncStatus}
 
 
 class SqlStateStore:
-    """StateStore over PostgreSQL; thread-safe, for every transaction takes a connection of its own."""
+    """StateStore over PostgreSQL; thread-safe, because every transaction uses its own connection."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     @contextmanager
     def transaction(self) -> Iterator[SqlStateTransaction]:
-        """Committed at the end of the block. Raises DatabaseUnreachable, and BadReport for a value that is refused."""
-        with database_errors(), _refusals(), self._engine.begin() as connection:
+        """Commits at the end of the block. Raises DatabaseUnreachable, and BadReport for a value PostgreSQL rejects."""
+        with database_errors(), _rejected_values(), self._engine.begin() as connection:
             yield SqlStateTransaction(connection)
 
     @database_errors()
@@ -72,7 +72,7 @@ class SqlStateStore:
             return int(added)
 
 
-# As a row has it that was there when the subcloud was unmanaged: see `transitions.forget_endpoints`.
+# `observed_at` is set as if the row had existed when the subcloud was unmanaged: see `transitions.reset_endpoints`.
 _ADD_MISSING = """
 WITH added AS (
     INSERT INTO endpoint_status (subcloud_id, endpoint_type, observed_at)
@@ -94,20 +94,20 @@ SELECT count(*) FROM added
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """A value PostgreSQL refuses is the report's fault: another try gives the same answer."""
+def _rejected_values() -> Iterator[None]:
+    """Raises BadReport for a value PostgreSQL rejects, because a retry gives the same result."""
     try:
         yield
     except (psycopg2.DataError, psycopg2.IntegrityError, exc.DataError, exc.IntegrityError) as error:
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise BadReport(f"the database refused it: {type(cause).__name__}") from error
+        raise BadReport(f"rejected by the database: {type(cause).__name__}") from error
 
 
 @contextmanager
 def _cursor(connection: Connection) -> Iterator[Any]:
     dbapi_connection: Any = connection.connection.dbapi_connection
     if dbapi_connection is None:
-        raise psycopg2.InterfaceError("the connection is gone")
+        raise psycopg2.InterfaceError("the connection is closed")
     with dbapi_connection.cursor() as cursor:
         yield cursor
 
@@ -126,7 +126,7 @@ class SqlStateTransaction:
             cursor.execute(_LOCK, (sorted(region_names),))
             rows = cursor.fetchall()
             ids = [row[0] for row in rows]
-            # Only now, with the rows locked: what hangs on them would otherwise be read as it was before the wait.
+            # Read after the rows are locked: before, another transaction could still change what belongs to them.
             cursor.execute(_MEMORIES, (ids,))
             memories = dict(cursor.fetchall())
             cursor.execute(_ENDPOINTS, (ids, [type_.value for type_ in wanted]))
@@ -146,13 +146,13 @@ class SqlStateTransaction:
             _raise_alarms(cursor, changes.raised_alarms)
             # A request makes what was reported with it, and before it, unknown.
             _apply_events(self._connection, changes.events, now=now)
-            _ask_for_audits(cursor, changes.audits, now=now)
+            _request_audits(cursor, changes.audits, now=now)
             if changes.realigned:
                 reconcile_alarms(cursor, now=now, subcloud_ids=changes.realigned)
             if changes.rejected:
                 rejected = [(now, each.region_name, each.reason, each.report) for each in changes.rejected]
                 _insert(cursor, "INSERT INTO rejected_report (received_at, region_name, reason, report)", rejected)
-                cursor.execute(_FORGET_REJECTED, (REJECTED_KEPT,))
+                cursor.execute(_PRUNE_REJECTED, (REJECTED_KEPT,))
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def _write_endpoints(cursor: Any, changes: StateChanges, *, now: datetime) -> No
         "INSERT INTO endpoint_status (subcloud_id, endpoint_type, sync_status, alarmable, observed_at, sequence, "
         "reason, verified_at, last_good_at, changed_at)",
         _endpoint_rows(changes.added_endpoints, now=now),
-        # A row that was added since it was looked for, by `add_missing_endpoints`, holds no report.
+        # A row that `add_missing_endpoints` inserted in the meantime contains no report.
         conflict="ON CONFLICT (subcloud_id, endpoint_type) DO UPDATE SET sync_status = excluded.sync_status,"
         " alarmable = excluded.alarmable, observed_at = excluded.observed_at, sequence = excluded.sequence,"
         " reason = excluded.reason, verified_at = excluded.verified_at, last_good_at = excluded.last_good_at,"
@@ -265,7 +265,7 @@ def _write_endpoints(cursor: Any, changes: StateChanges, *, now: datetime) -> No
     for table in ("endpoint_status", "subcloud_sync"):
         _execute(
             cursor,
-            f"DELETE FROM {table} AS t USING (VALUES %s) AS v (id, type) "  # noqa: S608 - our own two names
+            f"DELETE FROM {table} AS t USING (VALUES %s) AS v (id, type) "  # noqa: S608 - two constant names
             "WHERE t.subcloud_id = v.id AND t.endpoint_type = v.type",
             removed,
             template="(%s::bigint, %s)",
@@ -325,7 +325,7 @@ def _clear_alarms(cursor: Any, cleared: Sequence[tuple[str, str, datetime]]) -> 
 
 
 def _raise_alarms(cursor: Any, raised: Sequence[AlarmRow]) -> None:
-    """One that is active already keeps the time it was first raised."""
+    """Inserts the alarms; an alarm that is already active keeps the time it was raised."""
     _insert(
         cursor,
         "INSERT INTO alarm (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, raised_at, cleared_at,"
@@ -348,19 +348,19 @@ def _raise_alarms(cursor: Any, raised: Sequence[AlarmRow]) -> None:
     )
 
 
-def _ask_for_audits(cursor: Any, audits: Sequence[tuple[int | None, EndpointType, str]], *, now: datetime) -> None:
+def _request_audits(cursor: Any, audits: Sequence[tuple[int | None, EndpointType, str]], *, now: datetime) -> None:
     _insert(
         cursor,
         "INSERT INTO audit_request (subcloud_id, endpoint_type, requested_at, cause)",
         [
             (id_, type_.value, now, cause)
-            for id_, type_, cause in sorted(audits, key=lambda asked: (asked[0] or 0, asked[1]))
+            for id_, type_, cause in sorted(audits, key=lambda audit: (audit[0] or 0, audit[1]))
         ],
         conflict="ON CONFLICT (subcloud_id, endpoint_type) DO NOTHING",
     )
 
 
-_FORGET_REJECTED = "DELETE FROM rejected_report WHERE id <= (SELECT max(id) FROM rejected_report) - %s"
+_PRUNE_REJECTED = "DELETE FROM rejected_report WHERE id <= (SELECT max(id) FROM rejected_report) - %s"
 
 
 def _stored(mark: Mark | None) -> tuple[datetime | None, int]:
@@ -374,7 +374,7 @@ def _insert(
 
 
 def _execute(cursor: Any, statement: str, rows: Sequence[tuple[object, ...]], *, template: str | None = None) -> None:
-    """Nothing at all for no rows; else one statement per _PAGE rows."""
+    """Executes one statement per _PAGE rows; none for no rows."""
     if rows:
         execute_values(cursor, statement, rows, template=template, page_size=_PAGE)
 
@@ -394,10 +394,10 @@ _EXPECTED = """
 
 
 def reconcile_alarms(cursor: Any, *, now: datetime, subcloud_ids: Sequence[int] | None = None) -> tuple[int, int]:
-    """Make the active alarms (of these subclouds, None: all) those that the rows ask for; (raised, cleared).
+    """Raises and clears alarms (of these subclouds, None: all) to match the rows; returns (raised, cleared).
 
-    The same rule as `dcsync.state.rules.expected_alarms`; an integration test holds the two together. Rows and alarms
-    are compared as they were at one moment: an alarm that a state worker clears meanwhile is not raised again.
+    The same rule as `dcsync.state.rules.expected_alarms`; an integration test compares the two. Each statement sees
+    rows and alarms of one snapshot: an alarm that a state worker clears meanwhile is not raised again.
     """
     if subcloud_ids is None:
         expected, of_these, parameters = _EXPECTED.format(subcloud="true", endpoint="true"), "true", {"now": now}

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core sees them. They are made by the migrations; a test holds the two together."""
+"""The tables in SQLAlchemy Core. The migrations create them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ metadata = MetaData(
 )
 
 
-def _words(enum: type, name: str) -> Enum:
-    """One of a closed set of words, stored as text with a check; read back as the enum's member."""
+def _enum(enum: type, name: str) -> Enum:
+    """Returns the type of a closed set of values: stored as text with a CHECK, read as the enum's member."""
     return Enum(
         enum,
         name=name,
@@ -59,10 +59,10 @@ def _words(enum: type, name: str) -> Enum:
     )
 
 
-class Word(TypeDecorator[Any]):
-    """One of a closed set of words as the enum's member, in a column of text; `none`: the word that stands for None.
+class EnumText(TypeDecorator[Any]):
+    """An enum's member in a text column; `none` is the value stored for None.
 
-    For columns that were text before they had a check: the other type would rewrite the table.
+    For columns that were text before they had a CHECK: the type of `_enum` would rewrite the table.
     """
 
     impl = Text
@@ -79,7 +79,7 @@ class Word(TypeDecorator[Any]):
         return None if value is None or value == self.none else self.words(value)
 
     def check(self, name: str) -> CheckConstraint:
-        """That the column of this name holds nothing else."""
+        """Returns the CHECK that the column contains only these values."""
         words = [*([self.none] if self.none else []), *self.words]
         return CheckConstraint(f"{name} IN ({', '.join(map(_quoted, words))})", name=name)
 
@@ -88,7 +88,7 @@ def _quoted(word: str) -> str:
     return f"'{word}'"
 
 
-def _moment(name: str, *, nullable: bool = True) -> Column[object]:
+def _timestamp(name: str, *, nullable: bool = True) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=nullable)
 
 
@@ -108,36 +108,36 @@ subcloud = Table(
     Column("region_name", Text, nullable=False, unique=True),
     Column("management_ip", Text, nullable=False),
     Column("software_version", Text, nullable=False, server_default=""),
-    Column("management_state", _words(ManagementState, "management_state"), nullable=False,
+    Column("management_state", _enum(ManagementState, "management_state"), nullable=False,
            server_default=ManagementState.UNMANAGED.value),
-    Column("availability_status", _words(AvailabilityStatus, "availability_status"), nullable=False,
+    Column("availability_status", _enum(AvailabilityStatus, "availability_status"), nullable=False,
            server_default=AvailabilityStatus.OFFLINE.value),
-    Column("initial_sync_state", _words(InitialSyncState, "initial_sync_state"), nullable=False,
+    Column("initial_sync_state", _enum(InitialSyncState, "initial_sync_state"), nullable=False,
            server_default=INITIAL_SYNC.first.value),
     Column("subsequent_sync", Boolean, nullable=False, server_default=false()),
     Column("identity_fingerprint", Text),
     Column("groups_to_refill", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
-    # A request grows the generation; attempts count within it.
+    # A request increases the generation; attempts are counted within it.
     Column("generation", BigInteger, nullable=False, server_default="0"),
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("abandoned", Integer, nullable=False, server_default="0"),
-    _moment("requested_at"),
-    _moment("dispatched_at"),
-    _moment("retry_at"),
-    # What observers told: when it was last seen to come online and to be offline, how many looks failed in a row.
-    _moment("online_observed_at"),
+    _timestamp("requested_at"),
+    _timestamp("dispatched_at"),
+    _timestamp("retry_at"),
+    # From observers: when it was last seen coming online and being offline, how many probes failed in a row.
+    _timestamp("online_observed_at"),
     Column("online_sequence", BigInteger, nullable=False, server_default="0"),
-    _moment("offline_observed_at"),
+    _timestamp("offline_observed_at"),
     Column("offline_sequence", BigInteger, nullable=False, server_default="0"),
     Column("audit_fail_count", Integer, nullable=False, server_default="0"),
-    _moment("fail_count_observed_at"),
+    _timestamp("fail_count_observed_at"),
     Column("fail_count_sequence", BigInteger, nullable=False, server_default="0"),
-    # What was observed of its endpoints before counts for nothing; those of dc-cert are kept all the same.
-    _moment("unmanaged_at"),
+    # Endpoint reports observed before this are ignored, except for dc-cert.
+    _timestamp("unmanaged_at"),
     # The run that owns the row while it is in progress.
     Column("run_id", Text),
-    _moment("claimed_at"),
-    Column("step", _words(Step, "step")),
+    _timestamp("claimed_at"),
+    Column("step", _enum(Step, "step")),
     Column("reason", Text),
     Column("detail", Text, nullable=False, server_default=""),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
@@ -148,7 +148,7 @@ subcloud = Table(
     Index("ix_subcloud_requested", "requested_at", postgresql_where=text(_is(InitialSyncState.REQUESTED))),
     Index("ix_subcloud_in_progress", "claimed_at", postgresql_where=text(_is(InitialSyncState.IN_PROGRESS))),
     Index("ix_subcloud_failed", "retry_at", postgresql_where=text(_is(InitialSyncState.FAILED))),
-    # Rows are rewritten often: room in each page keeps most updates away from the indexes.
+    # Rows are updated often: free space in each page lets most updates skip the indexes (HOT).
     postgresql_with={"fillfactor": "70"},
 )  # fmt: skip
 
@@ -156,11 +156,11 @@ endpoint_status = Table(
     "endpoint_status",
     metadata,
     _subcloud_id(),
-    Column("endpoint_type", _words(EndpointType, "endpoint_type"), nullable=False),
-    Column("sync_status", _words(SyncStatus, "sync_status"), nullable=False, server_default=SyncStatus.UNKNOWN.value),
-    _moment("changed_at"),
-    # The report that is shown, and whether it is worth an alarm.
-    _moment("observed_at"),
+    Column("endpoint_type", _enum(EndpointType, "endpoint_type"), nullable=False),
+    Column("sync_status", _enum(SyncStatus, "sync_status"), nullable=False, server_default=SyncStatus.UNKNOWN.value),
+    _timestamp("changed_at"),
+    # The report that is shown, and whether it may raise an alarm.
+    _timestamp("observed_at"),
     Column("sequence", BigInteger, nullable=False, server_default="0"),
     Column("alarmable", Boolean, nullable=False, server_default=true()),
     # The newest report that a comparison was made for, the newest that found no difference, and why it is unknown.
@@ -174,8 +174,8 @@ endpoint_status = Table(
 report_memory = Table(
     "report_memory",
     metadata,
-    # Reports that changed no row and still decide what a late one is worth; see `dcsync.state.rules`. Unlogged: it is
-    # emptied by a crash of the server, and filled again by the observers' next round.
+    # Reports that changed no row and still decide whether a late one counts; see `dcsync.state.rules`. Unlogged: it is
+    # emptied by a crash of the server, and filled again by the observers' next reports.
     Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), primary_key=True),
     Column("memory", JSONB, nullable=False),
     prefixes=["UNLOGGED"],
@@ -185,9 +185,9 @@ report_memory = Table(
 subcloud_probe = Table(
     "subcloud_probe",
     metadata,
-    # Apart from the subcloud's row, which others lock, and unlogged: emptied by a crash, all are simply due at once.
+    # Separate from the subcloud's row, which others lock. Unlogged: after a crash of the server all probes are due.
     Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), primary_key=True),
-    _moment("next_probe_at", nullable=False),
+    _timestamp("next_probe_at", nullable=False),
     Column("probes", BigInteger, nullable=False),
     # When an observer last found the subcloud online.
     _moment("seen_at"),
@@ -201,13 +201,13 @@ alarm = Table(
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("alarm_id", Text, nullable=False),
     Column("entity", Text, nullable=False),
-    # Survives its subcloud, so that sinks still learn that it was cleared.
+    # Kept after its subcloud is deleted, so that sinks still receive the clearing.
     Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="SET NULL")),
-    Column("endpoint_type", _words(EndpointType, "endpoint_type")),
+    Column("endpoint_type", _enum(EndpointType, "endpoint_type")),
     Column("severity", Text, nullable=False),
     Column("reason_text", Text, nullable=False),
-    _moment("raised_at", nullable=False),
-    _moment("cleared_at"),
+    _timestamp("raised_at", nullable=False),
+    _timestamp("cleared_at"),
     # The transaction that raised or cleared it: sinks read up to the oldest transaction that is still open.
     Column("changed_xid", BigInteger, nullable=False),
     Index("uq_alarm_active", "entity", "alarm_id", unique=True, postgresql_where=text("cleared_at IS NULL")),
@@ -219,21 +219,21 @@ alarm_sink = Table(
     "alarm_sink",
     metadata,
     Column("name", Text, primary_key=True),
-    # How far it was told: everything up to this (changed_xid, alarm id).
+    # The last alarm delivered, as (changed_xid, alarm id).
     Column("told_xid", BigInteger, nullable=False, server_default="0"),
     Column("told_id", BigInteger, nullable=False, server_default="0"),
     Column("attempt", Integer, nullable=False, server_default="0"),
-    _moment("next_attempt_at", nullable=False),
+    _timestamp("next_attempt_at", nullable=False),
 )
 
 audit_request = Table(
     "audit_request",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
-    # None: of every subcloud.
+    # None: all subclouds.
     Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE")),
-    Column("endpoint_type", _words(EndpointType, "endpoint_type"), nullable=False),
-    _moment("requested_at", nullable=False),
+    Column("endpoint_type", _enum(EndpointType, "endpoint_type"), nullable=False),
+    _timestamp("requested_at", nullable=False),
     Column("cause", Text, nullable=False),
     UniqueConstraint("subcloud_id", "endpoint_type", postgresql_nulls_not_distinct=True),
 )
@@ -242,53 +242,52 @@ rejected_report = Table(
     "rejected_report",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
-    _moment("received_at", nullable=False),
+    _timestamp("received_at", nullable=False),
     Column("region_name", Text),
     Column("reason", Text, nullable=False),
     Column("report", Text, nullable=False),
 )
 
 NOTHING_REPORTED = "none"
-_AUDIT_STATUS, _RESULT = Word(AUDIT.states), Word(SyncStatus)
-_REPORTED = Word(SyncStatus, none=NOTHING_REPORTED)
+_AUDIT_STATUS, _RESULT = EnumText(AUDIT.states), EnumText(SyncStatus)
+_REPORTED = EnumText(SyncStatus, none=NOTHING_REPORTED)
 
 subcloud_sync = Table(
     "subcloud_sync",
     metadata,
     _subcloud_id(),
-    Column("endpoint_type", _words(EndpointType, "endpoint_type"), nullable=False),
+    Column("endpoint_type", _enum(EndpointType, "endpoint_type"), nullable=False),
     Column("audit_status", _AUDIT_STATUS, nullable=False, server_default=AUDIT.first.value),
     Column("sync_status_reported", _REPORTED, nullable=False, server_default=NOTHING_REPORTED),
-    _moment("sync_status_report_time"),
-    _moment("last_audit_time"),
-    # Asked and done: a request, and a change at the central cloud, grows the generation; a finished comparison observes
-    # it.
+    _timestamp("sync_status_report_time"),
+    _timestamp("last_audit_time"),
+    # A request or a central change increases the generation; a finished comparison sets the observed one to it.
     Column("generation", BigInteger, nullable=False, server_default="0"),
     Column("observed_generation", BigInteger, nullable=False, server_default="0"),
-    _moment("requested_at"),
+    _timestamp("requested_at"),
     Column("requested_by", Text, nullable=False, server_default=""),
     Column("due_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    _moment("dispatched_at"),
+    _timestamp("dispatched_at"),
     Column("dispatches", BigInteger, nullable=False, server_default="0"),
     # The run that owns the row while its audit is in progress.
     Column("run_id", Text),
-    _moment("claimed_at"),
+    _timestamp("claimed_at"),
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("abandoned", Integer, nullable=False, server_default="0"),
     Column("reason", Text),
     Column("detail", Text, nullable=False, server_default=""),
     # The last finished comparison, and the last that found a difference: its digest, and names without values.
-    _moment("last_good_at"),
+    _timestamp("last_good_at"),
     Column("result", _RESULT),
     Column("difference", Text),
     Column("difference_detail", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
-    _moment("difference_at"),
+    _timestamp("difference_at"),
     Column("difference_repairs", Integer, nullable=False, server_default="0"),
-    _moment("repaired_at"),
-    # For the next run only: deletions without limit; repair of these resource types alone.
+    _timestamp("repaired_at"),
+    # For the next run only: deletions without limit; repair restricted to these resource types.
     Column("deletes_allowed", Boolean, nullable=False, server_default=false()),
     Column("resource_types", JSONB(none_as_null=True)),
-    # Of the keys the subcloud was last seen to hold, in its row of platform.
+    # Fingerprint of the keys last read from the subcloud, in its platform row.
     Column("keys_fingerprint", Text),
     UniqueConstraint("subcloud_id", "endpoint_type"),
     _AUDIT_STATUS.check("audit_status"),
@@ -302,7 +301,7 @@ subcloud_sync = Table(
 subcloud_placed = Table(
     "subcloud_placed",
     metadata,
-    # What the central cloud put on a subcloud, by id; see `dcsync.model.identity.Placed`.
+    # The ids of records the central cloud placed on a subcloud; see `dcsync.model.identity.Placed`.
     Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), primary_key=True),
     Column("placed", JSONB, nullable=False),
 )
@@ -310,38 +309,38 @@ subcloud_placed = Table(
 central_state = Table(
     "central_state",
     metadata,
-    # The central cloud as the watch last accepted it: kind is the endpoint type it concerns.
+    # The central cloud as the watch last accepted it; `kind` is the endpoint type.
     Column("kind", Text, primary_key=True),
     Column("fingerprint", Text, nullable=False),
     Column("events_fingerprint", Text, nullable=False, server_default=""),
     Column("counts", JSONB, nullable=False),
     Column("generation", BigInteger, nullable=False, server_default="0"),
-    _moment("changed_at", nullable=False),
-    _moment("checked_at", nullable=False),
+    _timestamp("changed_at", nullable=False),
+    _timestamp("checked_at", nullable=False),
     Column("refused", Text),
     Column("shrink_allowed", Boolean, nullable=False, server_default=false()),
 )
 
-_ROTATION_STATE = Word(ROTATION.states)
+_ROTATION_STATE = EnumText(ROTATION.states)
 
 key_rotation = Table(
     "key_rotation",
     metadata,
     Column("id", SmallInteger, primary_key=True, server_default="1", autoincrement=False),
-    _moment("next_due_at"),
-    _moment("last_rotated_at"),
-    # While it lasts, differing keys are planned and worth no alarm.
-    _moment("window_until"),
+    _timestamp("next_due_at"),
+    _timestamp("last_rotated_at"),
+    # Until then differing keys are expected and raise no alarm.
+    _timestamp("window_until"),
     Column("state", _ROTATION_STATE, nullable=False, server_default=ROTATION.first.value),
     Column("detail", Text, nullable=False, server_default=""),
-    # What an operator asked for, until it is done or refused.
-    _moment("requested_at"),
+    # An operator's request, until it is carried out or refused.
+    _timestamp("requested_at"),
     Column("requested_by", Text, nullable=False, server_default=""),
     Column("forced", Boolean, nullable=False, server_default=false()),
     Column("max_in_flight", Integer),
-    # Whoever rotates, and the fingerprints it found before: they tell whether a rotation that was cut short was done.
+    # The run that rotates, and the fingerprints it read before: they show whether an interrupted rotation was done.
     Column("run_id", Text),
-    _moment("claimed_at"),
+    _timestamp("claimed_at"),
     Column("before", JSONB(none_as_null=True)),
     CheckConstraint("id = 1", name="single_row"),
     _ROTATION_STATE.check("state"),
@@ -352,7 +351,7 @@ sync_request = Table(
     metadata,
     _subcloud_id(),
     Column("generation", BigInteger, nullable=False),
-    _moment("requested_at", nullable=False),
+    _timestamp("requested_at", nullable=False),
     Column("requested_by", Text, nullable=False),
     Column("cause", Text, nullable=False),
     UniqueConstraint("subcloud_id", "generation"),
@@ -366,9 +365,9 @@ sync_attempt = Table(
     Column("generation", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("worker", Text, nullable=False),
-    _moment("started_at", nullable=False),
-    _moment("ended_at"),
-    Column("ending", _words(Ending, "ending")),
+    _timestamp("started_at", nullable=False),
+    _timestamp("ended_at"),
+    Column("ending", _enum(Ending, "ending")),
     Column("reason", Text),
     Column("detail", Text, nullable=False, server_default=""),
     Index("ix_sync_attempt_subcloud_id_generation", "subcloud_id", "generation"),
@@ -379,9 +378,9 @@ sync_step = Table(
     "sync_step",
     metadata,
     Column("run_id", Text, ForeignKey("sync_attempt.run_id", ondelete="CASCADE"), primary_key=True),
-    Column("step", _words(Step, "step"), primary_key=True),
-    _moment("started_at", nullable=False),
-    _moment("ended_at"),
+    Column("step", _enum(Step, "step"), primary_key=True),
+    _timestamp("started_at", nullable=False),
+    _timestamp("ended_at"),
     Column("outcome", Text),
     Column("detail", Text, nullable=False, server_default=""),
 )

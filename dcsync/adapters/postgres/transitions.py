@@ -1,8 +1,8 @@
-"""One lifecycle event applied to many rows at once: the SQL shared by operators (inventory) and observers (states).
+"""Applies lifecycle events to many rows: the SQL shared by operators (`inventory`) and observers (`states`).
 
-Here is every column an event of that kind touches, and the history row it leaves; which event follows from what is
-decided by `dcsync.model.pair`. What goes with it when a subcloud is unmanaged or deleted is here too, for alarms
-follow rows in the same transaction. Claims and the endings of runs are not here, they belong to the run's own store.
+It sets every column such an event changes and inserts the history row; `dcsync.model.pair` decides which event
+happens. It also resets endpoints and clears alarms when a subcloud is unmanaged or deleted, in the same transaction.
+Claims and endings of runs are in `runs`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,12 @@ def apply_event(
     cause: str,
     forget_subsequent_sync: bool = False,
 ) -> list[int]:
-    """Move these rows as `event` says, "set B where it is still A"; the ids that moved.
+    """Applies `event` to these rows, "set B where it is still A"; returns the ids that changed.
 
     For BECAME_ELIGIBLE and ASKED (a new request: generation + 1, a `sync_request` history row with `by` and `cause`,
-    and the audited endpoint types unknown until audits have compared them) and for LEFT (back to none). Either way
-    what an earlier request left in the row is cleared, its run included, which therefore stops before its next write
-    and closes its own history row. `forget_subsequent_sync` also drops the memory of the identity data the subcloud was
-    last given; groups that an attempt emptied are remembered all the same, for they still want filling.
+    audited endpoint types unknown until they are compared) and for LEFT (back to none). The columns of an earlier request are cleared, its run id included, so its run
+    stops before its next write and ends its own history row. `forget_subsequent_sync` also clears the fingerprint of
+    the identity data last written; groups that an attempt emptied are kept, because they must still be refilled.
 
     The caller holds the row locks, taken in id order. Source: docs/upstream/initial-sync.md section 3 (T2, T3) and 3.1.
     """
@@ -99,9 +98,9 @@ def _columns(after: InitialSyncState, *, now: datetime, forget_subsequent_sync: 
     return columns
 
 
-def forget_endpoints(connection: Connection, subcloud_ids: Collection[int], *, now: datetime) -> None:
-    """Nobody looks after an unmanaged subcloud: its endpoints become unknown and their alarms go, all but those of
-    dc-cert, which is kept up for unmanaged subclouds as well. Reports observed before `now` count for nothing any more.
+def reset_endpoints(connection: Connection, subcloud_ids: Collection[int], *, now: datetime) -> None:
+    """Sets the endpoints of unmanaged subclouds to unknown and clears their alarms, except for dc-cert, which is
+    maintained for unmanaged subclouds as well. Reports observed before `now` are ignored from then on.
 
     The caller holds the row locks. Source: docs/upstream/state-service.md sections 8 and 8.1.
     """
@@ -146,7 +145,7 @@ def _make_unknown(
 def clear_alarms(
     connection: Connection, which: ColumnElement[bool], subcloud_ids: Collection[int], *, now: datetime
 ) -> None:
-    """Clear these of the active alarms of these subclouds; sinks are told like of any other change."""
+    """Clears the active alarms of these subclouds that match `which`; sinks receive the change like any other."""
     connection.execute(
         update(alarm)
         .where(alarm.c.subcloud_id == any_(_ids(subcloud_ids)), alarm.c.cleared_at.is_(None), which)

@@ -281,7 +281,7 @@ def test_a_report_the_database_refuses_is_rejected_and_the_others_are_kept(rows:
         ONLINE,
     ]
     assert [(region, reason.split(":")[0]) for region, reason in rows.rejected()] == [
-        ("subcloud3", "the database refused it")
+        ("subcloud3", "rejected by the database")
     ]
 
 

@@ -1,1 +1,1 @@
-"""Schema changes, one small step each, run by `dcsync db upgrade` (`dcsync.adapters.postgres.database.upgrade`)."""
+"""Schema migrations, one small step each, run by `dcsync db upgrade` (`dcsync.adapters.postgres.database.upgrade`)."""

@@ -1,4 +1,4 @@
-"""What alembic runs: the migrations, on the connection or engine that `dcsync.adapters.postgres.database` passes."""
+"""Alembic's environment: runs the migrations on the connection that `dcsync.adapters.postgres.database` passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _run_on(connection: Connection) -> None:
         connection=connection,
         target_metadata=metadata,
         compare_server_default=True,
-        # One that must not hold its locks while it looks at rows commits in between.
+        # A migration that must not hold its locks while it reads rows commits in between.
         transaction_per_migration=True,
     )
     with context.begin_transaction():

@@ -11,7 +11,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# The words as they were when this migration was written: a later one changes them, never an edit of this page.
+# The values when this migration was written; they are changed by later migrations only, never by editing this file.
 ENDPOINT_TYPES = (
     "platform",
     "identity",
@@ -35,9 +35,9 @@ def upgrade() -> None:
         sa.Column("region_name", sa.Text, nullable=False),
         sa.Column("management_ip", sa.Text, nullable=False),
         sa.Column("software_version", sa.Text, nullable=False, server_default=""),
-        _words("management_state", ("managed", "unmanaged"), nullable=False, server_default="unmanaged"),
-        _words("availability_status", ("online", "offline"), nullable=False, server_default="offline"),
-        _words("initial_sync_state", INITIAL_SYNC_STATES, nullable=False, server_default="none"),
+        _values("management_state", ("managed", "unmanaged"), nullable=False, server_default="unmanaged"),
+        _values("availability_status", ("online", "offline"), nullable=False, server_default="offline"),
+        _values("initial_sync_state", INITIAL_SYNC_STATES, nullable=False, server_default="none"),
         sa.Column("subsequent_sync", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("identity_fingerprint", sa.Text),
         sa.Column("groups_to_refill", JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
@@ -49,7 +49,7 @@ def upgrade() -> None:
         _moment("retry_at"),
         sa.Column("run_id", sa.Text),
         _moment("claimed_at"),
-        _words("step", STEPS),
+        _values("step", STEPS),
         sa.Column("reason", sa.Text),
         sa.Column("detail", sa.Text, nullable=False, server_default=""),
         _moment("created_at", nullable=False, server_default=sa.func.now()),
@@ -74,8 +74,8 @@ def upgrade() -> None:
     op.create_table(
         "endpoint_status",
         *_of_subcloud("endpoint_status"),
-        _words("endpoint_type", ENDPOINT_TYPES, nullable=False),
-        _words("sync_status", ("unknown", "in-sync", "out-of-sync"), nullable=False, server_default="unknown"),
+        _values("endpoint_type", ENDPOINT_TYPES, nullable=False),
+        _values("sync_status", ("unknown", "in-sync", "out-of-sync"), nullable=False, server_default="unknown"),
         _moment("changed_at"),
         sa.UniqueConstraint(
             "subcloud_id", "endpoint_type", name=op.f("uq_endpoint_status_subcloud_id_endpoint_type")
@@ -85,7 +85,7 @@ def upgrade() -> None:
     op.create_table(
         "subcloud_sync",
         *_of_subcloud("subcloud_sync"),
-        _words("endpoint_type", ENDPOINT_TYPES, nullable=False),
+        _values("endpoint_type", ENDPOINT_TYPES, nullable=False),
         sa.Column("audit_status", sa.Text, nullable=False, server_default="none"),
         sa.Column("sync_status_reported", sa.Text, nullable=False, server_default="none"),
         _moment("sync_status_report_time"),
@@ -111,7 +111,7 @@ def upgrade() -> None:
         sa.Column("worker", sa.Text, nullable=False),
         _moment("started_at", nullable=False),
         _moment("ended_at"),
-        _words("ending", ENDINGS),
+        _values("ending", ENDINGS),
         sa.Column("reason", sa.Text),
         sa.Column("detail", sa.Text, nullable=False, server_default=""),
         sa.PrimaryKeyConstraint("run_id", name=op.f("pk_sync_attempt")),
@@ -121,7 +121,7 @@ def upgrade() -> None:
     op.create_table(
         "sync_step",
         sa.Column("run_id", sa.Text, nullable=False),
-        _words("step", STEPS, nullable=False),
+        _values("step", STEPS, nullable=False),
         _moment("started_at", nullable=False),
         _moment("ended_at"),
         sa.Column("outcome", sa.Text),
@@ -138,8 +138,8 @@ def downgrade() -> None:
         op.drop_table(table)
 
 
-def _words(name: str, words: tuple[str, ...], **options: object) -> sa.Column[object]:
-    """Text with a check that it is one of these words; the check is named ck_<table>_<column>."""
+def _values(name: str, words: tuple[str, ...], **options: object) -> sa.Column[object]:
+    """Returns a text column with a CHECK that it contains one of these values, named ck_<table>_<column>."""
     type_ = sa.Enum(*words, name=name, native_enum=False, create_constraint=True, length=64)
     return sa.Column(name, type_, **options)  # type: ignore[arg-type]
 
@@ -149,7 +149,7 @@ def _moment(name: str, **options: object) -> sa.Column[object]:
 
 
 def _of_subcloud(table: str) -> tuple[sa.Column[object], sa.ForeignKeyConstraint]:
-    """The subcloud a row belongs to and goes away with."""
+    """Returns the column of the subcloud a row belongs to, with which it is deleted."""
     return (
         sa.Column("subcloud_id", sa.BigInteger, nullable=False),
         sa.ForeignKeyConstraint(

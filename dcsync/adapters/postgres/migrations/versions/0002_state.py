@@ -1,4 +1,4 @@
-"""What the state service keeps: when a fact was observed, alarms and who was told, audit requests, refused reports."""
+"""Tables of the state service: observation times, alarms and sink positions, audit requests, rejected reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# The words as they were when this migration was written.
+# The values when this migration was written.
 ENDPOINT_TYPES = (
     "platform",
     "identity",

@@ -1,5 +1,4 @@
-"""What the audit keeps: what was asked and done per endpoint, what was placed where, the central cloud as it was last
-seen."""
+"""Tables of the audit: requests and results per endpoint type, placed records, the last accepted central state."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a rotation of keys keeps: who asked, who rotates, what was there before; which keys each subcloud was seen
-with."""
+"""Tables of the key rotation: its request, run and earlier keys; which keys each subcloud has."""
 
 from __future__ import annotations
 

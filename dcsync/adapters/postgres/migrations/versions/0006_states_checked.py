@@ -1,8 +1,7 @@
-"""The words of audits and of the key rotation are held by checks, as those of the initial sync are.
+"""CHECK constraints on the states of audits and key rotation, like those of the initial sync.
 
-A check is added without looking at the rows, so that nobody waits long for the lock it needs. That lock is released
-before rows are mended and looked at, while others read and write them. An upgrade that was cut short in between is
-repeated.
+A constraint is added without validating rows, so that its lock is held only briefly. The lock is released before rows
+are repaired and validated, while other transactions read and write them. An interrupted upgrade can be repeated.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-# The words as they were when this migration was written: a later one changes them, never an edit of this page.
+# The values when this migration was written; they are changed by later migrations only, never by editing this file.
 CHECKS = {
     ("subcloud_sync", "audit_status"): ("none", "in-progress", "completed", "failed"),
     ("subcloud_sync", "sync_status_reported"): ("none", "unknown", "in-sync", "out-of-sync"),
     ("subcloud_sync", "result"): ("unknown", "in-sync", "out-of-sync"),
     ("key_rotation", "state"): ("idle", "rotating", "distributing"),
 }
-# A row in a state that does not exist is in none of a run's hands. All of it at once: the checks already hold.
-MENDS = """
+# A row in an unknown state is owned by no run. One UPDATE per table, because the constraints already apply to updates.
+REPAIRS = """
     UPDATE subcloud_sync SET
         run_id = CASE WHEN {audit_status} THEN run_id END,
         claimed_at = CASE WHEN {audit_status} THEN claimed_at END,
@@ -41,7 +40,7 @@ def upgrade() -> None:
             f"ALTER TABLE {table} ADD CONSTRAINT {_name(table, column)} CHECK {_is_one(table, column)} NOT VALID"
         )
     with op.get_context().autocommit_block():
-        op.execute(MENDS.format(**{column: _is_one(table, column) for table, column in CHECKS}))
+        op.execute(REPAIRS.format(**{column: _is_one(table, column) for table, column in CHECKS}))
         for table, column in CHECKS:
             op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {_name(table, column)}")
 

@@ -1,10 +1,10 @@
-"""Endpoint types an installation does not have keep no rows, nor do audits that nobody carries out.
+"""Removes rows of endpoint types that an installation does not have, and audits of types dcsync does not audit.
 
-Removed are status rows that never showed anything, requests for audits and audit rows of types dcsync does not audit,
-and a column nobody reads; added is when a subcloud was last unmanaged.
+Deletes status rows that never had a report, audit requests and audit rows of types that are not audited, and an unused
+column; adds the time a subcloud was last unmanaged.
 
-The table of subclouds is locked first, as whoever writes to the other tables locks their subcloud first: nothing can
-deadlock, and writers wait until the deletion has ended (20,000 subclouds, 100,000 rows: half a second).
+The table of subclouds is locked first, as in every transaction that writes to the other tables: nothing can deadlock,
+and writers wait until the deletion has ended (20,000 subclouds, 100,000 rows: half a second).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ depends_on = None
 def upgrade() -> None:
     op.drop_column("subcloud", "first_identity_sync_complete")
     op.add_column("subcloud", sa.Column("unmanaged_at", sa.DateTime(timezone=True)))
-    # `changed_at` is set by the first report that shows something. Unmanaging also sets `observed_at`, of every row.
+    # The first report that changes the status sets `changed_at`. Unmanaging sets `observed_at` of every row as well.
     op.execute(
         """
         DELETE FROM endpoint_status AS e
