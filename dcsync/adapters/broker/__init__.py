@@ -1,1 +1,1 @@
-"""Redis and Celery: locks, hints, reports, and what keeps a worker alive when Redis is away."""
+"""Redis and Celery: locks, hints, reports, and patches that keep a worker running when Redis is unavailable."""

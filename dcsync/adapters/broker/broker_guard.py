@@ -1,17 +1,16 @@
-"""Keeps a worker alive when Redis goes away while it holds unacknowledged messages.
+"""Patches for kombu and celery 5.7.0 that keep a worker running; applied before the Celery app is created.
 
-kombu 5.7.0: after a lost connection Celery closes the connection twice; the second close tries to restore messages
-through a transport without a client, and dies of an AttributeError nothing catches. Here such a connection looks like
-what it is, a lost one, which every caller handles. To be applied before the Celery app is made. Drop it, and the exact
-pins of celery and kombu, once upstream is mended: tests/integration/test_broker_guard.py tells.
+Lost connection: when Redis fails while a worker has unacknowledged messages, Celery closes the connection twice. The
+second close tries to restore messages through a transport without a client and raises an AttributeError that nothing
+catches. Here it raises a ConnectionError, which every caller handles. Remove this, and the exact pins of celery and
+kombu, once tests/integration/test_broker_guard.py shows that upstream is fixed.
 
-And keeps it alive when somebody lays into a queue what is no message, or one that cannot be read: kombu takes it out of
-the queue, and the worker ends with a ValueError, TypeError, KeyError or the like. Here it is dropped with a warning.
-Messages that are whole, but of another kind than ours, Celery drops by itself: tests/acceptance/test_celery_surface.py
-has both.
+Malformed messages: kombu takes them out of the queue, and the worker ends with a ValueError, TypeError, KeyError or
+similar. Here they are dropped with a warning. Celery itself drops well-formed messages of unknown tasks;
+tests/acceptance/test_celery_surface.py tests both.
 
-And keeps it from waiting for ever: celery 5.7.0 repeats a heartbeat that cannot be sent without end, in the worker's
-main loop, which then neither notices that the broker is lost nor shows a sign of life. The first of those tests tells.
+Heartbeats: celery 5.7.0 retries a failed heartbeat without end in the worker's main loop, which then neither detects
+the lost broker nor shows a sign of life. Here a heartbeat is sent once; the first test covers it.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def _connparams(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _loads(text: str, *args: Any, **kwargs: Any) -> Any:
-    """None for what is not JSON; `_deliver` drops it."""
+    """Returns None for anything but JSON; `_deliver` drops it."""
     try:
         return _original_loads(text, *args, **kwargs)
     except (ValueError, RecursionError):
@@ -45,18 +44,18 @@ def _loads(text: str, *args: Any, **kwargs: Any) -> Any:
 
 def _deliver(self: Any, message: Any, queue: str) -> Any:
     if not _is_message(message):
-        log.warning("what waited in a queue is no message and is dropped", queue=queue)
+        log.warning("dropped a queue entry that is not a message", queue=queue)
         return None
     try:
         return _original_deliver(self, message, queue)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        log.warning("a message that cannot be read is dropped", queue=queue, error=type(error).__name__)
-        _forget(self, message["properties"]["delivery_tag"])
+        log.warning("dropped a malformed message", queue=queue, error=type(error).__name__)
+        _reject(self, message["properties"]["delivery_tag"])
         return None
 
 
 def _is_message(message: Any) -> bool:
-    """Has it what kombu needs to acknowledge it, and to hand it out again?"""
+    """Returns whether it has the fields kombu needs to acknowledge and to redeliver it."""
     properties = message.get("properties") if isinstance(message, dict) else None
     if not isinstance(properties, dict):
         return False
@@ -64,22 +63,22 @@ def _is_message(message: Any) -> bool:
     return isinstance(tag, str) and isinstance(info, dict) and {"exchange", "routing_key"} <= info.keys()
 
 
-def _forget(transport: Any, tag: str) -> None:
-    """Or it would be distributed again after the visibility timeout, and for ever."""
+def _reject(transport: Any, tag: str) -> None:
+    """Rejects the message; otherwise it would be redelivered after each visibility timeout."""
     for channel in transport.channels:
         if tag in channel.qos._delivered:
             channel.basic_reject(tag, requeue=False)
 
 
 def try_heartbeats_once() -> None:
-    """To be called in a worker, which has loaded what this needs. One that is not sent waits, as all events then do."""
+    """Sends each heartbeat without retries; one that fails is buffered like other events. Called in a worker only."""
     from celery.worker.heartbeat import Heart
 
     Heart._send.__defaults__ = (False,)
 
 
 def apply() -> None:
-    """Put the guards in place; a second call changes nothing."""
+    """Applies the patches; a second call changes nothing."""
     kombu_redis.Channel._connparams = _connparams
     kombu_redis.loads = _loads
     kombu_redis.Transport._deliver = _deliver

@@ -1,7 +1,7 @@
 """One lock per subcloud in Redis, with an owner and a time to live (port `Locks`).
 
-redis-py's Lock does the taking and giving; what is added here is the renewal of all locks this process holds, in one
-thread. A lock saves work and keeps two workers from one subcloud; what protects a row is its run id in PostgreSQL.
+redis-py's Lock acquires and releases; this module renews all locks of the process in one thread. A lock keeps two
+workers from the same subcloud and saves work; a row is protected by its run id in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PREFIX = "dcsync:lock:"
 
 
 class RedisLocks:
-    """Locks of this process. Renewed every third of their life from the first one taken until `close`."""
+    """The locks of this process, renewed after every third of their time to live until `close`."""
 
     def __init__(self, client: redis.Redis, *, ttl_seconds: float) -> None:
         self._client = client
@@ -57,7 +57,7 @@ class RedisLocks:
         return {owner for owner, region_name in held.items() if self._release(region_name, owner)}
 
     def _release(self, region_name: str, owner: str) -> bool:
-        """False when it was no longer ours, and when Redis does not answer: then its time to live ends it."""
+        """Returns False when the lock was no longer ours, or when Redis does not answer: then the lock expires."""
         with self._guard:
             lock = self._held.pop((region_name, owner), None)
         if lock is None:
@@ -76,7 +76,7 @@ class RedisLocks:
         return dict(zip(region_names, owners, strict=True))
 
     def close(self) -> None:
-        """Stop renewing; what is still held ends with its time to live."""
+        """Stops the renewal; locks that are still held expire."""
         self._closing.set()
 
     def _renew_held(self) -> None:
@@ -87,7 +87,7 @@ class RedisLocks:
                 self._renew(key, lock)
 
     def _renew(self, key: tuple[str, str], lock: Lock) -> None:
-        """A lock that is lost stays lost: whoever has it now keeps it. Redis being away is no answer: asked again."""
+        """Renews one lock; a lost lock is not acquired again. When Redis does not answer, the next renewal retries."""
         try:
             lock.extend(self._ttl, replace_ttl=True)
         except LockNotOwnedError:

@@ -1,6 +1,6 @@
-"""Sends hints through Celery (port `Messenger`), and looks which of them still wait in Redis.
+"""Sends hints through Celery (port `Messenger`), and lists which of them are still queued in Redis.
 
-Publishing is bounded in time: a broker that is away is told to the caller, whose next sweep makes it good.
+Publishing is bounded in time: when the broker is unavailable the caller gets an error, and the next sweep sends again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BATCH = 500
 _RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.3, "interval_max": 1}
 
 
-def _bounded(call: Callable[P, T]) -> Callable[P, T]:
+def _broker_errors(call: Callable[P, T]) -> Callable[P, T]:
     @wraps(call)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
@@ -44,25 +44,25 @@ class CeleryMessenger:
         self._client = client
         self._sweep_expires = sweep_expires_seconds
 
-    @_bounded
+    @_broker_errors
     def send_sync(self, hints: Sequence[SyncHint]) -> None:
         self._send_batch(TaskName.INITIAL_SYNC, hints)
 
-    @_bounded
+    @_broker_errors
     def send_audits(self, hints: Sequence[AuditHint]) -> None:
         self._send_batch(TaskName.AUDIT, hints)
 
-    @_bounded
+    @_broker_errors
     def send_sweep(self) -> None:
         self._send(TaskName.SWEEP, {"hinted": True}, expires=self._sweep_expires)
 
-    @_bounded
+    @_broker_errors
     def send_audit_sweep(self) -> None:
         self._send(TaskName.AUDIT_SWEEP, {"hinted": True}, expires=self._sweep_expires)
 
-    @_bounded
+    @_broker_errors
     def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
-        """Expired when the next round is due, which asks for the same."""
+        """Sends one message per chunk; it expires when the next round of probes is due."""
         with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
             for chunk in chunks:
                 payload = {"version": PAYLOAD_VERSION, "region_names": list(chunk)}
@@ -74,7 +74,7 @@ class CeleryMessenger:
                     kwargsrepr=f"{{{len(chunk)} subclouds}}",
                 )
 
-    @_bounded
+    @_broker_errors
     def send_key_rotation(self) -> None:
         self._send(TaskName.ROTATE_KEYS, {}, expires=self._sweep_expires)
 
@@ -97,7 +97,7 @@ class CeleryMessenger:
         return self._waiting_ids(Queue.AUDIT)
 
     def _waiting_ids(self, queue: Queue) -> set[str]:
-        """Read from kombu's list of waiting messages, whose elements are JSON with the task id among the headers."""
+        """Returns the task ids in kombu's list of queued messages, whose elements are JSON with the id in a header."""
         waiting: list[Any] = self._client.lrange(queue.value, 0, -1)
         return set(_task_ids(waiting))
 
@@ -107,4 +107,4 @@ def _task_ids(messages: Iterable[str]) -> Iterable[str]:
         try:
             yield str(json.loads(message)["headers"]["id"])
         except (ValueError, LookupError, TypeError, RecursionError):
-            continue  # not a task message: somebody else's, and no hint of ours
+            continue  # not a task message, so not a hint of dcsync

@@ -1,4 +1,4 @@
-"""How many messages wait in each queue, read from kombu's lists in Redis."""
+"""The number of messages in each queue, read from kombu's lists in Redis."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dcsync.model.messages import Queue
 
 
 class QueueLengths:
-    """One look takes `timeout_seconds` at most."""
+    """Queue lengths; one call takes `timeout_seconds` at most."""
 
     def __init__(self, redis_url: str, *, timeout_seconds: float) -> None:
         self._client = make_client(redis_url, timeout_seconds=timeout_seconds, retries=0)
 
     @translated_errors
     def waiting(self, queues: Sequence[Queue]) -> Mapping[Queue, int]:
-        """Messages that no worker has taken; raises BrokerUnreachable, also for no queues at all."""
+        """Returns the number of messages no worker has taken; raises BrokerUnreachable, also for an empty list."""
         with self._client.pipeline(transaction=False) as pipeline:
             pipeline.ping()
             for queue in queues:

@@ -1,7 +1,7 @@
-"""The Redis client for our own keys: locks, slots, queue look-ups. Celery's broker connections are Celery's own.
+"""The Redis client for dcsync's own keys (locks, ticks) and for reading queues. Celery makes its own connections.
 
-redis-py's defaults (ten silent retries, five seconds each) turn one slow answer into a minute of silence, so retries
-and timeouts are given explicitly, and whatever goes wrong becomes BrokerUnreachable.
+With redis-py's defaults (ten retries of five seconds, not logged) one slow answer blocks for a minute, so retries and
+timeouts are set here, and every error becomes BrokerUnreachable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def make_client(url: str, *, timeout_seconds: float = 3.0, retries: int = 2) -> redis.Redis:
-    """A thread-safe client; nothing is connected before its first command."""
+    """Returns a thread-safe client, which connects at its first command."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=timeout_seconds,
@@ -31,12 +31,12 @@ def make_client(url: str, *, timeout_seconds: float = 3.0, retries: int = 2) -> 
         retry=Retry(ConstantBackoff(0.2), retries),
         retry_on_error=[redis.exceptions.ConnectionError],
         decode_responses=True,
-        encoding_errors="replace",  # whoever reads a queue may find in it what is no text
+        encoding_errors="replace",  # a queue may contain messages that are not text
     )
 
 
 def translated_errors(call: Callable[P, T]) -> Callable[P, T]:
-    """Raise BrokerUnreachable for whatever redis-py raises; the message names the kind of error, never the URL."""
+    """Raises BrokerUnreachable for every error of redis-py; the message names the error's type, never the URL."""
 
     @wraps(call)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:

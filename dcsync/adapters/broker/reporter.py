@@ -1,8 +1,8 @@
 """How dcsync and other programs report to the state service: `CeleryReports` sends, `StateReporter` coalesces.
 
-A message costs a hundred times what a row costs (docs/upstream/platform-facts.md section 4), so what a process reports
-within a short window travels as one message. Every observation is reported again by its observer's next round: what
-cannot be sent within bounds is dropped and said so in the log, and nobody who reports is kept waiting.
+A message costs a hundred times as much as a row (docs/upstream/platform-facts.md section 4), so the reports of a
+process within a short window are sent as one message. Observers report again in their next round: reports that cannot
+be sent are dropped and logged, and the caller never waits.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 MESSAGE_REPORTS = 500
-"""The most reports one message carries: about 100 kB, and one transaction of a few hundred milliseconds at most."""
+"""The most reports in one message: about 100 kB, and one transaction of a few hundred milliseconds at most."""
 
 MOST_WAITING = 2_000
-"""Messages in the queue `state` beyond which none is added: where no worker takes them, 20,000 subclouds bring 5 MB
-every 30 s, and a Redis that is full takes no sweep either. Two state workers take so many within a few minutes."""
+"""The most messages in the queue `state`; further ones are not sent. Without a state worker 20,000 subclouds add 5 MB
+every 30 s, and a full Redis rejects sweeps as well. Two state workers process this many within a few minutes."""
 
 _RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.3, "interval_max": 1}
 
 
 class Reports(Protocol):
-    """Sends reports, or says that it could not."""
+    """Sends reports, or raises BrokerUnreachable."""
 
     def send(self, reports: Sequence[Report]) -> None: ...
 
@@ -53,7 +53,7 @@ class CeleryReports:
         self._client = make_client(str(app.conf.broker_url))
 
     def send(self, reports: Sequence[Report]) -> None:
-        """Raises BrokerUnreachable when some of them may not have been sent; sending all again is harmless."""
+        """Raises BrokerUnreachable when some reports may not have been sent; sending all of them again is harmless."""
         for start in range(0, len(reports), MESSAGE_REPORTS):
             self._refuse_when_full()
             self._send_message(reports[start : start + MESSAGE_REPORTS])
@@ -62,7 +62,7 @@ class CeleryReports:
     def _refuse_when_full(self) -> None:
         waiting = self._client.llen(Queue.STATE.value)
         if waiting >= MOST_WAITING:
-            raise BrokerUnreachable(f"{waiting} messages wait in the queue state: does a state worker run?")
+            raise BrokerUnreachable(f"{waiting} messages in the queue state: check that a state worker is running")
 
     def _send_message(self, reports: Sequence[Report]) -> None:
         payload = {"version": PAYLOAD_VERSION, "updates": [report_payload(report) for report in reports]}
@@ -74,7 +74,7 @@ class CeleryReports:
                 queue=QUEUE_OF[task].value,
                 retry=True,
                 retry_policy=_RETRIES,
-                # Flower would show the arguments of every message; a few hundred reports help nobody there.
+                # Shown in Flower instead of the arguments, which are several hundred reports.
                 kwargsrepr=f"{{{len(reports)} reports}}",
             )
         except (OperationalError, KombuError, RedisError, OSError) as exc:
@@ -82,7 +82,7 @@ class CeleryReports:
 
 
 class Observer:
-    """Puts moment and sequence on what one observer sees; thread-safe."""
+    """Creates the reports of one observer, with time and sequence number; thread-safe."""
 
     def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
         self._now = now
@@ -94,17 +94,17 @@ class Observer:
     def availability(
         self, region_name: str, status: AvailabilityStatus, *, fail_count: int | None = None
     ) -> AvailabilityReport:
-        """The subcloud is online or offline, seen now."""
+        """Returns the report that the subcloud is online or offline now."""
         return AvailabilityReport(
             region_name=region_name, mark=self.mark(), availability_status=status, fail_count=fail_count
         )
 
     def fail_count(self, region_name: str, fail_count: int) -> AvailabilityReport:
-        """So many looks failed in a row, which does not decide anything yet."""
+        """Returns the report of how many probes failed in a row; it does not change the availability."""
         return AvailabilityReport(region_name=region_name, mark=self.mark(), fail_count=fail_count)
 
     def state_only(self, region_name: str) -> AvailabilityReport:
-        """Make the subcloud's alarms agree with its row once more."""
+        """Returns the report that makes the state service update the subcloud's alarms from its row."""
         return AvailabilityReport(region_name=region_name, mark=self.mark(), state_only=True)
 
     def endpoint(
@@ -117,7 +117,7 @@ class Observer:
         reason: str | None = None,
         observed_at: datetime | None = None,
     ) -> EndpointReport:
-        """One endpoint of one subcloud."""
+        """Returns the report of one endpoint type of one subcloud."""
         return EndpointReport(
             region_name=region_name,
             mark=self.mark() if observed_at is None else Mark(observed_at, 0),
@@ -130,11 +130,11 @@ class Observer:
     def all_endpoints(
         self, region_name: str, status: SyncStatus, *, ignored: frozenset[EndpointType] = frozenset()
     ) -> EndpointReport:
-        """All endpoints of one subcloud but the ignored ones."""
+        """Returns the report of all endpoint types of one subcloud except the ignored ones."""
         return EndpointReport(region_name=region_name, mark=self.mark(), sync_status=status, ignored=ignored)
 
     def all_subclouds(self, endpoint_type: EndpointType | None, status: SyncStatus) -> EndpointReport:
-        """This endpoint (None: every one) of every subcloud."""
+        """Returns the report of this endpoint type (None: all) of every subcloud."""
         return EndpointReport(region_name=None, mark=self.mark(), endpoint_type=endpoint_type, sync_status=status)
 
     def bulk(
@@ -145,7 +145,7 @@ class Observer:
         status: AvailabilityStatus | None = None,
         fail_count: int | None = None,
     ) -> Report:
-        """What one look at one subcloud told."""
+        """Returns the report of several facts observed at the same time about one subcloud."""
         return bulk_report(
             region_name=region_name,
             mark=self.mark(),
@@ -157,17 +157,17 @@ class Observer:
     def endpoint_types(
         self, region_name: str, endpoint_types: frozenset[EndpointType], *, present: bool
     ) -> EndpointTypesReport:
-        """These endpoint types are there from now on, or no more."""
+        """Returns the report that the subcloud now has, or no longer has, these endpoint types."""
         return EndpointTypesReport(
             region_name=region_name, mark=self.mark(), endpoint_types=endpoint_types, present=present
         )
 
 
 class StateReporter:
-    """Takes reports from any thread and sends them in the background, as few messages as the window allows.
+    """Accepts reports from any thread and sends them in the background, coalesced into few messages.
 
-    The thread starts with the first report, so a reporter made before a fork may be used after it. Reports that cannot
-    be sent are kept for another try until `max_pending` wait or `attempts` failed; then the oldest are dropped.
+    The thread starts with the first report, so a reporter created before a fork may be used after it. Sending is
+    retried up to `attempts` times, then the reports are dropped; above `max_pending` the oldest are dropped.
     """
 
     def __init__(
@@ -188,15 +188,15 @@ class StateReporter:
         self._hold_off = hold_off_seconds
         self._pending: deque[Report] = deque()
         self._changed = threading.Condition()
-        self._hurry = False
+        self._flushing = False
         self._closing = False
         self._sending = False
         self._thread: threading.Thread | None = None
         self.dropped = 0
-        """How many reports were given up since the start."""
+        """The number of reports dropped since the start."""
 
     def report(self, report: Report) -> None:
-        """Returns at once; the report is sent within the window, with others."""
+        """Returns immediately; the report is sent with others within the window."""
         with self._changed:
             self._pending.append(report)
             if self._closing:
@@ -204,20 +204,20 @@ class StateReporter:
             if self._thread is None:
                 self._start()
             if len(self._pending) > self._max_pending:
-                self._drop(len(self._pending) - self._max_pending, "too many wait")
+                self._drop(len(self._pending) - self._max_pending, "too many pending")
             if len(self._pending) == 1 or len(self._pending) == self._message_reports:
                 self._changed.notify_all()
             return None
 
     def flush(self, *, timeout_seconds: float = 10.0) -> bool:
-        """Send what waits without waiting for the window; True when nothing waits any more (sent, or dropped)."""
+        """Sends pending reports without waiting for the window; returns True when none is left (sent or dropped)."""
         with self._changed:
-            self._hurry = True
+            self._flushing = True
             self._changed.notify_all()
             return self._changed.wait_for(self._is_idle, timeout=timeout_seconds)
 
     def close(self, *, timeout_seconds: float = 10.0) -> bool:
-        """As flush; then the thread ends, whatever still waits is dropped, and later reports are refused with a log."""
+        """Flushes, ends the thread and drops what is still pending; later reports are dropped and logged."""
         done = self.flush(timeout_seconds=timeout_seconds)
         with self._changed:
             self._closing = True
@@ -243,7 +243,7 @@ class StateReporter:
                 self._changed.notify_all()
 
     def _messages(self) -> Iterator[list[Report]]:
-        """One list per message, as long as the reporter is open."""
+        """Yields one list per message until the reporter is closed."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._pending or self._closing)
@@ -256,14 +256,14 @@ class StateReporter:
                 count = min(len(self._pending), self._message_reports)
                 reports = [self._pending.popleft() for _ in range(count)]
                 self._sending = True
-                self._hurry = self._hurry and bool(self._pending)
+                self._flushing = self._flushing and bool(self._pending)
             yield reports
 
     def _is_due(self) -> bool:
-        return self._hurry or self._closing or len(self._pending) >= self._message_reports
+        return self._flushing or self._closing or len(self._pending) >= self._message_reports
 
     def _send(self, reports: list[Report]) -> None:
-        """With a pause between tries, cut short by close()."""
+        """Sends the reports, with a pause between retries that close() ends early."""
         why = ""
         for attempt in range(1, self._attempts + 1):
             try:
@@ -271,8 +271,8 @@ class StateReporter:
             except BrokerUnreachable as error:
                 why = str(error)
                 log.warning("reports not sent", reports=len(reports), attempt=attempt, error=why)
-            except Exception:  # noqa: BLE001 - a report of somebody else's making must not end the thread
-                return self._send_apart(reports)
+            except Exception:  # noqa: BLE001 - an invalid report of another program must not end the thread
+                return self._send_halves(reports)
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing, timeout=self._hold_off * attempt):
                     break
@@ -280,8 +280,8 @@ class StateReporter:
         log.error("reports dropped", reports=len(reports), why=why)
         return None
 
-    def _send_apart(self, reports: list[Report]) -> None:
-        """Among these is one that cannot be sent by anybody: halved until it is found, and dropped alone."""
+    def _send_halves(self, reports: list[Report]) -> None:
+        """Sends the reports in halves until the one that cannot be encoded is found, and drops only that one."""
         if len(reports) > 1:
             middle = len(reports) // 2
             self._send(reports[:middle])

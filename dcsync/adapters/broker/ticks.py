@@ -1,4 +1,4 @@
-"""When was the last sweep, and is this tick taken? Two keys in Redis shared by every beat and worker."""
+"""When the last sweep ended, and whether this tick is taken: two Redis keys shared by all beats and workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LAST = "dcsync:sweep:last"
 
 
 class SweepTicks:
-    """One sweep per tick however many beats there are. A lost key costs one sweep too many, which is harmless."""
+    """One sweep per tick, whatever the number of beats. A lost key causes one additional sweep, which is harmless."""
 
     def __init__(self, client: redis.Redis, *, interval_seconds: float) -> None:
         self._client = client
@@ -21,16 +21,16 @@ class SweepTicks:
 
     @translated_errors
     def take(self) -> bool:
-        """False when a sweep was begun less than about half an interval ago, by another beat's message."""
+        """Returns False when another beat's message started a sweep within about half an interval."""
         return bool(self._client.set(_TICK, "taken", nx=True, px=int(self._interval * 600)))
 
     @translated_errors
     def note_sweep(self, now: datetime) -> None:
-        """A sweep has ended well."""
+        """Records that a sweep succeeded."""
         self._client.set(_LAST, repr(now.timestamp()))
 
     @translated_errors
     def seconds_since_sweep(self, now: datetime) -> float | None:
-        """Since the last sweep that ended well; None if there was none yet."""
+        """Returns the seconds since the last successful sweep; None before the first."""
         last = self._client.get(_LAST)
         return None if last is None else now.timestamp() - float(last)

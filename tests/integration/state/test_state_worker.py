@@ -75,7 +75,7 @@ def test_where_no_state_worker_runs_the_queue_ends_somewhere(
     sent = CeleryReports(app)
     for _ in range(3):
         sent.send([Observer().availability("subcloud1", ONLINE)])
-    with pytest.raises(BrokerUnreachable, match="3 messages wait in the queue state"):
+    with pytest.raises(BrokerUnreachable, match="3 messages in the queue state"):
         sent.send([Observer().availability("subcloud1", ONLINE)])
     assert redis_client.llen("state") == 3
 
