@@ -1,1 +1,1 @@
-"""The central cloud and the subclouds over HTTP: Keystone, dcdbsync, sysinv."""
+"""HTTP access to the central cloud and the subclouds: Keystone, dcdbsync, sysinv."""

@@ -1,7 +1,6 @@
-"""What a rotation needs of this machine: fresh key material, and the command that makes the central cloud rotate by
-itself.
+"""New key material, and the command that rotates the central cloud's keys.
 
-Neither keys nor anything the command prints is kept or shown.
+Neither keys nor the command's output are kept or shown.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from dcsync.model.errors import KeyRotationFailed
 
 
 def new_key() -> str:
-    """A fernet key: 32 random bytes of the operating system, as Keystone writes them."""
+    """Returns a fernet key: 32 random bytes from the operating system, encoded as in Keystone."""
     return base64.urlsafe_b64encode(os.urandom(32)).decode()
 
 
 class RotateCommand:
-    """Runs the command without a shell; it may rotate only once, so it is never tried again here."""
+    """Runs the command without a shell, and never retries it, because a second run would rotate again."""
 
     def __init__(self, arguments: Sequence[str], *, deadline_seconds: float) -> None:
         self._arguments = list(arguments)
         self._deadline = deadline_seconds
 
     def __call__(self) -> None:
-        """Raises KeyRotationFailed when it cannot be started, does not end in time or says that it failed."""
+        """Raises KeyRotationFailed when the command cannot be started, times out or fails."""
         try:
             process = subprocess.Popen(
                 self._arguments,
@@ -53,17 +52,17 @@ class RotateCommand:
 
 
 def rotate_command(text: str, *, deadline_seconds: float) -> RotateCommand:
-    """From DCSYNC_KEY_ROTATE_COMMAND, which the settings have seen to be one."""
+    """Returns the command of DCSYNC_KEY_ROTATE_COMMAND, which the settings have validated."""
     return RotateCommand(shlex.split(text), deadline_seconds=deadline_seconds)
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without settings: the command has no business with our passwords."""
+    """Returns the environment without dcsync's settings, so that the command does not receive its passwords."""
     return {name: value for name, value in os.environ.items() if not name.startswith("DCSYNC_")}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """With all it started; a command that ended has left nothing to end."""
+    """Kills the command and the processes it started, unless it has ended."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""The way to the central cloud and to each subcloud over HTTP: `ports.Clouds` filled in.
+"""Sessions with the central cloud and with subclouds over HTTP; implements `Clouds`.
 
-It opens, logs in, shares and closes. What is asked and written there is the business of the steps.
+It opens, logs in, shares and closes. What is read and written is decided by the services.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class HttpSubcloudSession:
-    """One subcloud, logged in: a `SubcloudSession`."""
+    """A `SubcloudSession`: one subcloud, logged in."""
 
     def __init__(self, session: Authenticated, *, urls: ServiceUrls) -> None:
         self._session = session
@@ -43,11 +43,11 @@ class HttpSubcloudSession:
         self._services = services_of(session, urls)
 
     def service(self, endpoint_type: EndpointType) -> Service:
-        """The adapter registered for this endpoint type (`services.SERVICES`); KeyError if none is."""
+        """Returns the adapter registered for this endpoint type (`services.SERVICES`); raises KeyError without one."""
         return self._services[endpoint_type]
 
     async def login(self) -> None:
-        """Log in anew and drop the token held so far."""
+        """Logs in again and drops the previous token."""
         await self._session.login()
 
 
@@ -61,12 +61,12 @@ class _Central:
         self.others = services_of(session, urls)
 
     def basics(self) -> list[Coroutine[Any, Any, Any]]:
-        """The keys, then the records of each type, still to be awaited."""
+        """Returns coroutines that read the keys, then the records of each type."""
         return [self.fernet_repo.read(), *(self.dbsync.list(type_) for type_ in ResourceType)]
 
 
 class _Shared(Generic[T]):
-    """Something fetched from the central cloud, for all who ask at the same time and while it is young enough."""
+    """Data of the central cloud, fetched once for concurrent callers and cached up to `max_age` seconds."""
 
     def __init__(
         self, fetch: Callable[[], Coroutine[Any, Any, T]], *, max_age: float, monotonic: Callable[[], float], name: str
@@ -80,7 +80,7 @@ class _Shared(Generic[T]):
         self._started = 0.0
 
     def held(self, *, max_age: float | None = None) -> T | None:
-        """What was fetched, None when that is too long ago."""
+        """Returns the cached data; None when it is older than `max_age`."""
         if self._fetched is None:
             return None
         found, at = self._fetched
@@ -90,10 +90,10 @@ class _Shared(Generic[T]):
         return self._max_age if max_age is None else min(self._max_age, max_age)
 
     async def get(self, *, max_age: float | None = None) -> T:
-        """At most `max_age` seconds old when distributed (never more than usual), or being fetched when asked for.
+        """Returns data at most `max_age` seconds old (never older than the configured age), fetching it if needed.
 
-        A caller that goes away leaves the fetch to the others, and a fetch that failed is not remembered.
-        Raises CloudError with a central-* reason.
+        A cancelled caller does not cancel the fetch for the others; a failed fetch is not cached. Raises CloudError
+        with a central-* reason.
         """
         held = self.held(max_age=max_age)
         if held is not None:
@@ -102,7 +102,7 @@ class _Shared(Generic[T]):
         if self._fetching is None or self._fetching.done() or is_too_old:
             self._started = self._monotonic()
             self._fetching = asyncio.create_task(self._fetch_one(), name=self._name)
-            self._fetching.add_done_callback(_note_failure)
+            self._fetching.add_done_callback(_retrieve_failure)
         return await asyncio.shield(self._fetching)
 
     async def _fetch_one(self) -> T:
@@ -119,7 +119,7 @@ class _Shared(Generic[T]):
 
 
 class HttpClouds:
-    """Belongs to one process and one event loop. `max_age` is how old central data may be, in seconds."""
+    """Used by one process and one event loop. `max_age` is how old central data may be, in seconds."""
 
     def __init__(
         self,
@@ -149,22 +149,22 @@ class HttpClouds:
     # --- the central cloud --------------------------------------------------------------------------------------------
 
     async def central_data(self) -> CentralData:
-        """Central records and keys, or what was fetched for audits if that is young enough; see `_Shared.get`."""
+        """Returns central records and keys, also from the cache of audits; see `_Shared.get`."""
         return self._for_audits.held() or await self._for_syncs.get()
 
     async def central_audit_data(self, *, max_age: float | None = None) -> CentralData:
-        """Central records and keys with role assignments and revocation events; see `_Shared.get`."""
+        """Returns central records and keys with role assignments and revocation events; see `_Shared.get`."""
         return await self._for_audits.get(max_age=max_age)
 
     async def _read_for_syncs(self) -> CentralData:
         async with self._central_cloud() as central:
-            keys, *lists = await _together(*central.basics())
+            keys, *lists = await _gather(*central.basics())
         return _checked(lists, keys)
 
     async def _read_for_audits(self) -> CentralData:
         async with self._central_cloud() as central:
             basics = central.basics()
-            grants, events, *found = await _together(
+            grants, events, *found = await _gather(
                 central.keystone.assignments(),
                 central.dbsync.revocation_events(),
                 *basics,
@@ -175,8 +175,7 @@ class HttpClouds:
         return replace(_checked(lists, keys), assignments=grants, revocation_events=events, others=others)
 
     async def central_keys(self) -> FernetKeys:
-        """What the central cloud's repository holds now, past every cache; raises CloudError with a central-*
-        reason."""
+        """Returns the current keys of the central cloud, without caching; raises CloudError with a central-* reason."""
         try:
             async with self._central_cloud() as central:
                 return await central.fernet_repo.read()
@@ -184,9 +183,9 @@ class HttpClouds:
             raise of_central(exc) from exc
 
     async def replace_central_keys(self, keys: FernetKeys) -> None:
-        """Write the whole set to the central cloud's repository; raises CloudError with a central-* reason.
+        """Writes the whole set to the central cloud's repository; raises CloudError with a central-* reason.
 
-        The login held so far is dropped: its token counts only as long as the key it was made with is kept.
+        The cached token is dropped: it is valid only as long as the key that signed it is kept.
         """
         try:
             async with self._central_cloud() as central:
@@ -198,7 +197,7 @@ class HttpClouds:
 
     @asynccontextmanager
     async def _central_cloud(self) -> AsyncIterator[_Central]:
-        """The central cloud's services, under the login held from earlier if it still counts."""
+        """Yields the central cloud's services, with the cached token if it is still valid."""
         async with open_http(limits=self._limits, trust=self._trust, request_id=f"req-{uuid.uuid4()}") as http:
             session = Authenticated(
                 http,
@@ -217,7 +216,7 @@ class HttpClouds:
 
     @asynccontextmanager
     async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[HttpSubcloudSession]:
-        """A session, logged in; leaving closes its sockets. Raises CloudError, as address-refused before any I/O."""
+        """Yields a session, logged in, and closes its sockets. Raises CloudError, as address-refused before any I/O."""
         urls = subcloud_urls(
             self._templates, management_ip=subcloud.management_ip, allowed_networks=self._allowed_networks
         )
@@ -229,7 +228,7 @@ class HttpClouds:
 
 
 def _checked(lists: Sequence[tuple[Record, ...]], keys: FernetKeys) -> CentralData:
-    """What a subcloud may be given: nothing that must be there is missing, and every key is a key."""
+    """Returns the central data; raises CloudError when a mandatory list is empty or a key is invalid."""
     records = Records(**{type_.value: found for type_, found in zip(ResourceType, lists, strict=True)})
     empty = [type_.value for type_ in MANDATORY if not records.of(type_)]
     empty += [] if keys.keys else ["fernet keys"]
@@ -240,8 +239,8 @@ def _checked(lists: Sequence[tuple[Record, ...]], keys: FernetKeys) -> CentralDa
     return CentralData(records=records, keys=keys, identity_fingerprint=fingerprint(records))
 
 
-async def _together(*reads: Coroutine[Any, Any, Any]) -> list[Any]:
-    """The results of all, in order; when one fails the others are ended, and its error is raised as it is."""
+async def _gather(*reads: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Returns the results of all, in order; when one fails the others are cancelled, and its error is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(read) for read in reads]
@@ -252,7 +251,7 @@ async def _together(*reads: Coroutine[Any, Any, Any]) -> list[Any]:
     raise first
 
 
-def _note_failure(task: asyncio.Task[Any]) -> None:
-    """Take note of a failure nobody may be left to hear of, so that asyncio does not complain of it."""
+def _retrieve_failure(task: asyncio.Task[Any]) -> None:
+    """Retrieves the exception, so that asyncio does not log it when every caller was cancelled."""
     if not task.cancelled():
         task.exception()

@@ -1,7 +1,6 @@
-"""dcdbsync: a cloud's raw Keystone records and revocation events, listed, created and replaced.
+"""dcdbsync: lists, creates and replaces a cloud's raw Keystone records and revocation events.
 
-What is matched with what, and in which order it is written, is decided elsewhere.
-Source: docs/upstream/http-contracts.md section 3.
+Matching and order of writes are decided by the planner. Source: docs/upstream/http-contracts.md section 3.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from dcsync.adapters.cloud.keystone import Authenticated
 from dcsync.model.identity import Record, ResourceType, RevocationEvent, record_from_body, revocation_event
 
 LONGEST_ID = LONGEST_TEXT = 255
-"""Keystone's own columns for ids and names are no longer."""
+"""The length of Keystone's columns for ids and names."""
 EVENTS = "token-revocation-events"
 
 
 class Dbsync:
-    """The `IdentityService` of one cloud, under one login."""
+    """The `IdentityService` of one cloud, with one login."""
 
     def __init__(self, session: Authenticated, *, url: str) -> None:
         self._session = session
         self._url = url
 
     async def list(self, type_: ResourceType) -> tuple[Record, ...]:
-        """Everything of one type; raises CloudError, as bad-reply when one record has another shape."""
+        """Returns all records of one type; raises CloudError, as bad-reply when a record is malformed."""
         reply = await self._session.request("GET", f"{self._url}/identity/{type_.value}/", expected=(200,))
         found = reply.json()
         if not isinstance(found, list):
@@ -33,28 +32,27 @@ class Dbsync:
         return tuple(_record(reply, type_, body) for body in found)
 
     async def update(self, old_id: str, record: Record) -> Record:
-        """PUT `record` over `old_id`; answers what is now stored. May be repeated. Raises CloudError.
+        """Replaces record `old_id` by `record` (PUT); returns what is now stored. May be repeated. Raises CloudError.
 
-        Raises ValueError for an id no address can be made of; `list` hands out none.
+        Raises ValueError for an id that cannot be part of a URL; `list` returns none.
         """
         if not usable_id(old_id):
-            raise ValueError("an id that cannot stand in an address")
+            raise ValueError("the id cannot be part of a URL")
         url = f"{self._url}/identity/{record.type.value}/{quote(old_id, safe='')}"
         reply = await self._session.request("PUT", url, expected=(200,), body=record.body)
         return _record(reply, record.type, reply.json())
 
     async def create(self, record: Record) -> Record:
-        """POST a record under its own id; answers what is now stored. Raises CloudError.
+        """Creates a record with its own id (POST); returns what is now stored. Raises CloudError.
 
-        Not to be repeated: one that is there already, or has the name of one, is a server-error
-        (docs/upstream/recorded-traffic.md 10: 2).
+        Must not be repeated: an existing id or name is a server-error (docs/upstream/recorded-traffic.md 10: 2).
         """
         url = f"{self._url}/identity/{record.type.value}/"
         reply = await self._session.request("POST", url, expected=(201, 200), body=record.body)
         return _record(reply, record.type, reply.json())
 
     async def revocation_events(self) -> frozenset[RevocationEvent]:
-        """Every event; raises CloudError, as bad-reply when one has another shape."""
+        """Returns all events; raises CloudError, as bad-reply when an event is malformed."""
         reply = await self._session.request("GET", f"{self._url}/identity/{EVENTS}/", expected=(200,))
         found = reply.json()
         if not isinstance(found, list):
@@ -62,9 +60,9 @@ class Dbsync:
         return frozenset(_event(reply, body) for body in found)
 
     async def create_revocation_event(self, event: RevocationEvent) -> None:
-        """POST an event. Raises CloudError. Repeated, it is stored twice, which revokes the same.
+        """Creates an event (POST). Raises CloudError. Repeated, it is stored twice, which revokes the same tokens.
 
-        The answer says nothing: for an event without `audit_id` it is an empty object
+        The reply is ignored: for an event without `audit_id` it is an empty object
         (docs/upstream/recorded-traffic.md 10: 9).
         """
         url = f"{self._url}/identity/{EVENTS}/"
@@ -93,14 +91,14 @@ def _record(reply: Reply, type_: ResourceType, body: object) -> Record:
 
 
 def _usable(record: Record) -> bool:
-    """Whether ids can stand in an address, and texts in a table and a log: a subcloud is not trusted with either."""
+    """Returns whether ids can be part of a URL, and texts stored and logged: subclouds are not trusted."""
     return all(usable_id(id_) for id_ in (record.id, *record.member_ids)) and all(
         _storable(text) for text in (record.name, record.domain_id)
     )
 
 
 def usable_id(id_: str) -> bool:
-    """Whether an id a cloud gave can stand in an address."""
+    """Returns whether an id received from a cloud can be part of a URL."""
     return 0 < len(id_) <= LONGEST_ID and id_.isascii() and id_.isprintable() and id_ not in (".", "..")
 
 

@@ -1,6 +1,6 @@
-"""Where the services answer: addresses of a subcloud from templates, addresses of the central cloud from its catalog.
+"""URLs of the services: of a subcloud from templates, of the central cloud from its catalog.
 
-A subcloud's own catalog is never asked: a subcloud is not trusted to say where our password and token are sent.
+A subcloud's own catalog is not used: a subcloud must not decide where the password and token are sent.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from dcsync.model.errors import BadAddress, CloudError
 from dcsync.model.reasons import Reason
 
 INTERFACES = {"dcorch-dbsync": ("admin", "internal"), "platform": ("internal", "admin")}
-"""Service type -> interfaces of the catalog, the preferred one first. Source: docs/upstream/http-contracts.md section
-1."""
+"""Service type -> catalog interfaces, the preferred one first. Source: docs/upstream/http-contracts.md section 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceUrls:
-    """Base addresses of one cloud's services, version path included, no slash at the end.
+    """Base URLs of one cloud's services, with the version path, without a trailing slash.
 
-    As templates for subclouds they hold `{ip}`; see docs/upstream/http-contracts.md section 1 for the usual ports.
+    Templates for subclouds contain `{ip}`; see docs/upstream/http-contracts.md section 1 for the usual ports.
     """
 
     auth: str
@@ -32,8 +31,7 @@ class ServiceUrls:
 
 @dataclass(frozen=True, kw_only=True)
 class CentralEndpoints:
-    """How to find the central cloud: its Keystone, and the other two from that Keystone's catalog where they are
-    None."""
+    """URLs of the central cloud: its Keystone, and the other two, taken from Keystone's catalog where they are None."""
 
     auth: str
     region: str
@@ -42,7 +40,7 @@ class CentralEndpoints:
 
 
 def subcloud_urls(templates: ServiceUrls, *, management_ip: str, allowed_networks: Sequence[Network]) -> ServiceUrls:
-    """The addresses of one subcloud, checked anew; raises CloudError(address-refused) when we must not go there."""
+    """Returns the URLs of one subcloud; raises CloudError(address-refused) for an address that is not allowed."""
     try:
         address = check_address(management_ip, allowed_networks=allowed_networks)
     except BadAddress as exc:
@@ -60,7 +58,7 @@ def _filled(template: str, address: Address) -> str:
 
 
 def central_urls(central: CentralEndpoints, *, catalog: object) -> ServiceUrls:
-    """The addresses of the central cloud; raises CloudError(central-bad-reply) for a service that is set nowhere."""
+    """Returns the URLs of the central cloud; raises CloudError(central-bad-reply) for a service without a URL."""
     return ServiceUrls(
         auth=central.auth.rstrip("/"),
         dbsync=(central.dbsync or _from_catalog(catalog, "dcorch-dbsync", region=central.region)).rstrip("/"),

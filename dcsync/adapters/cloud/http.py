@@ -1,7 +1,7 @@
-"""One HTTP request to a cloud that is not trusted: deadlines, a size limit, and the one place that names failures.
+"""HTTP requests to clouds that are not trusted: time limits, a size limit, and the mapping of failures to reasons.
 
-No redirects, no proxies from the environment, no cookies, no compression. Logging in and repeating after a 401 is
-`keystone.py`; what is asked of whom is `dbsync.py` and `sysinv.py`.
+No redirects, no proxies from the environment, no cookies, no compression. `keystone.py` logs in and repeats after a
+401; the requests themselves are in `dbsync.py`, `keystone_api.py` and `sysinv.py`.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from dcsync.model.errors import CloudError
 from dcsync.model.reasons import Reason
 
 LONGEST_RETRY_AFTER = 86400.0
-"""Seconds: the longest hold-off there can be. A subcloud may ask for more than any clock can count."""
+"""In seconds, the longest configurable hold-off. A subcloud may request a pause longer than a timedelta can hold."""
 
 CONNECTIONS_PER_CLOUD = 16
-"""At most; a run has four lists or a few users under way at once."""
+"""The maximum; a run sends up to four list requests or a few user updates at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may cost; seconds and bytes."""
+    """The limits of one request, in seconds and bytes."""
 
     connect_timeout: float = 10
-    """To open a connection, TLS included."""
+    """To open a connection, including TLS."""
     read_timeout: float = 15
-    """Between two pieces of an answer."""
+    """Between two parts of a reply."""
     request_timeout: float = 30
-    """All of one request."""
+    """For the whole request."""
     max_reply_bytes: int = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. Its body may hold keys and hashes, its headers a token: neither is ever shown."""
+    """A reply. Its body may contain keys and hashes, its headers a token: neither is ever shown."""
 
     call: str
     status: int
@@ -53,13 +53,13 @@ class Reply:
     retry_after: float | None = None
 
     def expect(self, *statuses: int) -> Reply:
-        """Itself, if it has one of these statuses; else raises the CloudError its status stands for."""
+        """Returns the reply if it has one of these statuses; otherwise raises the CloudError for its status."""
         if self.status in statuses:
             return self
         raise CloudError(reason_for_status(self.status), f"{self.call}: {self.status}", self.retry_after)
 
     def json(self) -> Any:
-        """The body as JSON; raises CloudError(bad-reply) for anything else, also for nesting without end."""
+        """Returns the body as JSON; raises CloudError(bad-reply) for anything else, also for excessive nesting."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -67,12 +67,12 @@ class Reply:
         raise self.bad("not JSON")
 
     def bad(self, what: str) -> CloudError:
-        """The error for an answer of the wrong shape; `what` names shapes and fields, never their content."""
+        """Returns the error for a malformed reply; `what` names types and fields, never their content."""
         return CloudError(Reason.BAD_REPLY, f"{self.call}: {self.status}, {what}")
 
 
 class Http:
-    """The connections of one use of one cloud. Made by `open_http`, which closes them."""
+    """The connections of one session with one cloud, opened and closed by `open_http`."""
 
     def __init__(self, session: aiohttp.ClientSession, *, limits: Limits, trust: Trust) -> None:
         self._session = session
@@ -80,9 +80,9 @@ class Http:
         self._trust = trust
 
     async def send(self, method: str, url: str, *, token: str | None = None, body: object = None) -> Reply:
-        """One request and its answer, whatever its status; only the body of a 2xx is read.
+        """Sends one request and returns the reply, whatever its status; only the body of a 2xx is read.
 
-        `url` is already quoted. Raises CloudError for everything that is no answer.
+        `url` is already quoted. Raises CloudError when there is no valid HTTP reply.
         """
         headers = {"X-Auth-Token": token} if token else {}
         data = None
@@ -94,7 +94,7 @@ class Http:
             return await self._exchange(method, url, call=call, headers=headers, data=data)
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             failure = _failure(exc, call=call, limits=self._limits)
-        raise failure  # Out here, so that only the cause chosen in _failure hangs on it.
+        raise failure  # Outside the except block, so that only the cause chosen in _failure is chained.
 
     async def _exchange(
         self, method: str, url: str, *, call: str, headers: dict[str, str], data: bytes | None
@@ -109,7 +109,7 @@ class Http:
 
     async def _body(self, response: aiohttp.ClientResponse, *, call: str) -> bytes:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise CloudError(Reason.BAD_REPLY, f"{call}: {response.status}, compressed although not asked for")
+            raise CloudError(Reason.BAD_REPLY, f"{call}: {response.status}, compressed although not requested")
         limit = self._limits.max_reply_bytes
         if (response.content_length or 0) > limit:
             raise CloudError(Reason.REPLY_TOO_LARGE, f"{call}: {response.status}, more than {limit} bytes announced")
@@ -125,9 +125,9 @@ class Http:
 
 @asynccontextmanager
 async def open_http(*, limits: Limits, trust: Trust, request_id: str, reuse: bool = True) -> AsyncIterator[Http]:
-    """Connections whose every request carries `request_id`; leaving closes their sockets.
+    """Yields connections whose requests all carry `request_id`, and closes their sockets.
 
-    For one cloud; `reuse` False is for one request to each of many: any number at once, each closed when answered.
+    For one cloud. With `reuse` False for one request to each of many clouds: any number of connections, none reused.
     """
     timeout = aiohttp.ClientTimeout(
         total=limits.request_timeout, sock_connect=limits.connect_timeout, sock_read=limits.read_timeout
@@ -151,24 +151,24 @@ async def open_http(*, limits: Limits, trust: Trust, request_id: str, reuse: boo
 
 
 def _call(method: str, url: str) -> str:
-    """ "PUT https://host:port/path", without the user and password a configured address may carry."""
+    """Returns "PUT https://host:port/path", without a user and password in the configured URL."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{method} {scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
-# --- what a failure is called, all of it -------------------------------------------------------------------------
+# --- failures and their reasons ----------------------------------------------------------------------------------
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """The number of seconds a Retry-After header asks for, a day at most; a date, and nonsense, count as none."""
+    """Returns the seconds of a Retry-After header, a day at most; None for a date or an invalid value."""
     if not (retry_after and retry_after.isascii() and retry_after.isdigit()):
         return None
     return min(float(retry_after), LONGEST_RETRY_AFTER)
 
 
 def reason_for_status(status: int) -> Reason:
-    """What a status means that was not hoped for."""
+    """Returns the reason for an unexpected status."""
     if status == 401:
         return Reason.AUTH_FAILED
     if status == 429:
@@ -180,39 +180,39 @@ def reason_for_status(status: int) -> Reason:
     return Reason.BAD_REPLY
 
 
-_KINDS: tuple[tuple[type[BaseException], Reason, Callable[[Limits], str]], ...] = (
-    # In this order: some of these are kinds of others. A certificate error is a connection error too.
+_FAILURES: tuple[tuple[type[BaseException], Reason, Callable[[Limits], str]], ...] = (
+    # The order matters, because some are subclasses of others: a certificate error is a connection error too.
     (aiohttp.ClientConnectorCertificateError, Reason.TLS_FAILED, lambda _: "its certificate is not trusted"),
     (aiohttp.ClientSSLError, Reason.TLS_FAILED, lambda _: "no TLS connection"),
-    (ssl.SSLError, Reason.TLS_FAILED, lambda _: "the TLS connection broke"),
+    (ssl.SSLError, Reason.TLS_FAILED, lambda _: "the TLS connection failed"),
     (aiohttp.ConnectionTimeoutError, Reason.UNREACHABLE, lambda it: f"no connection within {it.connect_timeout:g} s"),
-    (aiohttp.SocketTimeoutError, Reason.TIMEOUT, lambda it: f"silent for {it.read_timeout:g} s"),
-    (TimeoutError, Reason.TIMEOUT, lambda it: f"no complete answer within {it.request_timeout:g} s"),
+    (aiohttp.SocketTimeoutError, Reason.TIMEOUT, lambda it: f"no data for {it.read_timeout:g} s"),
+    (TimeoutError, Reason.TIMEOUT, lambda it: f"no complete reply within {it.request_timeout:g} s"),
     (aiohttp.ClientConnectorDNSError, Reason.UNREACHABLE, lambda _: "no such host name"),
     (aiohttp.ClientConnectorError, Reason.UNREACHABLE, lambda _: "no connection"),
-    (aiohttp.ServerDisconnectedError, Reason.UNREACHABLE, lambda _: "disconnected without an answer"),
-    (OSError, Reason.UNREACHABLE, lambda _: "the connection broke"),
-    (aiohttp.ClientPayloadError, Reason.BAD_REPLY, lambda _: "the answer is incomplete or garbled"),
-    (ValueError, Reason.BAD_REPLY, lambda _: "not a usable address"),
-    (aiohttp.ClientError, Reason.BAD_REPLY, lambda _: "not an HTTP answer"),
+    (aiohttp.ServerDisconnectedError, Reason.UNREACHABLE, lambda _: "disconnected without a reply"),
+    (OSError, Reason.UNREACHABLE, lambda _: "the connection was lost"),
+    (aiohttp.ClientPayloadError, Reason.BAD_REPLY, lambda _: "the reply is incomplete or malformed"),
+    (ValueError, Reason.BAD_REPLY, lambda _: "not a valid URL"),
+    (aiohttp.ClientError, Reason.BAD_REPLY, lambda _: "not an HTTP reply"),
 )
 
 
 def _failure(exc: BaseException, *, call: str, limits: Limits) -> CloudError:
-    """The CloudError for what aiohttp raised.
+    """Returns the CloudError for an exception of aiohttp.
 
-    Only errors of the operating system and of TLS are chained: aiohttp's own quote the answer, and an answer may
-    echo the token it was sent (docs/upstream/recorded-traffic.md, 04: 5).
+    Only errors of the operating system and of TLS are chained: aiohttp's own quote the reply, and a reply may contain
+    the token that was sent (docs/upstream/recorded-traffic.md, 04: 5).
     """
-    reason, words = next((reason, words(limits)) for kind, reason, words in _KINDS if isinstance(exc, kind))
-    closer = _closer_words(exc)
-    failure = CloudError(reason, f"{call}: {words} ({closer})" if closer else f"{call}: {words}")
+    reason, words = next((reason, words(limits)) for class_, reason, words in _FAILURES if isinstance(exc, class_))
+    detail = _system_text(exc)
+    failure = CloudError(reason, f"{call}: {words} ({detail})" if detail else f"{call}: {words}")
     failure.__cause__ = exc if isinstance(exc, OSError) else None
     return failure
 
 
-def _closer_words(exc: BaseException) -> str | None:
-    """What the operating system or TLS says of it, as "Connection refused" or "certificate has expired"."""
+def _system_text(exc: BaseException) -> str | None:
+    """Returns the text of the operating system or TLS, as "Connection refused" or "certificate has expired"."""
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         exc = exc.certificate_error
     elif isinstance(exc, aiohttp.ClientConnectorError):
@@ -240,7 +240,7 @@ _CENTRAL = {
 
 
 def of_central(error: CloudError) -> CloudError:
-    """The same failure, said of the central cloud; one that is already is left as it is."""
+    """Returns the failure with the corresponding central-* reason; one that has it already is unchanged."""
     central = CloudError(_CENTRAL.get(error.reason, error.reason), error.detail, error.retry_after)
     central.__cause__ = error.__cause__
     return central

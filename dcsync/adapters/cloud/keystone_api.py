@@ -1,7 +1,7 @@
-"""Keystone's own API of one cloud: grants read, given and taken back, records deleted, passwords set.
+"""Keystone's own API: lists, adds and revokes grants, deletes records, sets passwords.
 
-Such writes run through Keystone's cascades and hooks, which rows written by dcdbsync do not. Which grants and records
-are whose is decided elsewhere; logging in is `keystone.py`. Source: docs/upstream/http-contracts.md section 2.2.
+These writes trigger Keystone's cascades and hooks, writes through dcdbsync do not. The planner decides what is written;
+`keystone.py` logs in. Source: docs/upstream/http-contracts.md section 2.2.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dcsync.adapters.cloud.keystone import Authenticated
 from dcsync.model.identity import ActorType, Assignment, ResourceType
 
 INHERITED = "OS-INHERIT:inherited_to"
-"""Marks a grant that counts below the project only: another thing than a grant on the project, and not ours."""
+"""Marks a grant inherited by the projects below; it is no grant on the project itself and is not synchronized."""
 
 
 class KeystoneApi:
-    """The `KeystoneService` of one cloud, under one login.
+    """The `KeystoneService` of one cloud, with one login.
 
-    Ids no address can be made of raise ValueError before anything is sent; what is read has none. A 404 is believed
-    only after a fresh login, for it may have been said of the token (docs/upstream/real-keystone.md K4).
+    An id that cannot be part of a URL raises ValueError before anything is sent; none is ever returned. A 404 counts
+    only after a new login, because it may concern the token (docs/upstream/real-keystone.md K4).
     """
 
     def __init__(self, session: Authenticated, *, url: str) -> None:
@@ -30,9 +30,9 @@ class KeystoneApi:
         self._url = url
 
     async def assignments(self) -> frozenset[Assignment]:
-        """Roles granted on projects, as granted: implied, inherited, domain and system ones are left out.
+        """Returns the roles granted on projects, without implied, inherited, domain and system grants.
 
-        Raises CloudError, as bad-reply also for a list the cloud says it cut short.
+        Raises CloudError, as bad-reply also for a list marked as truncated.
         """
         reply = await self._session.request("GET", f"{self._url}/role_assignments", expected=(200,))
         answer = reply.json()
@@ -40,24 +40,24 @@ class KeystoneApi:
         if not isinstance(rows, list):
             raise reply.bad("not a list of role assignments")
         if answer.get("truncated"):
-            raise reply.bad("the list of role assignments was cut short")
+            raise reply.bad("the list of role assignments is truncated")
         found = (_assignment(reply, row) for row in rows)
         return frozenset(assignment for assignment in found if assignment is not None)
 
     async def grant(self, assignment: Assignment) -> None:
-        """May be repeated. Raises CloudError, as refused when project, actor or role is not there."""
+        """Adds the grant; may be repeated. Raises CloudError, as refused when project, actor or role is missing."""
         await self._session.request("PUT", self._grant_url(assignment), expected=(204,))
 
     async def revoke(self, assignment: Assignment) -> None:
-        """May be repeated; no such grant is fine. Raises CloudError."""
+        """Revokes the grant if it exists; may be repeated. Raises CloudError."""
         await self._session.request("DELETE", self._grant_url(assignment), expected=(204, 404))
 
     async def delete(self, type_: ResourceType, id_: str) -> None:
-        """May be repeated; no such record is fine. Raises CloudError."""
+        """Deletes the record if it exists; may be repeated. Raises CloudError."""
         await self._session.request("DELETE", f"{self._url}/{type_.value}/{_segment(id_)}", expected=(204, 404))
 
     async def set_password(self, user_id: str, password: str) -> None:
-        """Raises CloudError, as refused when there is no such user or its password rules do not allow this one."""
+        """Sets the password. Raises CloudError, as refused when the user is missing or the password is not allowed."""
         url = f"{self._url}/users/{_segment(user_id)}"
         await self._session.request("PATCH", url, expected=(200,), body={"user": {"password": password}})
 
@@ -68,26 +68,26 @@ class KeystoneApi:
 
 def _segment(id_: str) -> str:
     if not usable_id(id_):
-        raise ValueError("an id that cannot stand in an address")
+        raise ValueError("the id cannot be part of a URL")
     return quote(id_, safe="")
 
 
 def _assignment(reply: Reply, row: Any) -> Assignment | None:
-    """None for a grant that is not one on a project itself."""
+    """Returns None for a grant that is not on a project itself."""
     scope = row.get("scope") if isinstance(row, dict) else None
     if not isinstance(scope, dict):
         raise reply.bad("not a role assignment")
     if "project" not in scope or INHERITED in scope:
         return None
-    kind = ActorType.GROUP if "group" in row else ActorType.USER
-    ids = [_id_in(part) for part in (scope["project"], row.get(kind.value), row.get("role"))]
+    actor_type = ActorType.GROUP if "group" in row else ActorType.USER
+    ids = [_id_in(part) for part in (scope["project"], row.get(actor_type.value), row.get("role"))]
     if not all(usable_id(id_) for id_ in ids):
         raise reply.bad("a role assignment without usable ids")
     project_id, actor_id, role_id = ids
-    return Assignment(project_id=project_id, actor_type=kind, actor_id=actor_id, role_id=role_id)
+    return Assignment(project_id=project_id, actor_type=actor_type, actor_id=actor_id, role_id=role_id)
 
 
 def _id_in(part: Any) -> str:
-    """Empty where there is none; `usable_id` refuses that."""
+    """Returns the id, or an empty one, which `usable_id` rejects."""
     id_ = part.get("id") if isinstance(part, dict) else None
     return id_ if isinstance(id_, str) else ""

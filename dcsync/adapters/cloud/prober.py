@@ -1,8 +1,7 @@
-"""Probes subclouds over HTTP (port `Prober`): does Keystone's version document come, in time and as it should be?
+"""Probes subclouds over HTTP (port `Prober`): whether Keystone returns a valid version document in time.
 
-It is asked without a login: no password is sent to a subcloud only to see whether it is there, no user is locked out,
-and it is the cheapest thing that shows network, TLS, web server and Keystone alive. Whether a login works, the sync
-tells.
+The request needs no login: a probe sends no password and cannot lock out the user. It is the cheapest request that
+tests network, TLS, web server and Keystone. Logins are tested by syncs and audits.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from dcsync.model.errors import CloudError
 from dcsync.probe.ports import ProbeTarget
 
 PROBES_AT_ONCE = 1000
-"""Of one process: so many dead subclouds must be met at once before one that lives has to wait."""
+"""Per process; with fewer unresponsive subclouds than this a responsive one never waits."""
 
 MAX_REPLY_BYTES = 64 * 1024
 
 
 class HttpProber:
-    """Belongs to one process and one event loop. `timeout_seconds` is all that one probe may take."""
+    """Used by one process and one event loop. `timeout_seconds` is the time limit of one probe."""
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class HttpProber:
     async def probe(
         self, targets: Sequence[ProbeTarget], *, on_result: Callable[[ProbeTarget, str | None], None]
     ) -> None:
-        """See `ports.Prober`; every connection is a new one, for one kept open would say little about the next."""
+        """See `ports.Prober`; every probe opens a new connection, so that connecting is tested as well."""
         http = open_http(limits=self._limits, trust=self._trust, request_id=f"req-{uuid.uuid4()}", reuse=False)
         async with http as connections, asyncio.TaskGroup() as group:
             for target in targets:
@@ -80,4 +79,4 @@ def _expect_keystone(reply: Reply) -> None:
     version = document.get("version") if isinstance(document, dict) else None
     id_ = version.get("id") if isinstance(version, dict) else None
     if not (isinstance(id_, str) and id_.startswith("v3")):
-        raise reply.bad("not Keystone's version document")
+        raise reply.bad("not a Keystone version document")

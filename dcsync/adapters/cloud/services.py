@@ -1,7 +1,7 @@
-"""Services behind audited endpoint types that neither Keystone nor dcdbsync nor sysinv's fernet_repo serves.
+"""Services of audited endpoint types other than Keystone, dcdbsync and sysinv's fernet_repo.
 
-None today. An entry is made from a login and the cloud's addresses; what its `read` answers of the central cloud is in
-`CentralData.others`, and of a subcloud the endpoint type's own class asks it (`SubcloudSession.service`).
+None today. An entry is created from a login and the cloud's URLs; what its `read` returns for the central cloud is in
+`CentralData.others`, and for a subcloud the endpoint type's own class calls it (`SubcloudSession.service`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dcsync.model.subcloud import EndpointType
 
 
 class Service(Protocol):
-    """One cloud's side of an endpoint type, under one login."""
+    """The service of one endpoint type in one cloud, with one login."""
 
     async def read(self) -> Any:
-        """Everything that is compared; raises CloudError."""
+        """Returns all data that is compared; raises CloudError."""
 
 
 SERVICES: dict[EndpointType, Callable[[Authenticated, ServiceUrls], Service]] = {}
 
 
 def services_of(session: Authenticated, urls: ServiceUrls) -> dict[EndpointType, Service]:
-    """One of each, for one cloud under one login; nothing is sent by making them."""
+    """Returns one instance of each for one cloud, without sending anything."""
     return {endpoint_type: make(session, urls) for endpoint_type, make in SERVICES.items()}

@@ -1,4 +1,4 @@
-"""sysinv's fernet_repo: a cloud's token keys, read and replaced as a whole.
+"""sysinv's fernet_repo: reads and replaces the whole set of a cloud's fernet keys.
 
 Source: docs/upstream/http-contracts.md section 4.
 """
@@ -12,14 +12,14 @@ from dcsync.model.identity import FernetKeys, fernet_keys
 
 
 class SysinvFernetRepo:
-    """The `FernetRepo` of one cloud, under one login."""
+    """The `FernetRepo` of one cloud, with one login."""
 
     def __init__(self, session: Authenticated, *, url: str) -> None:
         self._session = session
         self._url = f"{url}/fernet_repo"
 
     async def read(self) -> FernetKeys:
-        """The keys now in use, possibly none; raises CloudError. Whether they are good keys is for the caller."""
+        """Returns the current keys, possibly none; raises CloudError. The caller validates them."""
         reply = await self._session.request("GET", self._url, expected=(200,))
         answer = reply.json()
         rows = answer.get("keys") if isinstance(answer, dict) else None
@@ -28,26 +28,26 @@ class SysinvFernetRepo:
         try:
             return fernet_keys((row["id"], row["key"]) for row in rows)
         except ValueError as exc:
-            raise reply.bad("a key id comes twice") from exc
+            raise reply.bad("duplicate key id") from exc
 
     async def replace(self, keys: FernetKeys) -> None:
-        """Send the whole set; may be repeated. The token used is void afterwards. Raises CloudError.
+        """Replaces the whole set (POST); may be repeated. The token used becomes invalid. Raises CloudError.
 
-        Raises ValueError for an empty set, before anything is sent: an empty POST makes the subcloud invent keys.
+        Raises ValueError for an empty set before anything is sent: an empty POST makes the subcloud generate keys.
         """
         await self._session.request("POST", self._url, expected=(201, 200, 202), body=_rows(keys))
 
     async def put(self, keys: FernetKeys) -> None:
-        """As replace, with the verb for a repository in use. Raises CloudError; ValueError for an empty set."""
+        """Updates the set of a repository in use (PUT). Raises CloudError; ValueError for an empty set."""
         await self._session.request("PUT", self._url, expected=(202, 200, 201), body=_rows(keys))
 
 
 def _rows(keys: FernetKeys) -> list[dict[str, object]]:
-    """The primary first, the staged key last. sysinv writes one file after another, and a rotation makes the key that
-    was staged primary: were its file overwritten before it stands under its new id, a cloud that is just being written,
-    or whose sysinv dies half-way, would reject what the others issue."""
+    """Returns the rows, the primary key first and the staged key last. sysinv writes one file after another, and a
+    rotation makes the staged key primary: if its file were overwritten before the key is written with its new id, a
+    cloud would reject tokens of the others during the write, or for good if sysinv dies in between."""
     if not keys.keys:
-        raise ValueError("an empty set of keys is never sent")
+        raise ValueError("an empty set of keys must not be sent")
     return [{"id": key_id, "key": keys.keys[key_id]} for key_id in sorted(keys.keys, reverse=True)]
 
 

@@ -1,7 +1,6 @@
-"""Whom we trust: one TLS context per process, replaced when the CA file on disk changes.
+"""Trusted certificates: one TLS context per process, replaced when the CA file changes.
 
-A context of its own per connection would cost more CPU than a whole sync. Verification cannot be switched off here.
-Which connections use the context is `http.py`.
+Creating a context per connection would take more CPU than a whole sync. Verification cannot be disabled.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Stamp = tuple[int, int, int]
 
 
 class Trust:
-    """The TLS context made from `ca_file`; the system's certificates where that is None."""
+    """The TLS context of `ca_file`; of the system's certificates where that is None."""
 
     def __init__(self, ca_file: Path | None) -> None:
         self._ca_file = ca_file
@@ -28,10 +27,10 @@ class Trust:
         self._stamp: Stamp | None = None
 
     def context(self) -> ssl.SSLContext:
-        """The context for a new connection; the same object until the CA file changes.
+        """Returns the context for a new connection, the same object until the CA file changes.
 
-        A file that is missing or half-written while it is renewed leaves the last good context in use. Without any,
-        raises CloudError(tls-failed).
+        While the file is missing or incomplete the last valid context stays in use. Raises CloudError(tls-failed) when
+        there is none.
         """
         stamp = self._stamp_on_disk()
         if self._context is not None and (stamp is None or stamp == self._stamp):
@@ -41,7 +40,7 @@ class Trust:
         except (OSError, ssl.SSLError) as exc:
             if self._context is None:
                 raise CloudError(Reason.TLS_FAILED, f"{self._ca_file}: no usable CA certificates") from exc
-            _log.warning("%s: no usable CA certificates; those read before stay in use", self._ca_file)
+            _log.warning("%s: no usable CA certificates; the previous ones stay in use", self._ca_file)
         self._stamp = stamp
         return self._context
 

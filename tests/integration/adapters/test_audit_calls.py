@@ -243,18 +243,18 @@ async def test_a_failure_has_its_reason_whatever_was_asked(
 async def test_an_id_no_address_can_be_made_of_is_refused_before_anything_is_sent(
     session: HttpSubcloudSession, site: Site, id_: str
 ) -> None:
-    with pytest.raises(ValueError, match="cannot stand in an address"):
+    with pytest.raises(ValueError, match="cannot be part of a URL"):
         await session.keystone.delete(USERS, id_)
-    with pytest.raises(ValueError, match="cannot stand in an address"):
+    with pytest.raises(ValueError, match="cannot be part of a URL"):
         await session.keystone.set_password(id_, PASSWORD)
     for grant in (
         Assignment(id_, ActorType.USER, "u1", "r1"),
         Assignment("p1", ActorType.USER, id_, "r1"),
         Assignment("p1", ActorType.USER, "u1", id_),
     ):
-        with pytest.raises(ValueError, match="cannot stand in an address"):
+        with pytest.raises(ValueError, match="cannot be part of a URL"):
             await session.keystone.grant(grant)
-        with pytest.raises(ValueError, match="cannot stand in an address"):
+        with pytest.raises(ValueError, match="cannot be part of a URL"):
             await session.keystone.revoke(grant)
     assert site.requests == []
 

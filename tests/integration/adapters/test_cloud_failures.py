@@ -238,7 +238,7 @@ async def test_a_name_no_table_can_hold_is_a_bad_reply(clouds: HttpClouds, site:
 async def test_an_id_is_quoted_so_that_it_stays_one_piece_of_the_path(clouds: HttpClouds, site: Site) -> None:
     async with clouds.subcloud(a_subcloud(), request_id="req-1") as session:
         await session.identity.update("../a?b<<c>>", record_from_body(ResourceType.USERS, USER))
-        with pytest.raises(ValueError, match="address"):
+        with pytest.raises(ValueError, match="URL"):
             await session.identity.update("..", record_from_body(ResourceType.USERS, USER))
     (sent,) = site.sent("PUT", "users")
     assert sent.path == "/v1.0/identity/users/..%2Fa%3Fb%3C%3Cc%3E%3E"
@@ -293,9 +293,9 @@ async def test_a_proxy_named_in_the_environment_is_not_used(
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("says nothing", "silent for 60 s"),
-        ("drips for ever", "no complete answer within 100 s"),
-        ("sends a gzip bomb", "200, compressed although not asked for"),
+        ("says nothing", "no data for 60 s"),
+        ("drips for ever", "no complete reply within 100 s"),
+        ("sends a gzip bomb", "200, compressed although not requested"),
         ("fails", "users/: 500"),
         ("announces more than we read", "more than 50000 bytes announced"),
     ],

@@ -70,7 +70,7 @@ async def test_keystones_version_document_is_good_and_is_asked_for_without_a_sec
         (sends(answer(200, {"version": {"id": "v2.0"}})), "version document"),
         (sends(answer(200, [])), "version document"),
         (sends(answer(200, b" " * 100_000)), "bytes"),
-        (sends(b"", then="close"), "answer"),
+        (sends(b"", then="close"), "reply"),
         (sends(b"", then="last"), f"{TIMEOUT} s"),
         (sends(b"nonsense\r\n\r\n", then="close"), "HTTP"),
     ],
