@@ -47,7 +47,7 @@ class Health:
 
 def status(found: Sequence[Found], *, role: Role, now: float) -> Health:
     """Is there a process of this role that moves? One that hangs counts, also beside others that do not."""
-    there = [each for each in found if each.life is not Life.GONE]
+    there = [each for each in found if each.life is not Life.ENDED]
     if not there:
         dead = f": {_names(found)} died without a word" if found else ""
         return Health(Code.NOT_RUNNING, f"no {role} process runs on this host{dead}")
@@ -163,7 +163,7 @@ def _why_nothing_is_taken(
 
 
 def _alive(found: Sequence[Found]) -> list[ProcessRecord]:
-    return [each.record for each in found if each.life is not Life.GONE]
+    return [each.record for each in found if each.life is not Life.ENDED]
 
 
 def _names(found: Sequence[Found]) -> str:

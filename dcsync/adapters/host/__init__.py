@@ -1,1 +1,1 @@
-"""This process and this machine: clock, event loop, process records, alarm sinks."""
+"""The local process and host: clock, event loop, process records, alarm sinks."""

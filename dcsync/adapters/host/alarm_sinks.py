@@ -1,4 +1,4 @@
-"""Sinks of alarms: a log line each, or one JSON POST for several. When and to whom is `dcsync.state.alarms`."""
+"""Alarm sinks: one log line per alarm, or one JSON POST for several. `dcsync.state.alarms` decides when to deliver."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 
 class SinkUnreachable(TemporaryError):
-    """The sink did not accept the notices; they are sent again."""
+    """The sink did not accept the notices; they are delivered again."""
 
 
 class LogSink:
-    """Each alarm raised or cleared is a line of the log."""
+    """Logs one line for each alarm raised or cleared."""
 
     name = "log"
 
@@ -33,9 +33,9 @@ class LogSink:
 
 
 class WebhookSink:
-    """POSTs {"alarms": [...]} to a URL; any 2xx means taken. Redirects are not followed, the body is not read.
+    """POSTs {"alarms": [...]} to a URL; any 2xx means accepted. Redirects are not followed, the reply is not read.
 
-    `timeout_seconds` is all that one POST may take, however slowly the answer drips.
+    `timeout_seconds` is the time limit of the whole POST.
     """
 
     name = "webhook"
@@ -46,7 +46,7 @@ class WebhookSink:
         self._timeout = timeout_seconds
 
     def send(self, notices: Sequence[AlarmNotice]) -> None:
-        """Raises SinkUnreachable, which names the kind of failure and never the URL, for that may hold a token."""
+        """Raises SinkUnreachable, which names the failure but not the URL, because it may contain a token."""
         body = json.dumps({"version": 1, "alarms": [notice_as_json(notice) for notice in notices]}).encode()
         try:
             status = asyncio.run(self._post(body))
@@ -56,7 +56,7 @@ class WebhookSink:
             if 200 <= status < 300:
                 return
             why = f"status {status}"
-        log.warning("the webhook does not take alarms, it is tried again later", waiting=len(notices), why=why)
+        log.warning("the webhook did not accept alarms, retrying later", waiting=len(notices), why=why)
         raise SinkUnreachable(f"webhook: {why}")
 
     async def _post(self, body: bytes) -> int:
@@ -75,7 +75,7 @@ class WebhookSink:
 
 
 def notice_as_json(notice: AlarmNotice) -> dict[str, str | None]:
-    """An alarm for programs: `cleared_at` null while it is active."""
+    """Returns an alarm as JSON values; `cleared_at` is null while it is active."""
     return {
         "alarm_id": notice.alarm_id,
         "entity": notice.entity,

@@ -1,4 +1,4 @@
-"""The clock: the only place that reads the wall time for the services."""
+"""The clock: the only module that reads the wall-clock time for the services."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from datetime import UTC, datetime
 
 
 def utc_now() -> datetime:
-    """The present moment, aware, in UTC."""
+    """Returns the current time, aware, in UTC."""
     return datetime.now(UTC)

@@ -1,6 +1,6 @@
-"""The one event loop of a worker process, in a thread of its own; tasks in other threads hand it their coroutines.
+"""The event loop of a worker process, in its own thread; tasks in other threads submit coroutines to it.
 
-Not here: deadlines. A coroutine brings its own.
+Deadlines are set by the coroutines themselves.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dcsync.model.errors import WorkerStopping
 T = TypeVar("T")
 
 BLOCKING_CALLS_AT_ONCE = 16
-"""Threads for database and Redis calls made from the loop; also the most such connections a process needs for it."""
+"""Threads for database and Redis calls from the loop, and so the most connections a process needs for them."""
 
 
 class LoopThread:
-    """Port `Loop`. Starts with the first coroutine, so it is made before a fork and used after it."""
+    """Port `Loop`. The thread starts with the first coroutine, so it may be created before a fork and used after it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -29,16 +29,16 @@ class LoopThread:
         self._stopping = False
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Wait for the coroutine's result. Raises what it raised, or WorkerStopping if `cancel_all` ended it."""
+        """Returns the coroutine's result. Raises its exception, or WorkerStopping if `cancel_all` cancelled it."""
         try:
             return asyncio.run_coroutine_threadsafe(self._tracked(coroutine), self._running_loop()).result()
         except concurrent.futures.CancelledError:
-            raise WorkerStopping("the worker stops") from None
+            raise WorkerStopping("the worker is stopping") from None
 
     def cancel_all(self) -> None:
-        """Cancel what runs and accept nothing more; the callers hear WorkerStopping once their coroutine has ended.
+        """Cancels all coroutines and accepts no more; callers get WorkerStopping once their coroutine has ended.
 
-        Cancels their tasks, not the futures callers wait for: those would release the callers before the clean-up.
+        It cancels the tasks, not the futures: cancelled futures would release the callers before the clean-up.
         """
         self._running_loop().call_soon_threadsafe(self._stop)
 
@@ -68,7 +68,7 @@ class LoopThread:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed, else asyncio's own."""
+    """Returns uvloop's event loop if it is installed, otherwise asyncio's."""
     try:
         import uvloop
     except ImportError:

@@ -1,8 +1,8 @@
-"""What each process of dcsync on this host says of itself, in a small file of its own, and whether it still lives.
+"""Status files of dcsync's processes on this host, and whether each process is still running.
 
-A record is written every second by the process it is about. It carries the process's start time as the kernel tells
-it, so that another process that was given the same id is never taken for it. What a record means for whoever
-supervises the process is `dcsync.local.health`. Linux only: start times and states are read from /proc.
+Each process writes its record every second. It contains the start time from the kernel, so that another process with
+the same id is not mistaken for it. `dcsync.local.health` evaluates the records. Linux only: start times and states are
+read from /proc.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 
 class Role(StrEnum):
-    """What a process is for; a worker may have two."""
+    """The role of a process; a worker may have two."""
 
     STATE = "state"
     SYNC = "sync"
@@ -35,71 +35,71 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessRecord:
-    """One process as it sees itself. Moments are seconds of the host's monotonic clock, which all processes share."""
+    """The status of one process. Times are seconds of the host's monotonic clock, which all processes share."""
 
     pid: int
     started: int
-    """Its start, as the kernel counts it."""
+    """Its start time, in the kernel's ticks since boot."""
     system: str
-    """Which dcsync it belongs to, see `system_of`."""
+    """The dcsync installation it belongs to, see `system_of`."""
     roles: tuple[str, ...]
     name: str
     phase: Phase
     shown_at: float
     turned_at: float
-    """When its loop last came round."""
+    """When its main loop last completed a turn."""
     is_connected: bool
-    """To the broker."""
+    """Whether it is connected to the broker."""
     queues: tuple[str, ...] = ()
-    """Those it is there for."""
+    """The queues it was started for."""
     consumed: tuple[str, ...] = ()
-    """Those it consumes at this moment."""
+    """The queues it consumes now."""
     threads: int = 0
     active: int = 0
-    """Tasks at work."""
+    """Running tasks."""
     taken: int = 0
-    """Tasks begun since its start; of beat: messages sent."""
+    """Tasks started since its start; for beat: messages sent."""
     progressed_at: float
-    """When a task last ended, or beat last sent something; its start before that."""
+    """When a task last ended, or beat last sent a message; its start before that."""
 
 
 class Life(StrEnum):
     ALIVE = "alive"
     STOPPED = "stopped"
-    """By SIGSTOP, or by a debugger."""
-    GONE = "gone"
+    """Suspended by SIGSTOP or a debugger."""
+    ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A record, and what became of the process that wrote it."""
+    """A record, and the state of the process that wrote it."""
 
     record: ProcessRecord
     life: Life
 
 
 def system_of(redis_url: str) -> str:
-    """What tells one dcsync from another on the same host: its broker's address, without any password."""
+    """Returns what distinguishes dcsync installations on one host: the broker's address, without the password."""
     parts = urlsplit(redis_url)
     return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def start_of(pid: int) -> int | None:
-    """When the process with this id was started, in the kernel's ticks since boot; None: there is none."""
+    """Returns the start time of this process, in the kernel's ticks since boot; None if there is no such process."""
     found = _stat(pid)
     return None if found is None else int(found[19])
 
 
 def life_of(record: ProcessRecord) -> Life:
-    """Whether the process that wrote it still runs."""
+    """Returns whether the process that wrote the record is still running."""
     found = _stat(record.pid)
     if found is None or int(found[19]) != record.started or found[0] in "ZXx":
-        return Life.GONE
+        return Life.ENDED
     return Life.STOPPED if found[0] in "Tt" else Life.ALIVE
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat that follow the program's name, which may hold blanks and brackets."""
+    """Returns the fields of /proc/<pid>/stat after the program's name, which may contain spaces and brackets."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -108,7 +108,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 class RecordFile:
-    """The file of this process. That it cannot be written is no reason to stop working."""
+    """The record file of this process. Write errors are ignored."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -119,8 +119,8 @@ class RecordFile:
         self._guard = threading.Lock()
 
     def write(self, record: ProcessRecord) -> None:
-        """Replaces the file in one step; the first time files of processes that are gone are removed. Does nothing
-        after `remove`: the thread that keeps a record may outlive its removal by a moment."""
+        """Replaces the file atomically; the first call removes files of ended processes. Does nothing after `remove`,
+        because the writing thread may run slightly longer."""
         with self._guard, contextlib.suppress(OSError):
             if self._is_removed:
                 return
@@ -128,12 +128,12 @@ class RecordFile:
                 _make_private(self._folder)
                 remove_old(self._folder)
                 self._is_prepared = True
-            fresh = self._folder / f".{self._path.name}"
-            fresh.write_text(json.dumps(asdict(record)), encoding="utf-8")
-            fresh.replace(self._path)
+            temporary = self._folder / f".{self._path.name}"
+            temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
+            temporary.replace(self._path)
 
     def remove(self) -> None:
-        """At the end of the process; does nothing in a child of it."""
+        """Removes the file at the end of the process; does nothing in a child process."""
         if os.getpid() == self._pid:
             with self._guard, contextlib.suppress(OSError):
                 self._is_removed = True
@@ -141,30 +141,30 @@ class RecordFile:
 
 
 def _make_private(folder: Path) -> None:
-    """Raises OSError for a folder that somebody else made: he could write what he likes about our processes."""
+    """Raises OSError for a folder owned by another user, who could forge records."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
-        raise PermissionError(f"{folder} belongs to somebody else")
+        raise PermissionError(f"{folder} belongs to another user")
 
 
 def find(folder: Path, *, role: Role, system: str | None) -> list[Found]:
-    """Records of processes with this role of this system (None: any), in the folder and one below it."""
+    """Returns the records with this role and system (None: any), in the folder and its direct subfolders."""
     found = [record for path in (*folder.glob("*.json"), *folder.glob("*/*.json")) if (record := _read(path))]
     own = [record for record in found if role in record.roles and system in (None, record.system)]
     return [Found(record, life_of(record)) for record in sorted(own, key=lambda record: record.pid)]
 
 
 def remove_old(folder: Path) -> None:
-    """Remove the records of processes that are gone."""
+    """Removes the records of ended processes."""
     for path in folder.glob("*.json"):
         record = _read(path)
-        if record is None or life_of(record) is Life.GONE:
+        if record is None or life_of(record) is Life.ENDED:
             path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> ProcessRecord | None:
-    """None for what is no record, or is gone meanwhile."""
+    """Returns None for an invalid or missing file."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return _record(stored)

@@ -91,7 +91,7 @@ def test_no_record_is_not_running() -> None:
 
 
 def test_a_process_that_died_beside_one_that_lives_does_not_count() -> None:
-    dead = Found(a_record(pid=1), Life.GONE)
+    dead = Found(a_record(pid=1), Life.ENDED)
     assert status([dead, alive()], role=Role.SYNC, now=NOW).code is Code.RUNNING
     assert status([dead], role=Role.SYNC, now=NOW).code is Code.NOT_RUNNING
 
@@ -189,7 +189,7 @@ def our_record(**changes: object) -> ProcessRecord:
 def test_a_process_that_was_given_the_id_of_a_dead_one_is_not_taken_for_it() -> None:
     ours = our_record()
     assert life_of(ours) is Life.ALIVE
-    assert life_of(replace(ours, started=ours.started - 1)) is Life.GONE
+    assert life_of(replace(ours, started=ours.started - 1)) is Life.ENDED
 
 
 def test_records_are_found_by_role_and_system_also_one_folder_below(tmp_path: Path) -> None:
