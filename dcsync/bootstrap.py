@@ -1,6 +1,6 @@
-"""Where everything meets: settings become adapters, adapters become services. Nothing here is decided, only joined.
+"""Creates adapters from the settings and services from the adapters, without any logic of its own.
 
-Made once per process, after any fork; making opens no connection.
+Services are created once per process, after any fork; creating them opens no connection.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ from dcsync.state.ports import AlarmSink
 from dcsync.state.service import StateService
 
 HINT_PATIENCE_SECONDS = 5.0
-"""How long a hint may be between broker and claim before the sweep looks whether it still waits."""
+"""How long a hint may be unclaimed before the sweep checks whether it is still queued."""
 
 NEVER_SECONDS = 100 * 365 * 86400.0
-"""When the next audit is due where there is one only when asked for."""
+"""The interval of audits that are made only on request."""
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class SyncServices:
-    """What a sync worker does its work with."""
+    """The services of a sync worker."""
 
     settings: Settings
     loop: LoopThread
@@ -91,14 +91,14 @@ class SyncServices:
     reporter: StateReporter
 
     def act_on(self, work: Work[HintT, Any], hint: HintT) -> Outcome:
-        """Carry out one run on the event loop of this process, from another thread, and wait for its outcome."""
+        """Runs one hint on the event loop of this process, from another thread; returns its outcome."""
         (outcome,) = self.loop.run(self.runner.run(work, [hint]))
         return outcome
 
 
 @dataclass(frozen=True)
 class StateServices:
-    """What a state worker does its work with."""
+    """The services of a state worker."""
 
     settings: Settings
     service: StateService
@@ -108,7 +108,7 @@ class StateServices:
 
 @dataclass(frozen=True)
 class PreviewServices:
-    """What the command line finds out with what would be written; none of it writes anything."""
+    """The services for previews in the command line; they write nothing."""
 
     audit: Audit
     locks: RedisLocks
@@ -116,7 +116,7 @@ class PreviewServices:
 
 
 def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> Engine:
-    """This process's way to PostgreSQL; raises MisconfiguredError without DCSYNC_DATABASE_URL."""
+    """Returns this process's engine for PostgreSQL; raises MisconfiguredError without DCSYNC_DATABASE_URL."""
     settings.required("database_url")
     if settings.database_url is None:
         raise MisconfiguredError("not set: DCSYNC_DATABASE_URL")
@@ -129,19 +129,19 @@ def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> 
 
 
 def redis_connection(settings: Settings) -> redis.Redis:
-    """This process's way to Redis; raises MisconfiguredError without DCSYNC_REDIS_URL."""
+    """Returns a Redis client for this process; raises MisconfiguredError without DCSYNC_REDIS_URL."""
     if settings.redis_url is None:
         raise MisconfiguredError("not set: DCSYNC_REDIS_URL")
     return redis_client.make_client(settings.redis_url.get_secret_value())
 
 
 def messenger(settings: Settings, app: Celery) -> CeleryMessenger:
-    """Sends hints over `app`."""
+    """Returns the sender of hints through `app`."""
     return CeleryMessenger(app, redis_connection(settings), sweep_expires_seconds=settings.sweep_interval)
 
 
 def clouds(settings: Settings) -> HttpClouds:
-    """The way to the central cloud and the subclouds; raises MisconfiguredError where a setting for it is missing."""
+    """Returns the access to the central cloud and subclouds; raises MisconfiguredError for a missing setting."""
     settings.required("central_auth_url", "password")
     if settings.central_auth_url is None or settings.password is None:
         raise MisconfiguredError("not set: DCSYNC_CENTRAL_AUTH_URL, DCSYNC_PASSWORD")
@@ -173,13 +173,13 @@ def clouds(settings: Settings) -> HttpClouds:
 
 
 def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker: str) -> SyncServices:
-    """For a worker that consumes `control`, `sync` and `audit`. `worker` is its name, for the history."""
+    """Returns the services of a worker that consumes `control`, `sync` and `audit`; `worker` is its name in history."""
     rows = engine(settings, application_name=f"dcsync {worker}", pool_size=20)
     run_store = SqlRunStore(rows)
     audit_store = SqlAuditStore(rows)
     probe_store = SqlProbeStore(rows)
     reporter = StateReporter(reports(app))
-    reach = clouds(settings)
+    http_clouds = clouds(settings)
     client = redis_connection(settings)
     locks = RedisLocks(client, ttl_seconds=settings.lock_ttl)
     loop = LoopThread()
@@ -204,7 +204,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
         initial_sync=InitialSync(
             store=run_store,
             ownership=BatchedOwnership(run_store, locks),
-            clouds=reach,
+            clouds=http_clouds,
             progress=progress,
             limits=SyncLimits(
                 users_at_once=settings.users_at_once,
@@ -231,7 +231,9 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             report=reporter.report,
         ),
         key_rotation=key_rotation(settings, app, rows=rows, loop=loop),
-        audit=audit_engine(settings, store=audit_store, locks=locks, reach=reach, loop=loop, reporter=reporter),
+        audit=audit_engine(
+            settings, store=audit_store, locks=locks, http_clouds=http_clouds, loop=loop, reporter=reporter
+        ),
         audit_sweep=AuditSweep(
             store=audit_store,
             locks=locks,
@@ -239,7 +241,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             limits=_sweep_limits(settings),
             reports=_audit_reports(reporter),
         ),
-        central_watch=CentralWatch(store=audit_store, clouds=reach, loop=loop),
+        central_watch=CentralWatch(store=audit_store, clouds=http_clouds, loop=loop),
         reporter=reporter,
     )
 
@@ -249,15 +251,15 @@ def audit_engine(
     *,
     store: SqlAuditStore,
     locks: RedisLocks,
-    reach: HttpClouds,
+    http_clouds: HttpClouds,
     loop: LoopThread,
     reporter: StateReporter,
 ) -> Audit:
-    """What audits do; `Audit.preview` alone also serves whoever only wants to see."""
+    """Returns the audit engine, for audits and for previews."""
     return Audit(
         store=store,
         ownership=BatchedOwnership(store, locks),
-        clouds=reach,
+        clouds=http_clouds,
         loop=loop,
         reports=_audit_reports(reporter),
         limits=AuditLimits(
@@ -277,19 +279,19 @@ def audit_engine(
 
 
 def previews(settings: Settings, app: Celery, *, rows: Engine) -> PreviewServices:
-    """For the command line: reads and compares in its own process, on one event loop."""
-    reach, loop = clouds(settings), LoopThread()
+    """Returns the services for previews in the command line, on an event loop of its own process."""
+    http_clouds, loop = clouds(settings), LoopThread()
     locks = RedisLocks(redis_connection(settings), ttl_seconds=settings.lock_ttl)
 
     def initial(known: Subcloud) -> SyncPreview:
-        return loop.run(preview(clouds=reach, subcloud=known, request_id=f"req-{_new_run_id()}"))
+        return loop.run(preview(clouds=http_clouds, subcloud=known, request_id=f"req-{_new_run_id()}"))
 
     return PreviewServices(
         audit=audit_engine(
             settings,
             store=SqlAuditStore(rows),
             locks=locks,
-            reach=reach,
+            http_clouds=http_clouds,
             loop=loop,
             reporter=StateReporter(reports(app)),
         ),
@@ -320,7 +322,7 @@ def _audit_reports(reporter: StateReporter) -> AuditReports:
 
 
 def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread) -> rotate_keys.KeyRotation:
-    """Rotates the central cloud's keys when it is due, and hands them out."""
+    """Returns the service that rotates and distributes the central cloud's keys."""
     command = settings.key_rotate_command
     timeout = settings.key_rotate_timeout
     return rotate_keys.KeyRotation(
@@ -347,7 +349,7 @@ def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThr
 
 
 def prober(settings: Settings) -> HttpProber:
-    """The way to see whether subclouds are there."""
+    """Returns the prober of subclouds."""
     return HttpProber(
         subcloud_templates=_subcloud_templates(settings),
         allowed_networks=settings.allowed_networks,
@@ -365,7 +367,7 @@ def _subcloud_templates(settings: Settings) -> ServiceUrls:
 
 
 def state_services(settings: Settings, app: Celery, *, worker: str) -> StateServices:
-    """For a worker that consumes `state`, and for the tasks about alarms."""
+    """Returns the services of a worker that consumes `state`, and of the alarm tasks."""
     rows = engine(settings, application_name=f"dcsync {worker}", pool_size=5)
     alarm_store = SqlAlarmStore(rows)
     return StateServices(
@@ -383,7 +385,7 @@ def state_services(settings: Settings, app: Celery, *, worker: str) -> StateServ
 
 
 def alarm_sinks(settings: Settings) -> list[AlarmSink]:
-    """The log always, and a webhook where one is set."""
+    """Returns the log sink, and the webhook sink if DCSYNC_ALARM_WEBHOOK_URL is set."""
     sinks: list[AlarmSink] = [LogSink()]
     if settings.alarm_webhook_url is not None:
         sinks.append(
@@ -393,7 +395,7 @@ def alarm_sinks(settings: Settings) -> list[AlarmSink]:
 
 
 def reports(app: Celery) -> CeleryReports:
-    """The way to the state service, for whoever observes something."""
+    """Returns the sender of reports to the state service."""
     return CeleryReports(app)
 
 

@@ -1,7 +1,7 @@
-"""How dcsync logs: one JSON line per event on standard error, the region name on every line about a subcloud.
+"""Logging: one JSON line per event on standard error, with the region name on every line about a subcloud.
 
-Names and details come from outside, so nothing printed can break a line or carry a terminal escape (JSON escapes
-both). Secrets are kept out at the source: no caller hands one over, and `repr` of records and keys shows none.
+JSON escapes line breaks and terminal control characters, which names and details from clouds may contain. No caller
+logs a secret, and the `repr` of records and keys shows none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHARED_PROCESSORS: tuple[structlog.typing.Processor, ...] = (
 
 
 def configure(level: str = "INFO") -> None:
-    """Send structlog and the standard library's loggers (Celery's among them) through one JSON formatter."""
+    """Sends structlog and the standard library's loggers (including Celery's) through one JSON formatter."""
     structlog.configure(
         processors=[*SHARED_PROCESSORS, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -41,14 +41,14 @@ def configure(level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Celery says "received" and "succeeded" for every task, and prints a stack for every message given back while
-    # PostgreSQL is away; our own summary line per attempt says more.
-    for chatty in ("celery.worker.strategy", "kombu", "asyncio", "aiohttp.access"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    # Celery logs "received" and "succeeded" for every task, and a traceback for every message returned while PostgreSQL
+    # is unavailable; dcsync logs one summary line per attempt instead.
+    for name in ("celery.worker.strategy", "kombu", "asyncio", "aiohttp.access"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("celery.app.trace").setLevel(max(logging.ERROR, root.level))
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger for one room."""
+    """Returns the logger of one module."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger

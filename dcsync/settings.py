@@ -1,7 +1,7 @@
-"""Every knob of dcsync, read from the environment once: name, unit, default and meaning beside each other.
+"""The settings of dcsync, read from the environment once: name, unit, default and meaning.
 
-Each setting is `DCSYNC_<NAME>`; a secret may be given as `DCSYNC_<NAME>_FILE`, the path of a file that holds it.
-All problems are reported at once, unknown DCSYNC_ names included, before anything is started.
+Each setting is `DCSYNC_<NAME>`; a secret may be given as `DCSYNC_<NAME>_FILE`, the path of a file that contains it.
+All problems, including unknown DCSYNC_ names, are reported together before anything is started.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PREFIX = "DCSYNC_"
 SECRETS = ("database_url", "redis_url", "password", "admin_password", "alarm_webhook_url")
 
 
-def _knob(default: Any, description: str, **limits: Any) -> Any:
+def _setting(default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, description=description, **limits)
 
 
@@ -42,7 +42,7 @@ def _is_redis_url(text: str) -> bool:
 
 
 def _url_parts(text: str) -> SplitResult | None:
-    """None for what is no URL: a blank, a bracket that is not closed, a port that is no number."""
+    """Returns None for an invalid URL: one with a space, an unclosed bracket or an invalid port."""
     try:
         parts = urlsplit(text)
         has_blank = any(char.isspace() for char in text)
@@ -52,112 +52,124 @@ def _url_parts(text: str) -> SplitResult | None:
 
 
 class Settings(BaseModel):
-    """Frozen; pass it on, never read the environment elsewhere. Times are seconds, sizes bytes."""
+    """The settings of one process; nothing else reads the environment. Times are in seconds, sizes in bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    # Where our own things are.
-    database_url: SecretStr | None = _knob(None, "PostgreSQL 15 or newer: postgresql://user:password@host/database")
-    redis_url: SecretStr | None = _knob(None, "Redis 6.2 or newer, or Valkey: redis://:password@host:6379/0")
-    data_dir: Path | None = _knob(None, "where `dcsync up` keeps its embedded servers' data")
+    # dcsync's own servers and files.
+    database_url: SecretStr | None = _setting(None, "PostgreSQL 15 or newer: postgresql://user:password@host/database")
+    redis_url: SecretStr | None = _setting(None, "Redis 6.2 or newer, or Valkey: redis://:password@host:6379/0")
+    data_dir: Path | None = _setting(None, "where `dcsync up` keeps its embedded servers' data")
 
-    # The central cloud and our login, the same on every subcloud.
-    central_auth_url: str | None = _knob(None, "Keystone of the central cloud, with /v3")
-    central_dbsync_url: str | None = _knob(None, "central dcdbsync with /v1.0; else from the catalog")
-    central_sysinv_url: str | None = _knob(None, "central sysinv with /v1; else from the catalog")
-    central_region: str = _knob("RegionOne", "region of the central services in the catalog")
-    username: str = _knob("dcmanager", "the user dcsync logs in as, centrally and on every subcloud")
-    password: SecretStr | None = _knob(None, "its password")
-    admin_password: SecretStr | None = _knob(
-        None, "central password of user admin, sent where admin's differs so that the subcloud's keyring takes it too"
+    # The central cloud and dcsync's login, the same on every subcloud.
+    central_auth_url: str | None = _setting(None, "Keystone of the central cloud, with /v3")
+    central_dbsync_url: str | None = _setting(None, "central dcdbsync with /v1.0; default: from the catalog")
+    central_sysinv_url: str | None = _setting(None, "central sysinv with /v1; default: from the catalog")
+    central_region: str = _setting("RegionOne", "region of the central services in the catalog")
+    username: str = _setting("dcmanager", "the user dcsync logs in as, on the central cloud and every subcloud")
+    password: SecretStr | None = _setting(None, "its password")
+    admin_password: SecretStr | None = _setting(
+        None, "central password of user admin; set through Keystone where it differs, which updates the keyring as well"
     )
-    project_name: str = _knob("services", "the project its token is scoped to")
-    user_domain_name: str = _knob("Default", "the domain of the user")
-    project_domain_name: str = _knob("Default", "the domain of the project")
+    project_name: str = _setting("services", "the project its token is scoped to")
+    user_domain_name: str = _setting("Default", "the domain of the user")
+    project_domain_name: str = _setting("Default", "the domain of the project")
 
     # Subclouds.
-    subcloud_auth_url: str = _knob("https://{ip}:5001/v3", "template; IPv6 addresses are put in brackets")
-    subcloud_dbsync_url: str = _knob("https://{ip}:8220/v1.0", "template")
-    subcloud_sysinv_url: str = _knob("https://{ip}:6386/v1", "template")
-    ca_file: Path | None = _knob(None, "CA certificates to trust, PEM; re-read when it changes; default: the system's")
-    allowed_networks: tuple[Network, ...] = _knob(
-        (), "comma separated networks management IPs must lie in; default: any but loopback, link-local and the like"
+    subcloud_auth_url: str = _setting("https://{ip}:5001/v3", "template; IPv6 addresses are put in brackets")
+    subcloud_dbsync_url: str = _setting("https://{ip}:8220/v1.0", "template")
+    subcloud_sysinv_url: str = _setting("https://{ip}:6386/v1", "template")
+    ca_file: Path | None = _setting(
+        None, "CA certificates to trust, PEM; re-read when it changes; default: the system's"
     )
-    endpoint_types: tuple[EndpointType, ...] = _knob(
+    allowed_networks: tuple[Network, ...] = _setting(
+        (), "comma separated networks of allowed management IPs; default: all except loopback, link-local and similar"
+    )
+    endpoint_types: tuple[EndpointType, ...] = _setting(
         DEFAULT_ENDPOINT_TYPES,
-        "comma separated endpoint types that every subcloud has a status for, platform and identity among them; "
-        "a subcloud gets any other with the first report about it",
+        "comma separated endpoint types that every subcloud has a status for, including platform and identity; "
+        "any other is added to a subcloud by the first report about it",
     )
 
-    # Rhythm.
-    sweep_interval: float = _knob(10, "between two sweeps", ge=0.5, le=300)
-    hold_off: float = _knob(60, "wait after the first failure; doubles with each further one", gt=0, le=86400)
-    hold_off_max: float = _knob(900, "the longest wait between two tries", gt=0, le=86400)
-    lock_ttl: float = _knob(30, "life of a subcloud's lock when its worker stops renewing it", ge=1, le=30)
-    run_deadline: float = _knob(120, "all of one run on one subcloud", gt=1, le=3600)
-    connect_timeout: float = _knob(10, "to open a connection to a cloud", gt=0, le=300)
-    read_timeout: float = _knob(15, "between two pieces of an answer", gt=0, le=600)
-    request_timeout: float = _knob(30, "all of one request", gt=0, le=600)
-    central_max_age: float = _knob(5, "how old central records and keys may be when a run uses them", ge=0, le=300)
-    audit_interval: float = _knob(
-        1200, "between two audits of one subcloud, give or take a tenth; 0: only when asked for", ge=0, le=604800
+    # Times.
+    sweep_interval: float = _setting(10, "time between two sweeps", ge=0.5, le=300)
+    hold_off: float = _setting(60, "wait after the first failure; doubled after each further one", gt=0, le=86400)
+    hold_off_max: float = _setting(900, "the longest wait between two attempts", gt=0, le=86400)
+    lock_ttl: float = _setting(30, "time to live of a subcloud's lock, which its worker renews", ge=1, le=30)
+    run_deadline: float = _setting(120, "time limit of one run on one subcloud", gt=1, le=3600)
+    connect_timeout: float = _setting(10, "time limit for connecting to a cloud", gt=0, le=300)
+    read_timeout: float = _setting(15, "time limit between two parts of a reply", gt=0, le=600)
+    request_timeout: float = _setting(30, "time limit of one request", gt=0, le=600)
+    central_max_age: float = _setting(5, "maximum age of the central records and keys a run uses", ge=0, le=300)
+    audit_interval: float = _setting(
+        1200, "time between two audits of one subcloud, plus or minus 10 %; 0: only on request", ge=0, le=604800
     )
-    central_watch_interval: float = _knob(10, "between two looks whether the central cloud changed", ge=0.5, le=3600)
-    probe_interval: float = _knob(30, "between two probes of a subcloud, give or take a tenth; 0: none", ge=0, le=3600)
-    availability_window: float = _knob(
+    central_watch_interval: float = _setting(10, "time between two checks for central changes", ge=0.5, le=3600)
+    probe_interval: float = _setting(
+        30, "time between two probes of a subcloud, plus or minus 10 %; 0: none", ge=0, le=3600
+    )
+    availability_window: float = _setting(
         0,
         "how long a subcloud is shown as online after it was last seen; 0: four probe intervals, at least 60, "
-        "and 900 where others observe availability",
+        "and 900 without probes",
         ge=0,
         le=604800,
     )
-    status_window: float = _knob(
+    status_window: float = _setting(
         0,
-        "how long the result of an audit is shown; 0: two audit intervals and a run, at least 60, "
-        "and 86400 where audits are only requested",
+        "how long the result of an audit is shown; 0: two audit intervals and a run, at least 60, and 86400 without "
+        "periodic audits",
         ge=0,
         le=2592000,
     )
-    report_window: float = _knob(
+    report_window: float = _setting(
         86400, "how long the status of an endpoint type that others report is shown", gt=0, le=2592000
     )
-    probe_timeout: float = _knob(5, "all of one probe; at most the interval", gt=0, le=60)
-    key_rotation_interval: float = _knob(
+    probe_timeout: float = _setting(5, "time limit of one probe; at most the interval", gt=0, le=60)
+    key_rotation_interval: float = _setting(
         604800,
-        "between two rotations of the central cloud's fernet keys (168 h); 0: only when asked for",
+        "time between two rotations of the central cloud's fernet keys (168 h); 0: only on request",
         ge=0,
         le=31536000,
     )
-    key_rotation_window: float = _knob(
-        3600, "after a rotation differing keys are planned, and raise no alarm, for so long", gt=0, le=604800
+    key_rotation_window: float = _setting(
+        3600, "how long after a rotation differing keys are expected and raise no alarm", gt=0, le=604800
     )
-    key_rotate_command: str | None = _knob(
+    key_rotate_command: str | None = _setting(
         None,
-        "makes the central cloud rotate, run without a shell; default: a rotated set is written to its fernet_repo",
+        "command that rotates the central cloud's keys, run without a shell; default: write to its fernet_repo",
     )
-    key_rotate_timeout: float = _knob(60, "all of that command", gt=0, le=600)
-    token_lifetime: float = _knob(
-        3600, "life of the central cloud's tokens: rotations keep so far apart", ge=0, le=604800
+    key_rotate_timeout: float = _setting(60, "time limit of that command", gt=0, le=600)
+    token_lifetime: float = _setting(
+        3600, "lifetime of the central cloud's tokens, the shortest time between two rotations", ge=0, le=604800
     )
-    stop_grace: float = _knob(20, "a stopping worker lets its runs end this long, then gives them back", ge=0, le=600)
+    stop_grace: float = _setting(
+        20, "how long a stopping worker lets its runs end before it gives them back", ge=0, le=600
+    )
 
-    # Amounts.
-    max_in_flight: int = _knob(2000, "runs dispatched or in progress at once, over all workers", ge=1, le=100_000)
-    max_deletes: int = _knob(5, "records and grants one audit may delete without --allow-deletes", ge=0, le=100_000)
-    max_active_keys: int = _knob(3, "keys the central cloud holds after a rotation that is written to it", ge=3, le=100)
-    key_max_in_flight: int = _knob(100, "subclouds that get rotated keys at the same time", ge=1, le=100_000)
-    key_max_behind: float = _knob(
-        0.05, "share of the subclouds that may lack the current keys when they are rotated", ge=0, le=1
+    # Limits.
+    max_in_flight: int = _setting(
+        2000, "runs dispatched or in progress at the same time, in all workers", ge=1, le=100_000
     )
-    users_at_once: int = _knob(4, "users written to one subcloud at the same time", ge=1, le=16)
-    max_reply_bytes: int = _knob(16 * 1024 * 1024, "the largest answer read from a cloud", ge=1024)
-    history_days: float = _knob(30, "how long ended attempts are kept", gt=0)
-    alarm_webhook_url: SecretStr | None = _knob(None, "where alarms are POSTed as JSON, http(s); default: only logged")
-    log_level: str = _knob("INFO", "DEBUG, INFO, WARNING or ERROR")
-    run_dir: Path | None = _knob(
-        None, "where each process keeps a record of itself, for `dcsync service`; default: dcsync-UID in /tmp"
+    max_deletes: int = _setting(5, "records and grants one audit may delete without --allow-deletes", ge=0, le=100_000)
+    max_active_keys: int = _setting(3, "keys in the central fernet_repo after dcsync rotated them", ge=3, le=100)
+    key_max_in_flight: int = _setting(100, "subclouds that receive rotated keys at the same time", ge=1, le=100_000)
+    key_max_behind: float = _setting(
+        0.05, "share of the subclouds that may lack the current keys at a rotation", ge=0, le=1
     )
-    alive_file: Path | None = _knob(None, "touched every few seconds by a worker or beat that gets on; health checks")
+    users_at_once: int = _setting(4, "users written to one subcloud at the same time", ge=1, le=16)
+    max_reply_bytes: int = _setting(16 * 1024 * 1024, "the largest reply accepted from a cloud", ge=1024)
+    history_days: float = _setting(30, "how long ended attempts are kept", gt=0)
+    alarm_webhook_url: SecretStr | None = _setting(
+        None, "where alarms are POSTed as JSON, http(s); default: only logged"
+    )
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+    run_dir: Path | None = _setting(
+        None, "folder of the processes' status records, for `dcsync service`; default: dcsync-UID in /tmp"
+    )
+    alive_file: Path | None = _setting(
+        None, "file for health checks, touched every few seconds by a responsive worker or beat"
+    )
 
     @field_validator("allowed_networks", mode="before")
     @classmethod
@@ -167,7 +179,7 @@ class Settings(BaseModel):
         try:
             return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
         except ValueError as exc:
-            raise ValueError(f"{exc}; give networks such as 10.10.0.0/16, comma separated") from exc
+            raise ValueError(f"{exc}; must be networks such as 10.10.0.0/16, comma separated") from exc
 
     @field_validator("endpoint_types", mode="before")
     @classmethod
@@ -179,7 +191,7 @@ class Settings(BaseModel):
         if unknown := sorted(given.difference(known)):
             raise ValueError(f"unknown endpoint type {', '.join(unknown)}, allowed are {', '.join(known)}")
         if missing := [str(type_) for type_ in DEFAULT_ENDPOINT_TYPES if type_ not in given]:
-            raise ValueError(f"{' and '.join(missing)} must be among them, allowed are {', '.join(known)}")
+            raise ValueError(f"must include {' and '.join(missing)}, allowed are {', '.join(known)}")
         return tuple(type_ for type_ in EndpointType if type_ in given)
 
     @field_validator("subcloud_auth_url", "subcloud_dbsync_url", "subcloud_sysinv_url")
@@ -187,7 +199,7 @@ class Settings(BaseModel):
     def _has_ip(cls, value: str) -> str:
         rest = value.replace("{ip}", "")
         if rest == value or "{" in rest or "}" in rest or not _is_http_url(value.replace("{ip}", "10.0.0.1")):
-            raise ValueError("must be an http(s) URL with {ip} where the management IP goes")
+            raise ValueError("must be an http(s) URL with {ip} in place of the management IP")
         return value.rstrip("/")
 
     @field_validator("central_auth_url", "central_dbsync_url", "central_sysinv_url")
@@ -200,9 +212,9 @@ class Settings(BaseModel):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
-        """As Celery and redis-py both understand it."""
+        """Accepts URLs that both Celery and redis-py support."""
         if value is not None and not _is_redis_url(value.get_secret_value()):
-            raise ValueError("give redis://:password@host:6379/0, or rediss:// for TLS")
+            raise ValueError("must be redis://:password@host:6379/0, or rediss:// for TLS")
         return value
 
     @field_validator("alarm_webhook_url")
@@ -216,7 +228,7 @@ class Settings(BaseModel):
     @classmethod
     def _is_command(cls, value: str | None) -> str | None:
         if value is not None and not shlex.split(value):
-            raise ValueError("no command is named")
+            raise ValueError("must name a command")
         return value
 
     @field_validator("log_level")
@@ -238,7 +250,7 @@ class Settings(BaseModel):
 
     @property
     def visibility_timeout(self) -> int:
-        """Seconds after which Redis hands an unacknowledged message out again; must exceed any task's life."""
+        """Seconds after which an unacknowledged message is redelivered; longer than any task runs."""
         return int(max(self.run_deadline, self.lock_ttl) * 2) + 60
 
     @property
@@ -254,28 +266,28 @@ class Settings(BaseModel):
 
     @property
     def run_folder(self) -> Path:
-        """DCSYNC_RUN_DIR, or what it is by default: a folder of this user's own."""
+        """DCSYNC_RUN_DIR, or by default a folder of this user."""
         return self.run_dir or Path(tempfile.gettempdir()) / f"dcsync-{os.geteuid()}"
 
     def required(self, *names: str) -> Self:
-        """Itself, if all of these are set; else MisconfiguredError naming those that are not."""
+        """Returns the settings; raises MisconfiguredError naming those of `names` that are not set."""
         missing = [PREFIX + name.upper() for name in names if getattr(self, name) is None]
         if missing:
             raise MisconfiguredError(f"not set: {', '.join(missing)}")
         return self
 
     def shown(self) -> dict[str, str]:
-        """Every setting as text for people, secrets masked."""
+        """Returns every setting as text, secrets masked."""
         return {PREFIX + name.upper(): shown(getattr(self, name)) for name in sorted(type(self).model_fields)}
 
 
 def shown(value: object) -> str:
-    """A setting's value as its variable would be written."""
+    """Returns a setting's value as its environment variable would be written."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-    """The settings of this process; raises MisconfiguredError that lists every problem found."""
+    """Returns the settings of this process; raises MisconfiguredError that lists every problem."""
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     problems: list[str] = []

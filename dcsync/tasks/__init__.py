@@ -1,1 +1,1 @@
-"""Celery's skin over the services: which queue, which limits, one call, the outcome as plain values. No logic here."""
+"""The Celery tasks: each makes one call to a service and returns its outcome as plain values. No logic here."""

@@ -1,4 +1,4 @@
-"""Tasks of the `control` queue about alarms: tell sinks, and keep alarms, rows and settings in agreement."""
+"""Tasks of the `control` queue for alarms: deliver them to sinks, and reconcile alarms, rows and settings."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ REJECTED_KEPT = 10_000
 
 @shared_task(name=TaskName.DELIVER_ALARMS.value, bind=True)
 def deliver_alarms(self: DcsyncTask, **_: object) -> dict[str, int]:
-    """Tell each sink what it has not been told; how many notices each took."""
+    """Delivers new alarm notices to each sink; returns how many each accepted."""
     return self.state.alarm_feed.deliver()
 
 
 @shared_task(name=TaskName.RECONCILE_ALARMS.value, bind=True)
 def reconcile_alarms(self: DcsyncTask, **_: object) -> dict[str, int]:
-    """Raise what rows ask for, clear what they do not, and forget what was cleared long ago.
+    """Raises and clears alarms to match the rows, and deletes old cleared ones.
 
-    Subclouds get their rows of endpoint types that were configured since they were added.
+    Adds the status rows of endpoint types that were configured after a subcloud was added.
     """
     services = self.state
     now = utc_now()
     added = services.service.add_missing_endpoints()
     raised, cleared = services.alarm_store.reconcile(now=now)
     if raised or cleared:
-        log.warning("alarms did not agree with rows", raised=raised, cleared=cleared)
+        log.warning("alarms did not match the rows", raised=raised, cleared=cleared)
     history = timedelta(days=services.settings.history_days)
     removed = services.alarm_store.prune(cleared_before=now - history, rejected_kept=REJECTED_KEPT)
     return {"raised": raised, "cleared": cleared, "removed": removed, "added": added}

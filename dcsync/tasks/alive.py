@@ -1,8 +1,8 @@
-"""Signs of life of a worker or of beat, for whoever supervises it: a file that is touched, systemd's notify socket.
+"""Signs of life of a worker or beat, for its supervisor: a touched file and systemd's notify socket.
 
-A worker gets on while its consumer's loop turns. Waiting for a broker that is away, and letting runs end at a stop,
-count as getting on, for a restart would mend neither. Whether the work gets on is not asked here: the rows tell, and
-`dcsync service monitor`, from the record of itself that each process keeps (see `dcsync.tasks.record`).
+A worker is responsive while its consumer's loop turns. Waiting for an unavailable broker, and letting runs end while
+stopping, count as responsive, because a restart would not help. Whether work is done is checked by `dcsync service
+monitor`, from the record each process writes (see `dcsync.tasks.record`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from dcsync.tasks.base import process_of
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 SIGN_SECONDS = 5.0
-"""Between two signs; supervisors wait for several of them."""
+"""The interval of signs; supervisors tolerate several missing ones."""
 STUCK_SECONDS = 30.0
-"""A loop that has not turned for so long is stuck; it is asked to turn every SIGN_SECONDS."""
+"""A loop that has not turned for this long is stuck; a timer makes it turn every SIGN_SECONDS."""
 
 
 class SignsOfLife:
-    """Where this process shows that it gets on. A sign that cannot be given is no reason to stop working."""
+    """Shows that this process is responsive. Errors in doing so are ignored."""
 
     def __init__(self, *, file: Path | None, notify_socket: str | None) -> None:
         self._file = file
@@ -42,16 +42,16 @@ class SignsOfLife:
         self._is_ready = False
 
     def show(self) -> None:
-        """Touch the file, and tell systemd; the first time also that this process is ready."""
+        """Touches the file and notifies systemd; the first time also that this process is ready."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.touch()
         if self._notify_socket:
-            self._tell_systemd("WATCHDOG=1" if self._is_ready else "READY=1\nWATCHDOG=1")
+            self._notify_systemd("WATCHDOG=1" if self._is_ready else "READY=1\nWATCHDOG=1")
         self._is_ready = True
 
-    def _tell_systemd(self, text: str) -> None:
-        """sd_notify(3): one datagram; a name that begins with @ lies in the abstract name space."""
+    def _notify_systemd(self, text: str) -> None:
+        """Sends one datagram as sd_notify(3) does; a name that begins with @ is in the abstract namespace."""
         assert self._notify_socket is not None
         address = f"\0{self._notify_socket[1:]}" if self._notify_socket.startswith("@") else self._notify_socket
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
@@ -60,12 +60,12 @@ class SignsOfLife:
 
 
 def signs_of_life(settings: Settings) -> SignsOfLife:
-    """Of this process: DCSYNC_ALIVE_FILE, and the socket systemd names in the environment of a Type=notify service."""
+    """Returns those of this process: DCSYNC_ALIVE_FILE, and the socket systemd sets for a Type=notify service."""
     return SignsOfLife(file=settings.alive_file, notify_socket=os.environ.get("NOTIFY_SOCKET"))
 
 
 class ConsumerWatch:
-    """Does Celery's consumer get on?"""
+    """Watches whether Celery's consumer is responsive."""
 
     def __init__(self, consumer: Any, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._consumer = consumer
@@ -75,42 +75,42 @@ class ConsumerWatch:
         self.turned()
 
     def watch(self) -> None:
-        """Ask the loop to tell its turns; anew after each new connection, for its loss may have cleared the timer."""
+        """Starts the timer that records turns; again after each new connection, whose loss may have cleared it."""
         self.turned()
         if self._entry is not None:
             self._entry.cancel()
         self._entry = self._consumer.timer.call_repeatedly(SIGN_SECONDS, self.turned)
 
     def turned(self) -> None:
-        """The loop has come round."""
+        """Records that the loop turned."""
         self.last_turn = self._monotonic()
 
-    def gets_on(self) -> bool:
+    def is_responsive(self) -> bool:
         is_connecting = self._consumer.connection is None
         return is_connecting or self.is_stopping or self._monotonic() - self.last_turn < STUCK_SECONDS
 
 
 _watches: list[ConsumerWatch] = []
-"""The one of this process, once its worker is ready."""
+"""The watch of this process, once its worker is ready."""
 
 
 @worker_ready.connect
 def _watch_consumer(sender: Any, **_: Any) -> None:
-    """Celery says so after each new connection to the broker."""
+    """Celery sends this signal after each new connection to the broker."""
     if not _watches:
         _watches.append(ConsumerWatch(sender))
         signs = signs_of_life(process_of(sender.app).settings)
-        threading.Thread(target=_show_while_getting_on, args=(signs,), name="signs-of-life", daemon=True).start()
+        threading.Thread(target=_show_while_responsive, args=(signs,), name="signs-of-life", daemon=True).start()
     _watches[0].watch()
     record.note_consumer(sender, last_turn=lambda: _watches[0].last_turn)
 
 
-def _show_while_getting_on(signs: SignsOfLife) -> None:
-    never = threading.Event()
+def _show_while_responsive(signs: SignsOfLife) -> None:
+    forever = threading.Event()
     while True:
-        if _watches[0].gets_on():
+        if _watches[0].is_responsive():
             signs.show()
-        never.wait(SIGN_SECONDS)
+        forever.wait(SIGN_SECONDS)
 
 
 @worker_shutting_down.connect
@@ -120,7 +120,7 @@ def _stopping(**_: Any) -> None:
 
 
 class BeatScheduler(PersistentScheduler):
-    """Celery's own, which shows a sign of life at each tick; `beat_max_loop_interval` keeps ticks close enough."""
+    """Celery's scheduler with a sign of life at each tick; `beat_max_loop_interval` limits the time between ticks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._signs: SignsOfLife | None = None
@@ -136,12 +136,17 @@ class BeatScheduler(PersistentScheduler):
         return super().tick(*args, **kwargs)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
-        """One line for what cannot be sent: Celery prints two stacks, for every entry at every tick of an outage."""
+        """Logs one line when sending fails; Celery would log two tracebacks for every entry at every tick."""
         try:
             self.apply_async(entry, producer=producer, advance=False)
         except SchedulingError as exc:
             is_away = isinstance(exc.__context__, OperationalError | OSError)
-            log.warning("not sent", task=entry.task, error=str(exc.__context__), exc_info=None if is_away else exc)
+            log.warning(
+                "scheduled task not sent",
+                task=entry.task,
+                error=str(exc.__context__),
+                exc_info=None if is_away else exc,
+            )
 
     def apply_async(self, *args: Any, **kwargs: Any) -> Any:
         sent = super().apply_async(*args, **kwargs)

@@ -17,7 +17,7 @@ from dcsync.tasks.base import WorkerProcess
 
 
 def make_app(settings: Settings | None = None) -> Celery:
-    """A configured Celery app; connects to nothing yet. Raises MisconfiguredError that lists every problem found."""
+    """Returns a configured Celery app, not connected yet. Raises MisconfiguredError that lists every problem."""
     broker_guard.apply()
     settings = settings or load()
     if settings.redis_url is None:
@@ -45,12 +45,12 @@ def make_app(settings: Settings | None = None) -> Celery:
 
 
 def _declared(queue: Queue) -> KombuQueue:
-    """An exchange of its own for each queue; Celery would otherwise bind all of them to the default queue's key."""
+    """Returns the queue with its own exchange; Celery would otherwise bind all queues to the default routing key."""
     return KombuQueue(queue.value, Exchange(queue.value, type="direct"), routing_key=queue.value)
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings. Sources for the unusual ones: docs/upstream/platform-facts.md sections 2.6, 3 and 10."""
+    """Returns Celery's settings. Source for the unusual ones: docs/upstream/platform-facts.md sections 2.6, 3, 10."""
     return {
         "task_queues": [_declared(queue) for queue in Queue],
         "task_default_queue": Queue.CONTROL.value,
@@ -66,8 +66,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_acks_on_timeout": True,
         "task_send_sent_event": False,
         "task_inherit_parent_priority": False,
-        # A worker takes a message only when a thread is free for it: nothing waits inside a worker that may be killed,
-        # and the sweep can see in the queue which hints still wait.
+        # A worker takes a message only when a thread is free: no message waits in a worker that may be killed, and the
+        # sweep can see in the queue which hints have not started.
         "worker_disable_prefetch": True,
         "worker_prefetch_multiplier": 1,
         "worker_hijack_root_logger": False,
@@ -85,8 +85,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "timezone": "UTC",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # A Redis that is full, or read-only after a failover, is waited for like one that is away; Celery would end the
-        # worker otherwise, and any that is started meanwhile.
+        # Retry also while Redis is full, or read-only after a failover; otherwise Celery would end the worker, and
+        # every worker that starts meanwhile.
         "broker_channel_error_retry": True,
         "broker_pool_acquire_timeout": 10,
         "task_publish_retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.3, "interval_max": 1},

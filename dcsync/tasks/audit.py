@@ -1,5 +1,4 @@
-"""Tasks of the audits: the sweep and the look at the central cloud on `control`, the audit of one subcloud on
-`audit`."""
+"""Tasks of audits: the sweep and the watch of the central cloud on `control`, audits of subclouds on `audit`."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 @shared_task(name=TaskName.AUDIT_SWEEP.value, bind=True)
 def audit_sweep(self: DcsyncTask, **_: object) -> dict[str, int]:
-    """Find audits that are due; two sweeps at once share them between them."""
+    """Sends hints for audits that are due; concurrent sweeps send each hint once."""
     report = self.sync.audit_sweep.run(now=utc_now())
     if not report.is_idle:
         log.info("audit sweep", **vars(report))
@@ -24,11 +23,11 @@ def audit_sweep(self: DcsyncTask, **_: object) -> dict[str, int]:
 
 @shared_task(name=TaskName.WATCH_CENTRAL.value, bind=True)
 def watch_central(self: DcsyncTask, **_: object) -> dict[str, object]:
-    """Look whether the central cloud changed; if so, its subclouds' audits are sent out at once."""
+    """Checks whether the central cloud changed; if so, sends hints for audits of its subclouds immediately."""
     results = self.sync.central_watch.run(now=utc_now())
     for result in results:
-        tell = log.warning if result.refused else log.info
-        tell(
+        write = log.warning if result.refused else log.info
+        write(
             "the central cloud changed", endpoint_type=result.endpoint_type, rows=result.raised, refused=result.refused
         )
     if any(result.raised for result in results):
@@ -38,8 +37,8 @@ def watch_central(self: DcsyncTask, **_: object) -> dict[str, object]:
 
 @shared_task(name=TaskName.AUDIT.value, bind=True)
 def audit_subcloud(self: DcsyncTask, region_name: str, **_: object) -> dict[str, object]:
-    """Act on a hint. Acknowledged when it starts: the rows say everything; the sweep takes an abandoned audit back."""
+    """Runs the due audits of one subcloud. The message is acknowledged at the start; a sweep finds abandoned audits."""
     outcome = self.sync.act_on(self.sync.audit, AuditHint(region_name))
-    tell = log.warning if outcome.is_failure else log.info
-    tell("audit", task_id=self.request.id, **outcome.as_dict())
+    write = log.warning if outcome.is_failure else log.info
+    write("audit", task_id=self.request.id, **outcome.as_dict())
     return outcome.as_dict()

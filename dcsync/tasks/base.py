@@ -1,4 +1,4 @@
-"""The base of every task: how it reaches the services of its process, and what its log lines carry."""
+"""The base class of all tasks: gives access to the services of the process and logs temporary errors."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 
 class DcsyncTask(Task):
-    """Its services are made on first use, once per process. A TemporaryError ends a task without a traceback, for the
-    next sweep makes it good."""
+    """Services are created at first use, once per process. A TemporaryError is logged without a traceback, because the
+    next sweep retries."""
 
     abstract = True
     throws = (TemporaryError,)
 
     def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Celery tells of what `throws` names on a level that nobody sees; of anything else with its traceback."""
+        """Logs a TemporaryError; Celery logs errors in `throws` below the configured level, and others in full."""
         if isinstance(exc, TemporaryError):
-            log.warning("not done now, the next one makes it good", task=self.name, error=str(exc))
+            log.warning("task failed, the next one retries", task=self.name, error=str(exc))
 
     @property
     def sync(self) -> bootstrap.SyncServices:
@@ -40,7 +40,7 @@ class DcsyncTask(Task):
 
 
 class WorkerProcess:
-    """What one worker process keeps between tasks."""
+    """The state a worker process keeps between tasks."""
 
     def __init__(self, app: Celery, settings: Settings) -> None:
         self.app = app
@@ -49,7 +49,7 @@ class WorkerProcess:
         self._sync: bootstrap.SyncServices | None = None
         self._state: bootstrap.StateServices | None = None
         self.consumer: Any = None
-        """Celery's consumer once it is up: the way to Flower's events."""
+        """Celery's consumer once it is up; used to send events to Flower."""
         self.name = "worker"
 
     @property
@@ -67,17 +67,17 @@ class WorkerProcess:
             return self._state
 
     @property
-    def sync_if_made(self) -> bootstrap.SyncServices | None:
+    def sync_if_created(self) -> bootstrap.SyncServices | None:
         return self._sync
 
     def show_step(self, run: Run, step: Step) -> None:
-        """Tell Flower: the task's state becomes the step's name. Nothing depends on it, so nothing may come of it."""
+        """Sends an event to Flower that sets the task's state to the step's name. Errors are ignored."""
         dispatcher = getattr(self.consumer, "event_dispatcher", None)
         if dispatcher is None or not dispatcher.enabled:
             return
         try:
             dispatcher.send(f"task-{step.value}", uuid=_task_id(run), retry=False)
-        except Exception as exc:  # noqa: BLE001 - a picture in a dashboard must never end a run
+        except Exception as exc:  # noqa: BLE001 - an event for a dashboard must not end a run
             log.debug("step not shown", error=type(exc).__name__)
 
 
@@ -87,6 +87,6 @@ def _task_id(run: Run) -> str:
 
 
 def process_of(app: Celery) -> WorkerProcess:
-    """The WorkerProcess that `make_app` gave this app."""
+    """Returns the WorkerProcess that `make_app` attached to the app."""
     process: WorkerProcess = app.dcsync
     return process

@@ -1,4 +1,4 @@
-"""Tasks of the `control` queue: the sweep and the housekeeping."""
+"""Tasks of the `control` queue: sweep and housekeeping."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ HISTORY_BATCHES = 100
 
 @shared_task(name=TaskName.SWEEP.value, bind=True)
 def sweep(self: DcsyncTask, hinted: bool = False, **_: object) -> dict[str, int] | str:
-    """Find what is due. Beat's messages keep one tick apart; a hint (somebody changed a row just now) always sweeps."""
+    """Sweeps once per tick, whatever the number of beats; with `hinted`, after a row was changed, it always sweeps."""
     services = self.sync
     if not hinted and not services.ticks.take():
-        return "another beat's sweep was just here"
+        return "skipped: another sweep started in this tick"
     return sweep_now(services)
 
 
 def sweep_now(services: SyncServices) -> dict[str, int]:
-    """One sweep, noted as done; what a late beat is replaced by."""
+    """Runs one sweep and records it; also called by workers when beat is late."""
     report = services.sweep.run(now=utc_now())
     services.ticks.note_sweep(utc_now())
     if not report.is_idle:
@@ -38,7 +38,7 @@ def sweep_now(services: SyncServices) -> dict[str, int]:
 
 @shared_task(name=TaskName.HOUSEKEEPING.value, bind=True)
 def housekeeping(self: DcsyncTask, **_: object) -> int:
-    """Remove history older than DCSYNC_HISTORY_DAYS, in batches; how many attempts went."""
+    """Deletes history older than DCSYNC_HISTORY_DAYS, in batches; returns how many rows were deleted."""
     services = self.sync
     before = utc_now() - timedelta(days=services.settings.history_days)
     removed = 0

@@ -16,17 +16,17 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 @shared_task(name=TaskName.INITIAL_SYNC.value, bind=True)
 def initial_sync(self: DcsyncTask, region_name: str, generation: int, **_: object) -> dict[str, object]:
-    """Act on a hint. Acknowledged when it starts: the row says everything; the sweep takes an abandoned run back."""
+    """Runs an initial sync. The message is acknowledged at the start; a sweep finds abandoned runs."""
     outcome = self.sync.act_on(self.sync.initial_sync, SyncHint(region_name, generation))
-    tell = log.warning if outcome.is_failure else log.info
-    tell("initial sync", task_id=self.request.id, **outcome.as_dict())
+    write = log.warning if outcome.is_failure else log.info
+    write("initial sync", task_id=self.request.id, **outcome.as_dict())
     if outcome.result is Result.COMPLETED and self.sync.settings.audit_interval:
-        _audit_at_once(self, region_name)
+        _send_first_audit(self, region_name)
     return outcome.as_dict()
 
 
-def _audit_at_once(task: DcsyncTask, region_name: str) -> None:
-    """The row says that its audits are due; a hint that cannot be sent is made good by the next sweep."""
+def _send_first_audit(task: DcsyncTask, region_name: str) -> None:
+    """Sends the hint for the first audit; if it cannot be sent, the next sweep finds the audit due."""
     try:
         task.sync.audit_sweep.send_now(region_name, now=utc_now())
     except TemporaryError as exc:

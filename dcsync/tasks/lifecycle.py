@@ -1,5 +1,5 @@
-"""What a worker process does at its start and its end: settings checked, logs set up, a late sweep noticed, runs given
-back. Connected to Celery's signals by being imported (see `app.make_app`)."""
+"""Start and stop of a worker process: checks settings, configures logging, sweeps when beat is late, gives back runs.
+Importing it connects the functions to Celery's signals (see `app.make_app`)."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from dcsync.tasks.control import sweep_now
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 LATE_AFTER_INTERVALS = 2.5
-"""A sweep is late when none has ended for this many intervals; then workers sweep themselves."""
+"""A sweep is late when none has ended for this many intervals; workers then sweep themselves."""
 
 LAST_REPORTS_SECONDS = 5.0
 
 _stopping = threading.Event()
 _this: list[WorkerProcess] = []
-"""The worker of this process, once it is set up: the signal of its end names no app."""
+"""The worker of this process, once it is set up: the shutdown signals do not pass the app."""
 
 
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    """Our own format, whatever Celery's options say."""
+    """Configures dcsync's log format, whatever Celery's options are."""
     logs.configure(load().log_level)
 
 
 @celeryd_after_setup.connect
 def _prepare(sender: str, instance: Any, **_: Any) -> None:
-    """Refuse to start with settings that cannot work, and raise the limit of open files as far as allowed."""
+    """Exits when required settings are missing, and raises the limit of open files to the hard limit."""
     process = process_of(instance.app)
     process.name = sender
     needed = ["database_url", "redis_url"]
@@ -75,36 +75,36 @@ def _start_watching(sender: Any, **_: Any) -> None:
 
 
 def _sweep_when_late(process: WorkerProcess) -> None:
-    """Beat may be dead, or its message may wait behind long runs: a late sweep is run here, in a thread of its own."""
+    """Sweeps in this thread when a sweep is late: beat may have died, or its message may be queued behind long runs."""
     services = process.sync
     interval = services.settings.sweep_interval
     while not _stopping.wait(interval):
         try:
             since = services.ticks.seconds_since_sweep(utc_now())
-            # A sweep that seems to come is one of a clock that was set back since: it tells nothing.
+            # A last sweep in the future means that the clock was set back; it does not count.
             if (since is None or abs(since) > interval * LATE_AFTER_INTERVALS) and services.ticks.take():
-                log.warning("the sweep is late, sweeping here", seconds_since_sweep=since)
+                log.warning("the sweep is late, sweeping in this worker", seconds_since_sweep=since)
                 sweep_now(services)
-                _send_what_else_beat_sends(process.app)
+                _send_other_scheduled_tasks(process.app)
         except (DcsyncError, OperationalError) as exc:
             log.warning("late sweep not possible", error=str(exc))
-        except Exception:  # the boundary of this thread: without it nobody would stand in for a dead beat
+        except Exception:  # the boundary of this thread, which must go on while beat is down
             log.exception("late sweep failed")
 
 
-def _send_what_else_beat_sends(app: Any) -> None:
-    """Audits, probes, alarms and the rest, each once: twice is harmless, and unread they expire as beat's own do."""
+def _send_other_scheduled_tasks(app: Any) -> None:
+    """Sends every other scheduled task once; a duplicate is harmless, and messages expire like those of beat."""
     for entry in app.conf.beat_schedule.values():
         if entry["task"] != TaskName.SWEEP.value:
             app.send_task(entry["task"], retry=False, **entry["options"])
 
 
 @worker_shutting_down.connect
-def _give_back_in_time(**_: Any) -> None:
-    """Let runs end for a while, then give back what is left, so that another worker takes it at once."""
+def _give_back_runs(**_: Any) -> None:
+    """Lets runs end for DCSYNC_STOP_GRACE, then cancels the rest, so that another worker takes them immediately."""
     _stopping.set()
     for process in _this:
-        services = process.sync_if_made
+        services = process.sync_if_created
         if services is not None:
             timer = threading.Timer(services.settings.stop_grace, services.loop.cancel_all)
             timer.daemon = True
@@ -113,8 +113,8 @@ def _give_back_in_time(**_: Any) -> None:
 
 @worker_shutdown.connect
 def _send_last_reports(**_: Any) -> None:
-    """What the last runs found out would otherwise wait for their next ones."""
+    """Sends the reports of the last runs, which would otherwise be sent again only by later runs."""
     for process in _this:
-        services = process.sync_if_made
+        services = process.sync_if_created
         if services is not None:
             services.reporter.close(timeout_seconds=LAST_REPORTS_SECONDS)

@@ -1,4 +1,4 @@
-"""The record that a worker or beat keeps of itself, for `dcsync service status` and `monitor`."""
+"""The status record that each worker and beat writes, for `dcsync service status` and `monitor`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROLE_OF = {Queue.SYNC: Role.SYNC, Queue.STATE: Role.STATE}
 
 
 def _file(settings: Settings) -> RecordFile:
-    """Of this process, removed at its end."""
+    """Returns the record file of this process, which is removed when it ends."""
     file = RecordFile(settings.run_folder)
     atexit.register(file.remove)
     return file
@@ -33,7 +33,7 @@ def _system(settings: Settings) -> str:
 
 
 class WorkerRecord:
-    """What a worker says of itself. Written by a thread of its own, so that a busy worker still says something."""
+    """The record of a worker, written by its own thread, so that a busy worker updates it as well."""
 
     def __init__(self, worker: Any, settings: Settings) -> None:
         self._worker = worker
@@ -47,11 +47,11 @@ class WorkerRecord:
         self.last_turn: Callable[[], float] = time.monotonic
 
     def keep(self) -> None:
-        """Write it for as long as the process lives."""
-        never = threading.Event()
+        """Writes the record until the process ends."""
+        forever = threading.Event()
         while True:
             self._file.write(self._now())
-            never.wait(RECORD_SECONDS)
+            forever.wait(RECORD_SECONDS)
 
     def remove(self) -> None:
         self._file.remove()
@@ -85,7 +85,7 @@ class WorkerRecord:
 
 
 _worker: list[WorkerRecord] = []
-"""The one of this process: the signals of its end name nothing."""
+"""The record of this process: the shutdown signals do not pass it."""
 
 
 @celeryd_after_setup.connect
@@ -96,7 +96,7 @@ def _keep_record(instance: Any, **_: Any) -> None:
 
 
 def note_consumer(consumer: Any, *, last_turn: Callable[[], float]) -> None:
-    """The worker is up: `last_turn` says when its loop came round, by the monotonic clock."""
+    """Records that the worker is up; `last_turn` returns when its loop last turned, by the monotonic clock."""
     for record in _worker:
         record.consumer, record.last_turn, record.phase = consumer, last_turn, Phase.RUNNING
 
@@ -114,7 +114,7 @@ def _remove_record(**_: Any) -> None:
 
 
 class BeatRecord:
-    """What beat says of itself, at each tick."""
+    """The record of beat, written at its ticks."""
 
     def __init__(self, settings: Settings) -> None:
         self._system = _system(settings)
@@ -124,7 +124,7 @@ class BeatRecord:
         self._shown_at = 0.0
 
     def sent(self) -> None:
-        """The broker has taken a message."""
+        """Records that the broker accepted a message."""
         self._sent += 1
         self._sent_at = time.monotonic()
 

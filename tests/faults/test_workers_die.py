@@ -197,7 +197,7 @@ def test_without_beat_the_workers_sweep_themselves(broken_system: BrokenSystem) 
     system.manage(*names)
     system.until_completed(*names)
     assert [system.endings(name) for name in names] == [[Ending.FAILED, Ending.COMPLETED]] * 3
-    assert "the sweep is late, sweeping here" in system.running[0].output()
+    assert "the sweep is late, sweeping in this worker" in system.running[0].output()
     assert_all_is_well(system, *names)
     system.cloud.change_central("add-user", user="newcomer", password="Newcomer-pw-1!")
     system.until(

@@ -33,7 +33,7 @@ def problems(**environ: str) -> list[str]:
 )
 def test_a_broker_that_celery_and_our_locks_cannot_both_reach_is_refused(url: str) -> None:
     (problem,) = problems(redis_url=url)
-    assert problem.startswith("DCSYNC_REDIS_URL: give redis://")
+    assert problem.startswith("DCSYNC_REDIS_URL: must be redis://")
     assert url not in problem
 
 
@@ -89,9 +89,9 @@ def test_endpoint_types_are_platform_and_identity_and_what_is_added() -> None:
     ("given", "told"),
     [
         ("platform,identity,cert,Firmware", "unknown endpoint type Firmware, cert, allowed are platform, identity, "),
-        ("firmware", "platform and identity must be among them, allowed are platform, identity, dc-cert, "),
-        ("identity", "platform must be among them, "),
-        (",", "platform and identity must be among them, "),
+        ("firmware", "must include platform and identity, allowed are platform, identity, dc-cert, "),
+        ("identity", "must include platform, "),
+        (",", "must include platform and identity, "),
     ],
 )
 def test_endpoint_types_that_cannot_be_meant_are_refused(given: str, told: str) -> None:

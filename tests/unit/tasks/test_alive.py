@@ -93,10 +93,10 @@ def test_a_loop_that_no_longer_turns_gives_no_more_signs() -> None:
     clock.now += STUCK_SECONDS - 1
     loop.turn()
     clock.now += STUCK_SECONDS - 1
-    assert watch.gets_on()
+    assert watch.is_responsive()
 
     clock.now += 2
-    assert not watch.gets_on()
+    assert not watch.is_responsive()
 
 
 def test_waiting_for_the_broker_is_not_being_stuck() -> None:
@@ -105,7 +105,7 @@ def test_waiting_for_the_broker_is_not_being_stuck() -> None:
     clock.now += 10 * STUCK_SECONDS
     loop.connection = None
 
-    assert watch.gets_on()
+    assert watch.is_responsive()
 
 
 def test_letting_runs_end_at_a_stop_is_not_being_stuck() -> None:
@@ -114,7 +114,7 @@ def test_letting_runs_end_at_a_stop_is_not_being_stuck() -> None:
     clock.now += 10 * STUCK_SECONDS
     watch.is_stopping = True
 
-    assert watch.gets_on()
+    assert watch.is_responsive()
 
 
 def test_a_new_connection_leaves_one_entry_on_the_timer() -> None:
