@@ -1,7 +1,7 @@
-"""The command `dcsync`: parse, call, print. No decision about a subcloud is made in this room.
+"""The command `dcsync`: parse, call, print. No decision about a subcloud is made here.
 
-Commands import what they need when they run, so that help and completion are there at once. Each returns its exit
-code (none means 0) or raises a `DcsyncError`; `run` is the one place where errors become a sentence and a code:
+Commands import what they need when they run, so that help and completion are fast. Each returns its exit code (None
+means 0) or raises a `DcsyncError`, which only `run` turns into a message and a code:
 0 yes, 1 no, 2 usage, 3 not found, 4 broker or database unreachable, 5 refused by a guard, 130 interrupted.
 """
 
@@ -48,7 +48,7 @@ EXIT_CODES: dict[type[DcsyncError], int] = {
     DatabaseUnreachable: 4,
     RefusedByGuard: 5,
 }
-"""The first that fits counts; what is not here is a plain no: 1."""
+"""The first matching class counts; any other error is 1."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -56,19 +56,19 @@ EXIT_CODES: dict[type[DcsyncError], int] = {
 @click.option("--no-color", is_flag=True, help="No colour, also on a terminal; the same as NO_COLOR=1.")
 @click.pass_context
 def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
-    """Bring remote subclouds into line with their central cloud, and keep them there.
+    """Synchronize the identity data and fernet keys of subclouds with the central cloud.
 
     \b
     Examples:
       dcsync demo                                         see it work on this machine
       dcsync subcloud add edge-1 --management-ip 10.10.0.5
-      dcsync wait --for online edge-1                     until the probe has seen it
-      dcsync subcloud manage edge-1                       from now on it is kept in line
+      dcsync wait --for online edge-1                     until a probe succeeds
+      dcsync subcloud manage edge-1                       sync and audit it from now on
       dcsync wait --for completed edge-1 --timeout 300
       dcsync subcloud list --state failed                 who needs attention, and why
       dcsync history edge-1                               every request, attempt and step
       dcsync diff edge-1                                  what an audit would write there
-      dcsync keys rotate                                  new fernet keys, at the central cloud and everywhere
+      dcsync keys rotate                                  rotate the fernet keys of all clouds
 
     Exit codes: 0 yes, 1 no, 2 usage, 3 not found, 4 broker or database unreachable, 5 refused by a guard.
     """
@@ -85,18 +85,18 @@ for _command in (
 
 
 def main() -> NoReturn:
-    """The installed command."""
+    """Runs the installed command."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str], *, operator: Operator | None = None) -> int:
-    """Carry out one command line; the exit code."""
+    """Runs one command line; returns its exit code."""
     operator = operator or Operator()
-    # Also for a command line that click gives up before it comes to -o.
-    operator.wants_json = _asks_for_json(arguments)
+    # Also for a command line that click rejects before it parses -o.
+    operator.wants_json = _wants_json(arguments)
     try:
-        answer = root.main(list(arguments), prog_name="dcsync", standalone_mode=False, obj=operator)
-        return answer if isinstance(answer, int) else 0
+        code = root.main(list(arguments), prog_name="dcsync", standalone_mode=False, obj=operator)
+        return code if isinstance(code, int) else 0
     except click.Abort:
         return _fail(operator, "interrupted", INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as exc:
@@ -108,7 +108,7 @@ def run(arguments: Sequence[str], *, operator: Operator | None = None) -> int:
         if operator.debug:
             raise
         return _fail(operator, str(exc), exit_code(exc))
-    except Exception as exc:  # the boundary: an operator sees no traceback unless asked for
+    except Exception as exc:  # the boundary: operators see tracebacks only with --debug
         if operator.debug:
             raise
         return _fail(operator, f"a fault in dcsync: {type(exc).__name__}; run it again with dcsync --debug", 1)
@@ -116,7 +116,7 @@ def run(arguments: Sequence[str], *, operator: Operator | None = None) -> int:
         operator.close()
 
 
-def _asks_for_json(arguments: Sequence[str]) -> bool:
+def _wants_json(arguments: Sequence[str]) -> bool:
     following = [*arguments[1:], ""]
     return any(
         given in ("-ojson", "--output=json") or (given in ("-o", "--output") and after == "json")
@@ -125,7 +125,7 @@ def _asks_for_json(arguments: Sequence[str]) -> bool:
 
 
 def exit_code(error: DcsyncError) -> int:
-    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+    return next((code for class_, code in EXIT_CODES.items() if isinstance(error, class_)), 1)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -1,4 +1,4 @@
-"""`dcsync alarm`: which alarms are active, and which were."""
+"""`dcsync alarm`: lists active and cleared alarms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def alarm() -> None:
 
 @alarm.command("list")
 @click.option("--history", is_flag=True, help="Include cleared alarms, newest first.")
-@click.option("--limit", type=click.IntRange(1, SHOWN_AT_MOST), default=SHOWN_AT_MOST, help="Show so many at most.")
+@click.option("--limit", type=click.IntRange(1, SHOWN_AT_MOST), default=SHOWN_AT_MOST, help="Show at most this many.")
 @output_option
 @pass_operator
 def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`dcsync audit`, `dcsync sync-request` and `dcsync diff`: compare and repair now, and see what that would write."""
+"""`dcsync audit`, `dcsync sync-request` and `dcsync diff`: compare and repair now, or show what would be written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from dcsync.cli import previews, waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
-from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
+from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.subcloud import EndpointType, SyncStatus
@@ -25,7 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class OneOf(click.ParamType[str]):
-    """One word of a list that is asked for when it is needed: what the registry of endpoint types holds then."""
+    """A choice whose values are read when they are needed, from the registry of endpoint types."""
 
     name = "choice"
 
@@ -50,14 +50,14 @@ class OneOf(click.ParamType[str]):
 
 
 def audited_types() -> tuple[EndpointType, ...]:
-    """Those of the registry, which brings the planner with it: imported only by a command that needs it."""
+    """Returns the types of the registry; imported only when needed, because it imports the planner."""
     from dcsync.audit import endpoints
 
     return endpoints.audited_types()
 
 
 def resource_types() -> dict[str, EndpointType]:
-    """As audited_types."""
+    """Returns resource type -> endpoint type; imported as in audited_types."""
     from dcsync.audit import endpoints
 
     return endpoints.resource_types()
@@ -65,14 +65,14 @@ def resource_types() -> dict[str, EndpointType]:
 
 @dataclass(frozen=True)
 class Scope:
-    """What is compared, and what of it is repaired (None: all)."""
+    """The endpoint types that are compared, and the resource types that are repaired (None: all)."""
 
     endpoint_types: tuple[EndpointType, ...]
     resource_types: tuple[str, ...] | None
 
 
 def _scope_options(command: Command) -> Command:
-    """--endpoint-type and --resource-type; the command gets `endpoint_types` and `restricted_to`."""
+    """Adds --endpoint-type and --resource-type; the command gets `endpoint_types` and `restricted_to`."""
     for option in (
         click.option(
             "--resource-type",
@@ -94,14 +94,14 @@ def _scope_options(command: Command) -> Command:
 
 
 def _scope(endpoint_types: Sequence[str], restricted_to: Sequence[str]) -> Scope:
-    """Resource types name their endpoint types; a usage error where both are given and do not fit."""
+    """Returns the scope; resource types imply their endpoint types. A usage error where both are given and conflict."""
     chosen = {EndpointType(type_) for type_ in endpoint_types}
     endpoint_type_of = resource_types()
-    belonging = {endpoint_type_of[type_] for type_ in restricted_to}
-    if chosen and belonging and not belonging <= chosen:
+    implied = {endpoint_type_of[type_] for type_ in restricted_to}
+    if chosen and implied and not implied <= chosen:
         odd = ", ".join(type_ for type_ in restricted_to if endpoint_type_of[type_] not in chosen)
         raise click.UsageError(f"{odd}: not of endpoint type {' or '.join(chosen)}", click.get_current_context())
-    wanted = belonging or chosen or set(audited_types())
+    wanted = implied or chosen or set(audited_types())
     return Scope(
         endpoint_types=tuple(type_ for type_ in audited_types() if type_ in wanted),
         resource_types=tuple(restricted_to) or None,
@@ -136,7 +136,7 @@ def audit(
 ) -> int:
     """Compare subclouds with the central cloud and repair what differs, now, without waiting for a hold-off.
 
-    Those that are offline or not completed are audited when they are back. --timeout implies --wait.
+    Subclouds that are offline or not completed are audited once they are. --timeout implies --wait.
 
     \b
     Examples:
@@ -150,8 +150,8 @@ def audit(
     if dry_run:
         return _show(operator, chosen, scope, as_json=as_json)
     operator.requires("database_url", "redis_url")
-    ask_about_all(operator, chosen, "Audit and repair" + (", deletions allowed," if allow_deletes else ""), yes=yes)
-    return _ask(
+    confirm_all(operator, chosen, "Audit and repair" + (", deletions allowed," if allow_deletes else ""), yes=yes)
+    return _request(
         operator, chosen, scope, allow_deletes=allow_deletes, wait_for_it=wait_for_it, timeout=timeout, as_json=as_json
     )
 
@@ -175,7 +175,7 @@ def sync_request(
     as_json: bool,
     yes: bool,
 ) -> int:
-    """Bring one endpoint type into line, as the watch does when it sees that the central cloud changed.
+    """Audit one endpoint type, as dcsync does by itself when the central cloud changed.
 
     \b
     Examples:
@@ -184,12 +184,14 @@ def sync_request(
     """
     chosen = selected(names, everything=everything or not names)
     operator.requires("database_url", "redis_url")
-    ask_about_all(operator, chosen, f"Request an audit of {endpoint_type} on", yes=yes)
+    confirm_all(operator, chosen, f"Request an audit of {endpoint_type} on", yes=yes)
     scope = Scope((EndpointType(endpoint_type),), None)
-    return _ask(operator, chosen, scope, allow_deletes=False, wait_for_it=wait_for_it, timeout=timeout, as_json=as_json)
+    return _request(
+        operator, chosen, scope, allow_deletes=False, wait_for_it=wait_for_it, timeout=timeout, as_json=as_json
+    )
 
 
-def _ask(
+def _request(
     operator: Operator,
     names: list[str] | None,
     scope: Scope,
@@ -208,27 +210,27 @@ def _ask(
         resource_types=scope.resource_types,
     )
     operator.hint_audit_sweep()
-    asked = _asked(operator, names, scope)
-    away = len({row.name for row in asked if not row.is_eligible})
+    requested = _requested_rows(operator, names, scope)
+    away = len({row.name for row in requested if not row.is_eligible})
     note(
         f"audits of {many(len(regions))} requested"
         + (f"; {away} of them not managed, online and completed: when they are" if away else "")
     )
     if not wait_for_it and timeout is None:
         if as_json:
-            click.echo(json_text([_object(row) for row in asked]))
+            click.echo(json_text([_object(row) for row in requested]))
         return 0
-    return _wait(operator, [row for row in asked if row.is_eligible], timeout=timeout, as_json=as_json)
+    return _wait(operator, [row for row in requested if row.is_eligible], timeout=timeout, as_json=as_json)
 
 
-def _asked(operator: Operator, names: list[str] | None, scope: Scope) -> list[AuditRow]:
+def _requested_rows(operator: Operator, names: list[str] | None, scope: Scope) -> list[AuditRow]:
     return [row for row in operator.audit_store.audits(names) if row.endpoint_type in scope.endpoint_types]
 
 
-def _wait(operator: Operator, asked: list[AuditRow], *, timeout: float | None, as_json: bool) -> int:
+def _wait(operator: Operator, requested: list[AuditRow], *, timeout: float | None, as_json: bool) -> int:
     """Returns 0 when all that was requested is done and in-sync, 5 when a guard refused some of it, else 1, also when
     the time is up."""
-    wanted = {(row.name, row.endpoint_type): row.generation for row in asked}
+    wanted = {(row.name, row.endpoint_type): row.generation for row in requested}
     if not wanted:
         note("there is nothing to wait for")
         if as_json:
@@ -242,7 +244,7 @@ def _wait(operator: Operator, asked: list[AuditRow], *, timeout: float | None, a
     )
     if all(_is_done(row, wanted) for row in rows):
         note(f"{many(len({row.name for row in rows}))} audited after {span(elapsed)}")
-    _tell(operator, rows, as_json=as_json)
+    _print(operator, rows, as_json=as_json)
     if any(_is_done(row, wanted) and row.reason is Reason.GUARD_REFUSED for row in rows):
         return 5
     return 0 if all(_is_done(row, wanted) and row.result is SyncStatus.IN_SYNC for row in rows) else 1
@@ -259,13 +261,13 @@ def _look(operator: Operator, wanted: Collection[tuple[str, EndpointType]]) -> l
     return [row for row in every if (row.name, row.endpoint_type) in wanted]
 
 
-def _tell(operator: Operator, rows: Sequence[AuditRow], *, as_json: bool) -> None:
+def _print(operator: Operator, rows: Sequence[AuditRow], *, as_json: bool) -> None:
     if as_json:
         click.echo(json_text([_object(row) for row in rows]))
         return
-    told = [row for row in rows if row.result is not SyncStatus.IN_SYNC or row.repaired_at == row.last_audit_time]
-    if told:
-        say_table(["SUBCLOUD", "ENDPOINT", "STATUS", "DETAIL"], [_line(row, operator) for row in told])
+    shown = [row for row in rows if row.result is not SyncStatus.IN_SYNC or row.repaired_at == row.last_audit_time]
+    if shown:
+        say_table(["SUBCLOUD", "ENDPOINT", "STATUS", "DETAIL"], [_line(row, operator) for row in shown])
     else:
         say(f"{many(len({row.name for row in rows}))} in-sync, nothing was changed")
 
@@ -283,7 +285,7 @@ def _line(row: AuditRow, operator: Operator) -> list[str]:
 
 
 def _object(row: AuditRow) -> dict[str, object]:
-    """What is known of one endpoint type of one subcloud, as JSON."""
+    """Returns the audit row of one endpoint type of one subcloud as JSON values."""
     return {
         "name": row.name,
         "region_name": row.region_name,
@@ -331,7 +333,7 @@ def diff(
 
 
 def _show(operator: Operator, names: list[str] | None, scope: Scope, *, as_json: bool, single: bool = False) -> int:
-    """--all means those that an audit would be about now."""
+    """Shows the previews; None means all subclouds that are eligible for an audit now."""
     operator.requires("database_url", "redis_url", "central_auth_url", "password")
     if names is None:
         names = sorted({row.name for row in operator.audit_store.audits(None) if row.is_eligible})

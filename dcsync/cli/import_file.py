@@ -1,6 +1,6 @@
-"""Reads a file of subclouds, CSV or a JSON array, and checks every row before any is stored.
+"""Parses a file of subclouds, CSV or a JSON array, and checks every row before any is stored.
 
-Pure: text in, checked rows or one error out, which names every problem with its line (CSV) or entry (JSON).
+Pure: returns checked rows, or raises one error that names every problem with its line (CSV) or entry (JSON).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dcsync.model.subcloud import NewSubcloud
 COLUMNS = ("name", "management_ip", "region_name", "software_version")
 REQUIRED = COLUMNS[:2]
 LARGEST_FILE = 16 * 1024 * 1024
-"""Bytes. 20,000 subclouds take about two million."""
+"""In bytes. 20,000 subclouds take about 2 MB."""
 
 SHOWN_AT_MOST = 50
 """Problems printed one by one; the others are counted."""
@@ -25,7 +25,7 @@ SHOWN_AT_MOST = 50
 
 @dataclass(frozen=True)
 class Row:
-    """What a file says about one subcloud, not yet checked; `where` is `line 3` or `entry 2`."""
+    """The fields of one subcloud, not yet checked; `where` is `line 3` or `entry 2`."""
 
     where: str
     fields: Mapping[str, str]
@@ -41,7 +41,7 @@ class Problem:
 
 
 def read_rows(content: bytes) -> tuple[list[Row], list[Problem]]:
-    """The rows of a file and what is wrong with its shape. Raises BadRecord when it is no such file at all."""
+    """Returns the rows of a file and the problems found; raises BadRecord when the file as a whole is invalid."""
     if len(content) > LARGEST_FILE:
         raise BadRecord(f"the file is larger than {LARGEST_FILE // 1024 // 1024} MiB; split it")
     try:
@@ -60,10 +60,10 @@ def read_rows(content: bytes) -> tuple[list[Row], list[Problem]]:
 def checked(
     rows: Collection[Row], problems: Collection[Problem], *, check: Callable[[Row], NewSubcloud], taken: Collection[str]
 ) -> list[NewSubcloud]:
-    """All rows as subclouds that may be stored, else one error with every problem.
+    """Returns all rows as subclouds that may be stored, or raises one error with every problem.
 
-    `check` raises BadRecord, BadAddress or RefusedByGuard; `taken` holds the names and region names that exist.
-    Raises DuplicateSubcloud when nothing is wrong but that some exist already, else BadRecord.
+    `check` raises BadRecord, BadAddress or RefusedByGuard; `taken` contains the existing names and region names.
+    Raises DuplicateSubcloud when the only problem is that some exist already, otherwise BadRecord.
     """
     good: list[tuple[Row, NewSubcloud]] = []
     found = list(problems)
@@ -72,11 +72,11 @@ def checked(
             good.append((row, check(row)))
         except (BadRecord, BadAddress, RefusedByGuard) as exc:
             found.append(Problem(row.where, str(exc)))
-    found += _repetitions(good)
-    kind: type[DcsyncError] = BadRecord if found else DuplicateSubcloud
-    found += _already_there(good, taken)
+    found += _duplicates(good)
+    error: type[DcsyncError] = BadRecord if found else DuplicateSubcloud
+    found += _existing(good, taken)
     if found:
-        raise kind(_told(found))
+        raise error(_summary(found))
     return [new for _, new in good]
 
 
@@ -101,9 +101,9 @@ def _csv_rows(text: str) -> Iterator[Row | Problem]:
 
 
 def _header(fields: list[str]) -> list[str]:
-    """The columns in their order; raises BadRecord for one that is unknown, missing or there twice."""
+    """Returns the columns in their order; raises BadRecord for an unknown, missing or duplicate one."""
     wrong = [f"unknown column {field!r}" for field in fields if field not in COLUMNS]
-    wrong += [f"column {field} is there twice" for field in COLUMNS if fields.count(field) > 1]
+    wrong += [f"duplicate column {field}" for field in COLUMNS if fields.count(field) > 1]
     wrong += [f"no column {field}" for field in REQUIRED if field not in fields]
     if wrong:
         raise BadRecord(f"line 1: {'; '.join(wrong)}; the header is {','.join(COLUMNS)}")
@@ -116,7 +116,7 @@ def _json_rows(text: str) -> Iterator[Row | Problem]:
     except json.JSONDecodeError as exc:
         raise BadRecord(f"line {exc.lineno}: not JSON: {exc.msg}") from exc
     except (RecursionError, ValueError) as exc:
-        raise BadRecord("not the JSON array of objects that is expected") from exc
+        raise BadRecord("not a JSON array of objects") from exc
     for number, entry in enumerate(entries, start=1):
         where = f"entry {number}"
         if not isinstance(entry, dict):
@@ -132,7 +132,7 @@ def _row(where: str, fields: Mapping[str, str]) -> Row | Problem:
     return Problem(where, f"{' and '.join(missing)} missing") if missing else Row(where, fields)
 
 
-def _repetitions(good: Collection[tuple[Row, NewSubcloud]]) -> list[Problem]:
+def _duplicates(good: Collection[tuple[Row, NewSubcloud]]) -> list[Problem]:
     problems = []
     for what in ("name", "region_name"):
         first: dict[str, str] = {}
@@ -143,7 +143,7 @@ def _repetitions(good: Collection[tuple[Row, NewSubcloud]]) -> list[Problem]:
     return problems
 
 
-def _already_there(good: Collection[tuple[Row, NewSubcloud]], taken: Collection[str]) -> list[Problem]:
+def _existing(good: Collection[tuple[Row, NewSubcloud]], taken: Collection[str]) -> list[Problem]:
     return [
         Problem(row.where, f"{what} {value} already exists")
         for row, new in good
@@ -152,7 +152,7 @@ def _already_there(good: Collection[tuple[Row, NewSubcloud]], taken: Collection[
     ]
 
 
-def _told(problems: list[Problem]) -> str:
+def _summary(problems: list[Problem]) -> str:
     shown = "; ".join(map(str, problems[:SHOWN_AT_MOST]))
     more = len(problems) - SHOWN_AT_MOST
     return f"nothing was stored: {shown}" + (f"; and {more} more problems" if more > 0 else "")

@@ -1,5 +1,4 @@
-"""`dcsync keys`: rotate the central cloud's fernet keys, and show how many subclouds have them. No key is read or
-shown here."""
+"""`dcsync keys`: rotates the central cloud's fernet keys, and shows how many subclouds have them. It reads no keys."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import click
 from dcsync.cli import waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
-from dcsync.cli.selection import ask, yes_option
+from dcsync.cli.selection import confirm, yes_option
 from dcsync.model.errors import RefusedByGuard
 from dcsync.model.states.rotation import RotationState
 
@@ -24,11 +23,11 @@ SHOWN_DIGITS = 8
 
 @dataclass(frozen=True)
 class Sight:
-    """One look at the rows of the rotation."""
+    """The rows of the rotation at one time."""
 
     row: KeyRotationRow
     fingerprint: str | None
-    """Of the central cloud's keys as the watch or a rotation last saw them; None before that."""
+    """Fingerprint of the central cloud's keys as last read by the watch or a rotation; None before that."""
     spread: Spread
 
     @property
@@ -77,7 +76,7 @@ def rotate(
     subclouds = many(before.spread.subclouds)
     if not force:
         _refuse_if_unsafe(operator, before)
-    ask(operator, f"Rotate the keys of the central cloud and {subclouds}?", yes=yes)
+    confirm(operator, f"Rotate the keys of the central cloud and {subclouds}?", yes=yes)
     operator.key_rotation_store.ask(now=operator.now(), by=operator.name, forced=force, max_in_flight=max_in_flight)
     operator.hint_key_rotation()
     note(f"rotation requested; {subclouds} will receive the new keys")

@@ -14,11 +14,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _process_options(command: Command) -> Command:
-    """What `up` and `demo` may be asked for; the command gets `flower`, `flower_port` and `verbose`."""
+    """Adds the options of `up` and `demo`; the command gets `flower`, `flower_port` and `verbose`."""
     port = click.IntRange(1, 65535)
     for option in (
-        click.option("--verbose", "-v", is_flag=True, help="Show what the processes log, too."),
-        click.option("--flower-port", type=port, metavar="PORT", help="Default: 5555, or a free one."),
+        click.option("--verbose", "-v", is_flag=True, help="Show the logs of the processes as well."),
+        click.option("--flower-port", type=port, metavar="PORT", help="Default: 5555, or a free port."),
         click.option("--flower/--no-flower", default=True, show_default=True, help="Also run Flower, the dashboard."),
     ):
         command = option(command)
@@ -37,7 +37,7 @@ def up(*, flower: bool, flower_port: int | None, verbose: bool) -> int:
 @click.command(short_help="Run a demo with a fake cloud.")
 @click.option("--subclouds", type=click.IntRange(1, 5000), default=20, show_default=True, metavar="N", help="How many.")
 @click.option("--latency", type=click.FloatRange(0, 10), default=0.0, metavar="SECONDS", help="Added to every request.")
-@click.option("--drift", is_flag=True, help="Damage subclouds and change the central cloud, in place of an outage.")
+@click.option("--drift", is_flag=True, help="Damage subclouds and change the central cloud instead of an outage.")
 @_process_options
 def demo(*, subclouds: int, latency: float, drift: bool, flower: bool, flower_port: int | None, verbose: bool) -> int:
     """Run the whole system with a fake central cloud and N fake subclouds; ends with a verdict, exit 0 or 1."""

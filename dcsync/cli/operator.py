@@ -1,6 +1,6 @@
-"""What every command is handed: settings, rows, messages and the clock, each made when a command first asks for it.
+"""The context of every command: settings, stores, messages and the clock, each created at first use.
 
-A command that only reads rows thus never touches Redis. Tests put fakes in place of any of them.
+A command that only reads rows thus never connects to Redis. Tests replace any of them by fakes.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 ANSWER_SECONDS = 5
-"""Within which the broker answers a command."""
+"""How long a command waits for the broker."""
 
 
 class Operator:
-    """One command's view of the world, and of the person at the terminal."""
+    """The context of one command."""
 
     def __init__(self) -> None:
         self.debug = False
@@ -47,7 +47,7 @@ class Operator:
 
     @cached_property
     def settings(self) -> Settings:
-        """From the environment; where a URL is not set, from a `dcsync up` that runs on this machine."""
+        """Returns the settings of the environment; URLs that are not set are those of a running `dcsync up`."""
         from dcsync import logs, settings
         from dcsync.local.endpoints import find_endpoints
 
@@ -76,42 +76,42 @@ class Operator:
 
     @cached_property
     def inventory(self) -> Inventory:
-        """The rows of subclouds."""
+        """Returns the store of subclouds."""
         from dcsync.adapters.postgres.inventory import SqlInventory
 
         return SqlInventory(self.engine, endpoint_types=self.settings.endpoint_types)
 
     @cached_property
     def alarm_store(self) -> Alarms:
-        """The rows of alarms."""
+        """Returns the store of alarms."""
         from dcsync.adapters.postgres.alarms import SqlAlarmStore
 
         return SqlAlarmStore(self.engine)
 
     @cached_property
     def rejected_reports(self) -> RejectedReports:
-        """The rows of rejected reports."""
+        """Returns the store of rejected reports."""
         from dcsync.adapters.postgres.rejected import SqlRejectedReports
 
         return SqlRejectedReports(self.engine)
 
     @cached_property
     def audit_store(self) -> AuditRequests:
-        """The rows of audits."""
+        """Returns the store of audits."""
         from dcsync.adapters.postgres.audits import SqlAuditStore
 
         return SqlAuditStore(self.engine)
 
     @cached_property
     def key_rotation_store(self) -> RotationRequests:
-        """The row of key rotation."""
+        """Returns the store of key rotation."""
         from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 
         return SqlKeyRotationStore(self.engine)
 
     @cached_property
     def previews(self) -> PreviewServices:
-        """The way to see what would be written, without writing it."""
+        """Returns the services that determine what would be written, without writing it."""
         from dcsync import bootstrap
 
         rows = bootstrap.engine(self.settings, application_name="dcsync cli preview", pool_size=4)
@@ -120,38 +120,38 @@ class Operator:
 
     @cached_property
     def celery(self) -> Celery:
-        """For sending only; nothing is connected before the first message."""
+        """Returns an app for sending only; it connects at the first message."""
         from dcsync.tasks.app import make_app
 
         app = make_app(self.settings.required("redis_url"))
-        # A worker may wait for a broker that hangs; a person may not, and a hint is not worth it.
+        # Shorter than in workers: an operator should not wait for a broker that hangs.
         app.conf.broker_transport_options |= {"socket_timeout": ANSWER_SECONDS}
         self._closing.callback(app.close)
         return app
 
     @cached_property
     def messenger(self) -> Triggers:
-        """Sends triggers and hints to the workers."""
+        """Returns the sender of triggers to the workers."""
         from dcsync import bootstrap
 
         return bootstrap.messenger(self.settings, self.celery)
 
     def report(self, reports: Sequence[Report]) -> None:
-        """Send them to the state workers; raises BrokerUnreachable when some may not have been sent."""
+        """Sends reports to the state workers; raises BrokerUnreachable when some may not have been sent."""
         from dcsync.adapters.broker.reporter import CeleryReports
 
         CeleryReports(self.celery).send(reports)
 
     def hint_sweep(self) -> None:
-        """Triggers a sweep; an unreachable broker costs a warning only, for the next scheduled sweep finds the rows."""
+        """Triggers a sweep; warns if the broker is unreachable, because the next scheduled sweep finds the rows."""
         self._hint(self.messenger.send_sweep)
 
     def hint_audit_sweep(self) -> None:
-        """As hint_sweep, for audits."""
+        """Triggers a sweep of the audits, like hint_sweep."""
         self._hint(self.messenger.send_audit_sweep)
 
     def hint_key_rotation(self) -> None:
-        """As hint_sweep, for the key rotation."""
+        """Triggers the key rotation, like hint_sweep."""
         self._hint(self.messenger.send_key_rotation)
 
     def _hint(self, send: Callable[[], None]) -> None:
@@ -164,7 +164,7 @@ class Operator:
 
     @cached_property
     def name(self) -> str:
-        """Who is asking, for the history."""
+        """The operator's user name, for the history."""
         try:
             return getpass.getuser()
         except (KeyError, OSError):
@@ -187,7 +187,7 @@ class Operator:
 
     @property
     def is_at_terminal(self) -> bool:
-        """Whether there is somebody to ask."""
+        """Whether the command may ask for confirmation."""
         return sys.stdin.isatty() and sys.stdout.isatty()
 
     def close(self) -> None:
@@ -211,6 +211,6 @@ output_option = click.option(
     show_default=True,
     is_eager=True,
     callback=_chosen,
-    help="Table for people, JSON for programs.",
+    help="Table for operators, JSON for programs.",
 )
-"""`-o table|json`; the command gets `as_json: bool`, and errors are JSON as well."""
+"""Adds `-o table|json`; the command gets `as_json: bool`, and errors are printed as JSON as well."""

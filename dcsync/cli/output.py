@@ -1,7 +1,6 @@
-"""How answers look: data on stdout, all else on stderr, as tables for people or JSON for programs.
+"""Output formats: data on stdout, everything else on stderr, as tables for operators or JSON for programs.
 
-Nothing printed can carry a terminal's control characters. Nothing is cut. Words carry the meaning; colour, on a
-terminal only, helps the eye.
+Control characters are escaped, and nothing is truncated. Colour is used on a terminal only and adds no information.
 """
 
 from __future__ import annotations
@@ -45,17 +44,17 @@ _COLOUR_OF = {
 
 
 def clean(text: str) -> str:
-    """One line that a terminal only prints: control and direction characters are written out as escapes."""
+    """Returns the text as one printable line: control and direction characters are escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def say(text: str) -> None:
-    """Data, on stdout."""
+    """Prints data on stdout."""
     click.echo(clean(text))
 
 
 def note(text: str) -> None:
-    """Anything else, on stderr."""
+    """Prints anything else on stderr."""
     click.echo(clean(text), err=True)
 
 
@@ -74,7 +73,7 @@ def rfc3339(moment: datetime) -> str:
 
 
 def say_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell; the last one is not padded."""
+    """Prints columns as wide as their widest cell; the last one is not padded."""
     cells = [[clean(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     lines = [_line(headers, widths, str)] + [_line(row, widths, _coloured) for row in cells]
@@ -105,7 +104,7 @@ def until(moment: datetime | None, *, now: datetime) -> str:
 
 
 def span(seconds: float) -> str:
-    """Seconds as people say them: `0.4 s`, `45 s`, `12 min`, `5 h`, `3 d`."""
+    """Returns a duration with its unit: `0.4 s`, `45 s`, `12 min`, `5 h`, `3 d`."""
     if seconds < 10:
         return f"{max(seconds, 0):.1f} s"
     for unit, size, limit in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
@@ -118,7 +117,7 @@ def span(seconds: float) -> str:
 
 
 def subcloud_object(shown: View) -> dict[str, Any]:
-    """A subcloud as JSON. The first twelve keys are pinned: programs rely on them."""
+    """Returns a subcloud as JSON values. The first twelve keys are pinned: programs rely on them."""
     subcloud, statuses = shown.subcloud, shown.endpoints
     reason = subcloud.reason
     return {
@@ -151,7 +150,7 @@ def subcloud_object(shown: View) -> dict[str, Any]:
 
 
 def outlook(shown: View, *, now: datetime) -> str:
-    """Why this subcloud is where it is, and what comes next."""
+    """Returns the reason for the subcloud's state, and what happens next."""
     subcloud = shown.subcloud
     if subcloud.management_state is ManagementState.UNMANAGED:
         return f"unmanaged: dcsync subcloud manage {subcloud.name} starts it"
@@ -178,7 +177,7 @@ def _progress(subcloud: Subcloud, *, now: datetime) -> str:
 
 
 def availability_in_words(shown: View, *, now: datetime) -> str:
-    """`online`, `offline`, or why it is unknown."""
+    """Returns `online`, `offline`, or why it is unknown."""
     seen_at = shown.subcloud.last_seen_at
     if shown.availability is not ShownAvailability.UNKNOWN:
         return shown.availability
@@ -207,13 +206,13 @@ def status_in_words(status: ShownStatus, *, now: datetime, name: str = "") -> st
 
 
 def counts(words: Iterable[str], *, order: Sequence[str]) -> str:
-    """`2 failed, 18 completed`: how many of each, in the given order."""
+    """Returns how many of each, in the given order: `2 failed, 18 completed`."""
     found = Counter(words)
     return ", ".join(f"{found[word]} {word}" for word in order if found[word])
 
 
 def in_natural_order(name: str) -> list[str | int]:
-    """To sort names by: subcloud2 before subcloud10."""
+    """Returns a sort key for names: subcloud2 before subcloud10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 

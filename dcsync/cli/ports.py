@@ -1,4 +1,4 @@
-"""What the commands ask of the rows and the broker, beside what the services ask."""
+"""The ports that commands use in addition to those of the services."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dcsync.state.ports import AlarmNotice
 
 
 class Inventory(Protocol):
-    """Which subclouds there are, and what operators do to them, by `Subcloud.name`; each call is one transaction."""
+    """The subclouds and operators' changes to them, by `Subcloud.name`; each call is one transaction."""
 
     def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
-        """Store all of them or none; raises DuplicateSubcloud naming every name or region name that is taken."""
+        """Stores all of them or none; raises DuplicateSubcloud naming every name or region name in use."""
 
     def find(self, names: Sequence[str]) -> list[Subcloud]:
-        """In the order asked for; raises UnknownSubcloud naming all that are missing."""
+        """Returns them in the given order; raises UnknownSubcloud naming all that are missing."""
 
     def all(self) -> list[Subcloud]:
-        """Every subcloud, by name."""
+        """Returns every subcloud, sorted by name."""
 
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
-        """Up to `limit` names in order: what a shell completes."""
+        """Returns up to `limit` names in order, for shell completion."""
 
     def delete(self, name: str) -> Subcloud:
-        """Remove the row with all that hangs on it, also in the middle of a run; raises UnknownSubcloud."""
+        """Deletes the subcloud with all its rows, also during a run; raises UnknownSubcloud."""
 
     def set_management(
         self,
@@ -41,34 +41,34 @@ class Inventory(Protocol):
         by: str,
         online_only: bool = False,
     ) -> list[Transition]:
-        """Manage or unmanage these (None: all) with the initial-sync transition that follows, in one transaction.
+        """Manages or unmanages these (None: all), with the resulting initial sync transition, in one transaction.
 
         With `online_only` raises RefusedByGuard (nothing stored) when one that would change is offline.
         """
 
     def request(self, names: Sequence[str] | None, *, now: datetime, by: str) -> list[Transition]:
-        """Ask for an initial sync from the start; raises RefusedByGuard (nothing stored) unless all named are managed
-        and online. None means every managed and online subcloud."""
+        """Requests an initial sync from the first step; raises RefusedByGuard (nothing stored) unless all named
+        subclouds are managed and online. None means every managed and online subcloud."""
 
     def history(self, name: str) -> list[RequestHistory]:
-        """What was asked for and tried, newest request first; raises UnknownSubcloud."""
+        """Returns the requests and their attempts, newest request first; raises UnknownSubcloud."""
 
 
 class Triggers(Protocol):
-    """Triggers what beat would trigger later. Raises BrokerUnreachable; then the next tick does it."""
+    """Sends now what beat would send later. Raises BrokerUnreachable; beat's next message has the same effect."""
 
     def send_sweep(self) -> None:
-        """A sweep of the initial syncs."""
+        """Triggers a sweep of the initial syncs."""
 
     def send_audit_sweep(self) -> None:
-        """A sweep of the audits."""
+        """Triggers a sweep of the audits."""
 
     def send_key_rotation(self) -> None:
-        """A look at the key rotation."""
+        """Triggers the key rotation."""
 
 
 class AuditRequests(Protocol):
-    """What operators ask of audits, and what they read of them."""
+    """Operators' requests for audits, and the rows they read."""
 
     def request(
         self,
@@ -80,33 +80,33 @@ class AuditRequests(Protocol):
         allow_deletes: bool = False,
         resource_types: Collection[str] | None = None,
     ) -> list[str]:
-        """An operator asks for an audit of these (None: all), at once also after a failure, and with every difference
-        to be repaired anew. Raises UnknownSubcloud. Those not eligible catch up when they are. The region names.
-        With `resource_types` these alone are repaired, and what others have asked for and was not done yet.
+        """Requests an audit of these (None: all), without hold-off, in which every difference is repaired again;
+        returns the region names. Subclouds that are not eligible are audited once they are. Raises UnknownSubcloud.
+        With `resource_types` only these are repaired, and those of earlier requests that are still open.
 
         With `allow_deletes` for all, a central list that shrank is accepted as well."""
 
     def audits(self, names: Sequence[str] | None) -> list[AuditRow]:
-        """By name and endpoint type; raises UnknownSubcloud."""
+        """Returns the rows, sorted by name and endpoint type; raises UnknownSubcloud."""
 
     def central_state(self, endpoint_type: EndpointType) -> CentralState | None:
-        """None before the watch first looked."""
+        """Returns the last accepted central state; None before the watch first read it."""
 
 
 class RotationRequests(Protocol):
-    """What operators ask of the key rotation, and what they read of it."""
+    """Operators' requests for key rotations, and the row they read."""
 
     def row(self) -> KeyRotationRow: ...
 
     def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
-        """An operator wants a rotation; one that is asked for already is asked for in this way now."""
+        """Requests a rotation; replaces a request that is still open."""
 
     def spread(self, fingerprint: str) -> Spread:
-        """How many subclouds hold the set with this fingerprint."""
+        """Returns how many subclouds have the keys with this fingerprint, and how many lack them."""
 
 
 class Alarms(Protocol):
-    """Alarms as operators read them."""
+    """Alarms as listed for operators."""
 
     def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
-        """Active alarms, gravest and oldest first; with `history` cleared ones as well, newest first."""
+        """Returns active alarms, most severe and oldest first; with `history` cleared ones as well, newest first."""

@@ -1,6 +1,7 @@
-"""What would be written, found out in this very process: it logs in, reads and compares, and writes nothing anywhere.
+"""Previews of what would be written: logs in, reads and compares in this process, and writes nothing.
 
-Comparing while a run is at work would show a subcloud half-way, so one whose lock is held is refused; no lock is taken.
+A subcloud whose lock is held is refused, because a run in progress would make the comparison meaningless. No lock is
+taken.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 """Subclouds read at the same time."""
 
-NOT_TOLD = 4
+NO_ANSWER = 4
 REFUSED = 5
 _REFUSED_BY_THE_DATA = frozenset(
     {Reason.CENTRAL_EMPTY, Reason.CENTRAL_KEYS_INVALID, Reason.SUBCLOUD_EMPTY, Reason.IDS_NOT_ALIGNED}
 )
-"""Both sides answered, and a run would stop before its first write."""
+"""Reasons for which a run would stop before its first write although both clouds answered."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Of one subcloud: what differs, and what would be written, for one endpoint type or for an initial sync."""
+    """The differences and writes of one subcloud, for one endpoint type or for an initial sync."""
 
     of: str
     differences: tuple[str, ...] = ()
@@ -45,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Preview:
-    """Of one subcloud. `error`: why nothing can be said of it; then `code` is not that of an answer."""
+    """The preview of one subcloud. `error`: why there is none; `code` is then the exit code for it."""
 
     name: str
     region_name: str
@@ -81,7 +82,7 @@ Look = Callable[["Subcloud"], tuple[Part, ...]]
 def audit_look(
     services: PreviewServices, endpoint_types: Collection[EndpointType], resource_types: Collection[str] | None
 ) -> Look:
-    """What an audit of these endpoint types, with a repair of these resource types (None: all), would do."""
+    """Returns the preview of an audit of these endpoint types, repairing these resource types (None: all)."""
     only = None if resource_types is None else frozenset(resource_types)
 
     def look(known: Subcloud) -> tuple[Part, ...]:
@@ -100,7 +101,7 @@ def audit_look(
 
 
 def sync_look(services: PreviewServices) -> Look:
-    """What an initial sync would do."""
+    """Returns the preview of an initial sync."""
 
     def look(known: Subcloud) -> tuple[Part, ...]:
         seen = services.initial_sync(known)
@@ -117,7 +118,7 @@ def show(
     as_json: bool,
     single: bool = False,
 ) -> int:
-    """Prints what differs. Returns 0 for nothing, 1 for something, else the gravest of 4 (no answer) and
+    """Prints what differs. Returns 0 for nothing, 1 for something, else the higher of 4 (no answer) and
     5 (refused: a run is in progress, or a guard would stop a run). `single`: JSON is one object, not a list."""
     operator.requires("central_auth_url", "password", "redis_url")
     services = operator.previews
@@ -132,7 +133,7 @@ def show(
         except RefusedByGuard as exc:
             return Preview(known.name, known.region_name, error=str(exc), code=REFUSED)
         except CloudError as exc:
-            code = REFUSED if exc.reason in _REFUSED_BY_THE_DATA else NOT_TOLD
+            code = REFUSED if exc.reason in _REFUSED_BY_THE_DATA else NO_ANSWER
             return Preview(known.name, known.region_name, error=str(exc), code=code)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -141,23 +142,23 @@ def show(
         shown = [preview.as_object() for preview in previews]
         click.echo(json_text(shown[0] if single else shown))
     else:
-        _tell(previews)
+        _print(previews)
     return max((preview.code or int(preview.differs) for preview in previews), default=0)
 
 
-def _tell(previews: Sequence[Preview]) -> None:
+def _print(previews: Sequence[Preview]) -> None:
     for preview in previews:
         if preview.error:
             note(f"{preview.name}: {preview.error}")
             continue
         for part in preview.parts:
-            _tell_part(preview.name, part)
+            _print_part(preview.name, part)
     differing = sum(preview.differs for preview in previews)
     unknown = sum(preview.error is not None for preview in previews)
     note(f"{differing} of {many(len(previews))} would be changed" + (f", {unknown} not known" if unknown else ""))
 
 
-def _tell_part(name: str, part: Part) -> None:
+def _print_part(name: str, part: Part) -> None:
     if not part.differences:
         say(f"{name} {part.of}: no difference")
         return

@@ -1,4 +1,4 @@
-"""Which subclouds a command means: NAME... or --all, completed by the shell, and asked back about where it matters."""
+"""The subclouds of a command: NAME... or --all, with shell completion and confirmation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dcsync.cli.operator import Operator
 from dcsync.cli.output import clean, many
 
 COMPLETED_AT_MOST = 200
-"""Names offered to a shell."""
+"""The most names offered for completion."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class SubcloudName(click.ParamType[str]):
-    """A name of a subcloud; whether there is one is the store's answer."""
+    """A subcloud's name; whether it exists is checked by the store."""
 
     name = "name"
 
@@ -30,19 +30,19 @@ class SubcloudName(click.ParamType[str]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         try:
             names = ctx.ensure_object(Operator).inventory.names_starting_with(incomplete, limit=COMPLETED_AT_MOST)
-        except Exception:  # noqa: BLE001 - a shell that completes must stay silent whatever is wrong
+        except Exception:  # noqa: BLE001 - completion must print no errors
             return []
         return [CompletionItem(name) for name in names]
 
 
 def names_or_all(command: Command) -> Command:
-    """Adds NAME... and --all: exactly one of them is given. The command gets `names` (a list) and `everything`."""
+    """Adds NAME... and --all, exactly one of which is given. The command gets `names` (a list) and `everything`."""
     command = click.option("--all", "everything", is_flag=True, help="Every subcloud.")(command)
     return click.argument("names", nargs=-1, type=SubcloudName())(command)
 
 
 def selected(names: Sequence[str], *, everything: bool) -> list[str] | None:
-    """The names without repetition, or None for --all; anything else is a usage error."""
+    """Returns the names without duplicates, or None for --all; anything else is a usage error."""
     if everything and names:
         raise click.UsageError("give names or --all, not both", click.get_current_context())
     if not everything and not names:
@@ -50,8 +50,8 @@ def selected(names: Sequence[str], *, everything: bool) -> list[str] | None:
     return None if everything else list(dict.fromkeys(names))
 
 
-def ask(operator: Operator, question: str, *, yes: bool) -> None:
-    """Ask on a terminal whether to go on; elsewhere, or with --yes, go on. Raises click's Exit (1) on a no."""
+def confirm(operator: Operator, question: str, *, yes: bool) -> None:
+    """Asks for confirmation on a terminal, unless --yes was given. Raises click's Exit (1) when it is denied."""
     if yes or not operator.is_at_terminal:
         return
     if not click.confirm(clean(question), err=True):
@@ -59,10 +59,10 @@ def ask(operator: Operator, question: str, *, yes: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def ask_about_all(operator: Operator, names: list[str] | None, doing: str, *, yes: bool) -> None:
-    """Before a command for the whole fleet: say how many subclouds it is about."""
+def confirm_all(operator: Operator, names: list[str] | None, doing: str, *, yes: bool) -> None:
+    """Asks for confirmation of a command for all subclouds, with their number."""
     if names is None and not yes and operator.is_at_terminal:
-        ask(operator, f"{doing} {many(len(operator.inventory.all()))}?", yes=yes)
+        confirm(operator, f"{doing} {many(len(operator.inventory.all()))}?", yes=yes)
 
 
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")

@@ -1,6 +1,6 @@
-"""`dcsync service`: whether the processes on this host are healthy, for a supervisor.
+"""`dcsync service`: the health of the processes on this host, for a supervisor.
 
-Exit codes are those of OCF resource agents here: 0 running, 7 not running, 1 failed.
+Its exit codes are those of OCF resource agents: 0 running, 7 not running, 1 failed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROLES = ("state", "sync", "beat")
 ANSWER_SECONDS = 2
-"""Within which database and broker answer."""
+"""How long to wait for database and broker."""
 
 _role_option = click.option("--role", type=click.Choice(ROLES), required=True, help="The processes to check.")
 
@@ -39,8 +39,8 @@ def status(operator: Operator, role: str) -> int:
     from dcsync.adapters.host.process_records import Role
     from dcsync.local import health
 
-    asked = Role(role)
-    return _tell(health.status(_world(operator, asked).find(), role=asked, now=operator.monotonic()))
+    checked = Role(role)
+    return _print(health.status(_world(operator, checked).find(), role=checked, now=operator.monotonic()))
 
 
 @service.command()
@@ -68,7 +68,7 @@ def monitor(operator: Operator, role: str) -> int:
     except (BrokerUnreachable, DatabaseUnreachable) as exc:
         what = "broker" if isinstance(exc, BrokerUnreachable) else "database"
         found = health.Health(health.Code.FAILED, f"the {what} does not answer: {exc}")
-    return _tell(found)
+    return _print(found)
 
 
 def _world(operator: Operator, role: Role) -> World:
@@ -89,6 +89,6 @@ def _world(operator: Operator, role: Role) -> World:
     )
 
 
-def _tell(found: Health) -> int:
+def _print(found: Health) -> int:
     (say if found.code == 0 else note)(found.text)
     return int(found.code)

@@ -1,6 +1,6 @@
-"""`dcsync state`: report an observation, as an auditor would, and list the reports that were rejected.
+"""`dcsync state`: reports an observation, as an auditor would, and lists rejected reports.
 
-What is reported travels through the `state` queue like any other report.
+Reports are sent through the `state` queue like any other report.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import click
 from dcsync.cli import waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table
-from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
+from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Mark
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 
 TAKEN_WITHIN_SECONDS = 10.0
-"""How long a command waits for a state worker to write down what was reported; of a fleet longer."""
+"""How long a command waits until a state worker has stored the reports; longer for many subclouds."""
 SUBCLOUDS_A_SECOND = 500
-"""One state worker on a busy machine writes down four times as many."""
+"""A quarter of what one state worker stores on a busy machine."""
 
 REJECTED_AT_MOST = 10_000
-"""So many are kept."""
+"""The number of rejected reports that are kept."""
 CUT_AFTER = 100
-"""Characters of a rejected report in the table."""
+"""The length of a rejected report in the table, in characters."""
 
 _wait_option = click.option(
     "--wait/--no-wait",
     "wait_for_it",
     default=True,
     show_default=True,
-    help=f"Wait up to {TAKEN_WITHIN_SECONDS:.0f} s (longer for many) until a state worker has written it down.",
+    help=f"Wait up to {TAKEN_WITHIN_SECONDS:.0f} s (longer for many) until a state worker has stored it.",
 )
 
 
 @click.group(short_help="Report an observation; list rejected reports.")
 def state() -> None:
-    """Report what was observed of a subcloud, as an auditor would, and list the reports that were rejected."""
+    """Report an observation about subclouds, as an auditor would, and list rejected reports."""
 
 
 @state.command("availability")
@@ -52,7 +52,7 @@ def availability(
 ) -> int:
     """Report subclouds as online or offline.
 
-    Online and managed: the initial sync starts. Offline: a running one stops, and every endpoint is unknown.
+    Online and managed: the initial sync starts. Offline: a running sync stops, and every endpoint becomes unknown.
 
     \b
     Example:
@@ -60,7 +60,7 @@ def availability(
     """
     chosen = selected(names, everything=everything)
     operator.requires("database_url", "redis_url")
-    ask_about_all(operator, chosen, f"Report as {status}", yes=yes)
+    confirm_all(operator, chosen, f"Report as {status}", yes=yes)
     known = operator.inventory.all() if chosen is None else operator.inventory.find(chosen)
     if not known:
         note("there are no subclouds")
@@ -115,7 +115,7 @@ def endpoint(operator: Operator, name: str, endpoint_type: str, status: str, *, 
 
 @state.command("rejected")
 @click.option(
-    "--limit", type=click.IntRange(1, REJECTED_AT_MOST), default=50, show_default=True, help="Show so many at most."
+    "--limit", type=click.IntRange(1, REJECTED_AT_MOST), default=50, show_default=True, help="Show at most this many."
 )
 @output_option
 @pass_operator
@@ -143,7 +143,7 @@ def rejected(operator: Operator, *, limit: int, as_json: bool) -> None:
 
 
 def _cut(report: str) -> str:
-    """Its beginning; -o json prints all of it."""
+    """Returns its beginning; -o json prints all of it."""
     return report if len(report) <= CUT_AFTER else f"{report[:CUT_AFTER]}..."
 
 
@@ -157,14 +157,14 @@ def _until_written(
         timeout=TAKEN_WITHIN_SECONDS + subclouds // SUBCLOUDS_A_SECOND,
         quick=True,
         unexplained=(
-            "reported, but not written down in time; is a state worker running (celery -A worker worker -Q state), "
-            "and was the report rejected (dcsync state rejected)?"
+            "reported, but not stored in time; check that a state worker is running (celery -A worker worker -Q state) "
+            "and that the report was not rejected (dcsync state rejected)"
         ),
     )
 
 
 def _why_ignored(known: Subcloud) -> str:
-    """Source of the rule: docs/upstream/state-service.md section 3.3."""
+    """Returns why a report was ignored. Source: docs/upstream/state-service.md section 3.3."""
     if known.availability_status is AvailabilityStatus.OFFLINE:
         return "an offline subcloud's endpoints stay unknown until it is online"
     if known.management_state is ManagementState.UNMANAGED:

@@ -1,4 +1,4 @@
-"""`dcsync subcloud`: which subclouds there are, and whether they are looked after."""
+"""`dcsync subcloud`: adds, lists, shows, manages and deletes subclouds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dcsync.cli.output import (
     until,
     worst_in_words,
 )
-from dcsync.cli.selection import SubcloudName, ask, ask_about_all, names_or_all, selected, yes_option
+from dcsync.cli.selection import SubcloudName, confirm, confirm_all, names_or_all, selected, yes_option
 from dcsync.model.addresses import check_address
 from dcsync.model.errors import BadAddress, RefusedByGuard
 from dcsync.model.shown import ShownAvailability, ShownStatus, View
@@ -35,11 +35,11 @@ from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState,
 from dcsync.model.subcloud import ManagementState, NewSubcloud, Subcloud, new_subcloud
 
 WHEN_OFFLINE = (
-    "wait until they answer (dcsync wait --for online NAME), or manage them now with --force; "
-    "then they are synced when they come online"
+    "wait until they are online (dcsync wait --for online NAME), or manage them now with --force; "
+    "they are then synced when they come online"
 )
 LINES_AT_MOST = 20
-"""Subclouds printed one by one; more are counted."""
+"""The most subclouds printed one by one; more are only counted."""
 
 
 @click.group()
@@ -92,7 +92,7 @@ def import_(operator: Operator, file: IO[bytes]) -> None:
 
 
 def _checked(operator: Operator, fields: dict[str, str]) -> NewSubcloud:
-    """Raises BadRecord or BadAddress for what cannot be meant, RefusedByGuard for where we must not connect to."""
+    """Raises BadRecord or BadAddress for an invalid value, RefusedByGuard for an address that is not allowed."""
     new = new_subcloud(
         name=fields["name"],
         management_ip=fields["management_ip"],
@@ -116,7 +116,7 @@ def delete(operator: Operator, name: str, *, yes: bool) -> None:
     Nothing is changed on the subcloud itself.
     """
     (known,) = operator.inventory.find([name])
-    ask(operator, f"Delete {name} ({known.management_state}, {known.availability_status})?", yes=yes)
+    confirm(operator, f"Delete {name} ({known.management_state}, {known.availability_status})?", yes=yes)
     deleted = operator.inventory.delete(name)
     say(f"{deleted.name} deleted")
 
@@ -156,7 +156,7 @@ def _set_management(
     operator: Operator, names: list[str] | None, state: ManagementState, *, yes: bool, online_only: bool = False
 ) -> None:
     operator.requires("database_url", "redis_url")
-    ask_about_all(operator, names, "Manage" if state is ManagementState.MANAGED else "Unmanage", yes=yes)
+    confirm_all(operator, names, "Manage" if state is ManagementState.MANAGED else "Unmanage", yes=yes)
     try:
         transitions = operator.inventory.set_management(
             names, state, now=operator.now(), by=operator.name, online_only=online_only
@@ -196,7 +196,7 @@ def _managed_in_short(transitions: Sequence[Transition], state: ManagementState)
     return ", ".join(parts)
 
 
-# --- looking -----------------------------------------------------------------------------------------------------
+# --- showing -----------------------------------------------------------------------------------------------------
 
 _ORDERS: dict[str, Callable[[Subcloud], float]] = {
     "name": lambda known: 0,
@@ -284,7 +284,7 @@ def _proof(status: ShownStatus, *, now: datetime) -> str:
 @output_option
 @pass_operator
 def show(operator: Operator, name: str, *, as_json: bool) -> None:
-    """Show everything known about one subcloud: its state, since when, why, and what is next."""
+    """Show one subcloud: its states, since when, why, and what happens next."""
     (known,) = operator.inventory.find([name])
     (shown,) = operator.views([known])
     if as_json:

@@ -1,4 +1,4 @@
-"""`dcsync sync`, `dcsync wait`, `dcsync history`: ask for an initial sync, wait for it, see what was tried."""
+"""`dcsync sync`, `dcsync wait`, `dcsync history`: requests an initial sync, waits for it, shows its attempts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from dcsync.cli import previews, waiting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, subcloud_object
-from dcsync.cli.selection import SubcloudName, ask_about_all, names_or_all, selected, yes_option
+from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
 from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud, SyncStatus
 
@@ -51,7 +51,7 @@ def sync(
     if dry_run:
         return _show_plan(operator, chosen, as_json=as_json)
     operator.requires("database_url", "redis_url")
-    ask_about_all(operator, chosen, "Sync every managed and online one of", yes=yes)
+    confirm_all(operator, chosen, "Sync every managed and online one of", yes=yes)
     transitions = operator.inventory.request(chosen, now=operator.now(), by=operator.name)
     if not transitions:
         note("no subcloud is managed and online: nothing to sync")
@@ -59,18 +59,18 @@ def sync(
         note(f"{many(len(transitions), 'initial sync')} requested")
         operator.hint_sweep()
     is_waiting = bool(transitions) and (wait_for_it or timeout is not None)
-    asked = [transition.name for transition in transitions]
+    requested = [transition.name for transition in transitions]
     code = 0
     if is_waiting:
         code = waiting.wait(
             operator,
-            lambda: operator.inventory.find(asked),
+            lambda: operator.inventory.find(requested),
             waiting.COMPLETED,
             timeout=timeout,
             report=note if as_json else say,
         )
     if as_json and is_waiting:
-        click.echo(json_text([subcloud_object(shown) for shown in operator.views(operator.inventory.find(asked))]))
+        click.echo(json_text([subcloud_object(shown) for shown in operator.views(operator.inventory.find(requested))]))
     elif as_json:
         click.echo(json_text([asdict(transition) for transition in transitions]))
     return code
@@ -119,8 +119,8 @@ def wait(
     if fresh and goal != SyncStatus.IN_SYNC:
         raise click.UsageError("--fresh is for --for in-sync", click.get_current_context())
     chosen = selected(names, everything=everything or not names)
-    everybody = operator.inventory.all if goal == waiting.ONLINE.reached else _all_managed(operator.inventory)
-    look = everybody if chosen is None else lambda: operator.inventory.find(chosen)
+    every = operator.inventory.all if goal == waiting.ONLINE.reached else _all_managed(operator.inventory)
+    look = every if chosen is None else lambda: operator.inventory.find(chosen)
     if not look():
         note("no subcloud is managed, or there is none: there is nothing to wait for")
         return 1
@@ -161,12 +161,12 @@ def history(operator: Operator, name: str, *, as_json: bool) -> None:
     if not requests:
         note(f"no initial sync of {name} was ever requested")
     for request in requests:
-        _tell_request(request, operator)
+        _print_request(request, operator)
 
 
-def _tell_request(request: RequestHistory, operator: Operator) -> None:
-    asked = ago(request.requested_at, now=operator.now())
-    say(f"request {request.generation}: {request.cause}, by {request.requested_by}, {asked}")
+def _print_request(request: RequestHistory, operator: Operator) -> None:
+    when = ago(request.requested_at, now=operator.now())
+    say(f"request {request.generation}: {request.cause}, by {request.requested_by}, {when}")
     for attempt in request.attempts:
         say(f"  attempt {attempt.attempt}: {_ending(attempt)}, run {attempt.run_id} on {attempt.worker}")
         for step in attempt.steps:

@@ -1,4 +1,4 @@
-"""The one polling loop of every command that waits, and its progress: one line on a terminal, plain lines in a pipe."""
+"""The polling loop of all commands that wait, and its progress: one line on a terminal, several lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Seen = TypeVar("Seen")
 
 SHORTEST_PAUSE = 0.3
-"""Seconds between two looks at the rows. A look at a large fleet takes longer, and earns a longer pause."""
+"""Seconds between two queries. Queries for many subclouds take longer and are followed by a longer pause."""
 QUICK_PAUSE = 0.1
 PAUSE_PER_LOOK = 4
-LONGEST_SILENCE_OF_THE_DATABASE = 60.0
-"""Seconds for which the database may be away: every command has had an answer of it before it waits."""
+LONGEST_DATABASE_OUTAGE = 60.0
+"""Seconds for which the database may be unreachable; every command has queried it successfully before it waits."""
 NAMED_AT_MOST = 20
 
 
@@ -56,8 +56,8 @@ def _is_unmanaged(shown: View) -> bool:
 
 @dataclass(frozen=True)
 class Goal:
-    """A state that subclouds are to reach: the word for it, the word for the present state, its reason, and which
-    subclouds cannot reach it as they are."""
+    """A state to wait for: its name, the name of a subcloud's present state, the reason for that, and whether a
+    subcloud cannot reach it as it is."""
 
     reached: str
     word: Callable[[View], str]
@@ -134,11 +134,11 @@ def wait(
     unexplained: str = "",
     report: Callable[[str], None] = say,
 ) -> int:
-    """Returns 0 when all that `look` finds are there, and 1 after `timeout` seconds (None: never), or at once when some
-    cannot get there as they are, having printed who is not there and why.
+    """Returns 0 when all subclouds that `look` returns have reached the goal, and 1 after `timeout` seconds (None:
+    never) or as soon as one cannot reach it, having printed those that have not, and why.
 
-    `quick`: a short wait, without progress. `unexplained` is printed where `goal` knows no reason for one that is
-    missing. `report` prints that all are there.
+    `quick`: a short wait, without progress. `unexplained` is printed when `goal` gives no reason for one of them.
+    `report` prints that all have reached it.
     """
 
     def missing(views: Sequence[View]) -> list[View]:
@@ -160,7 +160,7 @@ def wait(
         report(f"{many(len(subclouds))} {goal.reached} after {span(elapsed)}")
         return 0
     note(f"{len(left)} of {many(len(subclouds))} not {goal.reached} after {span(elapsed)}:")
-    _tell_missing(operator, left, goal, unexplained=unexplained)
+    _print_missing(operator, left, goal, unexplained=unexplained)
     return 1
 
 
@@ -173,10 +173,10 @@ def until(
     shortest_pause: float = SHORTEST_PAUSE,
     describe: Callable[[Seen], str] | None = None,
 ) -> tuple[Seen, float]:
-    """Looks at once, now and then, and a last time when the time is up; what was seen last, and after how many seconds.
+    """Calls `look` until `is_over`, and a last time after `timeout`; returns its last result and the elapsed seconds.
 
-    A database that becomes unreachable is waited for, and stderr says so; it is raised when it stays away, or is away
-    when the time is up. `describe`: the progress that is shown.
+    While the database is unreachable it retries, with a message on stderr; DatabaseUnreachable is raised when that
+    lasts too long or the time is up. `describe` returns the progress to show.
     """
     began = last_answer = operator.monotonic()
     complaint = ""
@@ -187,9 +187,9 @@ def until(
             try:
                 seen = look()
             except DatabaseUnreachable as exc:
-                if is_last or operator.monotonic() - last_answer > LONGEST_SILENCE_OF_THE_DATABASE:
+                if is_last or operator.monotonic() - last_answer > LONGEST_DATABASE_OUTAGE:
                     raise
-                # The first of an outage: the next ones differ in words only.
+                # The first error of an outage: the following ones differ only in their text.
                 complaint = complaint or f"the database does not answer ({exc}); still trying"
                 progress.show(span(looked_at - began), complaint)
                 pause = shortest_pause
@@ -206,7 +206,7 @@ def until(
             operator.sleep(min(pause, left))
 
 
-def _tell_missing(operator: Operator, missing: list[View], goal: Goal, *, unexplained: str) -> None:
+def _print_missing(operator: Operator, missing: list[View], goal: Goal, *, unexplained: str) -> None:
     missing.sort(key=lambda shown: (goal.order.index(goal.word(shown)), in_natural_order(shown.subcloud.name)))
     # Those for which waiting is over come first.
     missing.sort(key=goal.is_hopeless, reverse=True)
@@ -221,26 +221,26 @@ def _tell_missing(operator: Operator, missing: list[View], goal: Goal, *, unexpl
 
 
 class Progress:
-    """Prints progress on stderr whenever there is something new; the last line remains."""
+    """Prints progress on stderr when it changes; the last line remains."""
 
     def __init__(self, *, is_terminal: bool) -> None:
         self._is_terminal = is_terminal
-        self._told = ""
+        self._shown = ""
         self._width = 0
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._is_terminal and self._told:
+        if self._is_terminal and self._shown:
             click.echo(err=True)
 
     def show(self, when: str, text: str) -> None:
         if self._is_terminal:
             line = clean(f"{when}: {text}")
-            # Blanks wipe out what was longer before: a terminal need not understand anything.
+            # Padded with spaces to overwrite a longer line, which works on every terminal.
             click.echo(f"\r{line:<{self._width}}", err=True, nl=False)
             self._width = len(line)
-        elif text != self._told:
+        elif text != self._shown:
             note(f"{when}: {text}")
-        self._told = text
+        self._shown = text
