@@ -46,7 +46,7 @@ def demo(*, subclouds: int, latency: float, drift: bool, flower: bool, flower_po
     from dcsync.local.up import Options
 
     options = Options(flower=flower, flower_port=flower_port, verbose=verbose)
-    return local_demo.run(subclouds, latency=latency, options=options, story=DriftDemo if drift else None)
+    return local_demo.run(subclouds, latency=latency, options=options, demo_class=DriftDemo if drift else None)
 
 
 @click.group("db")

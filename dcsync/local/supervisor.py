@@ -1,7 +1,7 @@
-"""Keeps processes running: starts them in order, starts again what ends, stops them in order and by a deadline.
+"""Supervises processes: starts them in order, restarts those that end, stops them in order and within a time limit.
 
-It knows nothing of what the processes do; `up` says which there are. All of it happens in one thread, the main one, for
-the kernel ties a leashed child to the thread that started it.
+`up` defines the processes. Everything runs in the main thread, because the kernel ties a leashed child to the thread
+that started it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from dcsync.model.errors import DcsyncError, LocalProcessFailed
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 STEADY_SECONDS = 30.0
-"""A process that ran this long before it ended starts again at the first backoff."""
+"""A process that ran this long before it ended is restarted after the first backoff."""
 LOOK_AGAIN_SECONDS = 1.0
 SHRINK_LOGS_SECONDS = 15.0
 
 
 class Supervised(Protocol):
-    """One process that is to run: an embedded server or a `ChildProcess`."""
+    """One supervised process: an embedded server or a `ChildProcess`."""
 
     @property
     def name(self) -> str: ...
     @property
     def pid(self) -> int | None:
-        """None when it does not run."""
+        """The process id; None when it does not run."""
 
     @property
     def exit_code(self) -> int | None:
-        """Of the last run; negative is the number of the signal that ended it."""
+        """The exit code of the last run; negative is the number of the signal that ended it."""
 
     @property
     def log_file(self) -> Path: ...
@@ -50,17 +50,17 @@ class Supervised(Protocol):
         """Raises a DcsyncError when it cannot be started."""
 
     def ask_to_stop(self) -> None:
-        """Send the polite signal, wait for nothing."""
+        """Sends the stop signal without waiting."""
 
     def stop(self) -> None:
-        """Ask, wait, and use force in the end. Afterwards it does not run; harmless when it did not."""
+        """Sends the stop signal unless it was sent, waits, and kills the process if needed; harmless when it ended."""
 
     def kill(self) -> None:
-        """At once."""
+        """Kills it immediately."""
 
 
 class ChildProcess:
-    """A program of ours, its output appended to a log file. It dies at once when we are killed."""
+    """A program of dcsync with its output in a log file. It is killed when this process dies."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class ChildProcess:
         if self._stop_by is None:
             self.ask_to_stop()
         if self._process is not None and self._stop_by is not None:
-            # Not asked a second time: to Celery that would mean something else.
+            # The signal is not sent twice, because Celery treats a second one differently.
             try:
                 self._process.wait(timeout=max(0.0, self._stop_by - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -133,7 +133,7 @@ class ChildProcess:
 
 @dataclass
 class _Watch:
-    """What the supervisor knows of one process."""
+    """The supervisor's state of one process."""
 
     child: Supervised
     started_at: float = 0.0
@@ -143,7 +143,7 @@ class _Watch:
 
 @dataclass
 class Supervisor:
-    """`stages` in the order they start; they stop in the opposite order, the members of a stage together."""
+    """Starts `stages` in order, and stops them in reverse order, the members of a stage together."""
 
     stages: Sequence[Sequence[Supervised]]
     say: Callable[[str], None]
@@ -153,7 +153,7 @@ class Supervisor:
     _shrink_logs_at: float = 0.0
 
     def start(self, *, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Everything, in order; what was asked to stop meanwhile starts no more. Raises what a start raises."""
+        """Starts everything in order, until it is interrupted. Raises the error of a failed start."""
         for child in (child for stage in self.stages for child in stage):
             if interrupted():
                 return
@@ -162,7 +162,7 @@ class Supervisor:
             self.say(f"{child.name} started, process {child.pid}")
 
     def look(self) -> float:
-        """Start again what has ended and waited long enough; seconds until the next look is due at the latest."""
+        """Restarts ended processes after their backoff; returns the seconds until it must be called again."""
         now = self.clock()
         for watch in self._watches:
             self._look_at(watch, now)
@@ -182,7 +182,7 @@ class Supervisor:
         self._watches.clear()
 
     def kill(self) -> None:
-        """Everything at once, the order kept."""
+        """Kills everything, in the order of `stop`."""
         for child in (child for stage in reversed(self.stages) for child in stage):
             child.kill()
             child.stop()
@@ -231,7 +231,7 @@ def _how(exit_code: int | None, *, polite: bool = False) -> str:
 
 
 def shrink_log(path: Path, *, limit: int = MAX_LOG_BYTES) -> None:
-    """Moves a large log's content to an old file and empties the log; its writer appends, and is not disturbed."""
+    """Copies a large log to an old file and truncates it; its writer, which appends, continues."""
     if path.exists() and path.stat().st_size > limit:
         shutil.copyfile(path, path.with_name(f"{path.name}.1"))
         with path.open("rb+") as log:
@@ -239,7 +239,7 @@ def shrink_log(path: Path, *, limit: int = MAX_LOG_BYTES) -> None:
 
 
 class Tails:
-    """New whole lines of several growing files, each with its name before it."""
+    """New complete lines of several growing files, prefixed with the file's name."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files = dict(files)
@@ -264,9 +264,9 @@ class Tails:
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGHUP while it is entered: the first asks to stop, the next raises KeyboardInterrupt.
+    """Handles SIGINT, SIGTERM and SIGHUP: the first requests a stop, the next raises KeyboardInterrupt.
 
-    `wait` also returns early when a child ends, so that nothing needs to be polled quickly.
+    `wait` also returns early when a child ends, so that fast polling is not needed.
     """
 
     ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -279,10 +279,10 @@ class StopSignals:
         for end in (self._reader, self._writer):
             end.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        # What nohup or a shell without job control has switched off stays off.
-        heard = [number for number in self.ASK_TO_STOP if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._on_stop) for number in heard}
-        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _wake_only)
+        # Signals ignored by nohup or a shell without job control stay ignored.
+        handled = [number for number in self.ASK_TO_STOP if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._on_stop) for number in handled}
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _ignore)
         return self
 
     def __exit__(
@@ -295,7 +295,7 @@ class StopSignals:
         self._writer.close()
 
     def wait(self, seconds: float) -> bool:
-        """Until a signal or the end of `seconds`; whether somebody asked to stop."""
+        """Waits for a signal, `seconds` at most; returns whether a stop was requested."""
         if not self.asked and select.select([self._reader], [], [], seconds)[0]:
             self._reader.recv(4096)
         return self.asked
@@ -309,5 +309,5 @@ class StopSignals:
         self.asked = True
 
 
-def _wake_only(number: int, frame: FrameType | None) -> None:
-    """A handler must be there for the wake-up descriptor to be written."""
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Does nothing; Python writes to the wake-up descriptor only for signals with a handler."""

@@ -1,6 +1,6 @@
 """`dcsync up`: everything on this machine, with embedded servers where no URL is set; Ctrl-C stops it.
 
-Which processes there are, and with what arguments, is said here; `supervisor` keeps them running.
+This module defines the processes and their arguments; `supervisor` keeps them running.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SYNC_THREADS = 100
 STATE_THREADS = 2
 FLOWER_PORT = 5555
 STOP_MARGIN_SECONDS = 10.0
-"""Beyond the time that a stopping worker gives its runs."""
+"""Added to the time that a stopping worker gives its runs."""
 SERVERS: Mapping[str, type[Server]] = {"DCSYNC_DATABASE_URL": EmbeddedPostgres, "DCSYNC_REDIS_URL": EmbeddedRedis}
 SHOW_LINES_SECONDS = 0.25
 
@@ -38,20 +38,20 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What `dcsync up` may be asked for."""
+    """The options of `dcsync up`."""
 
     flower: bool = True
     flower_port: int | None = None
-    """None: 5555, or another one where that is taken."""
+    """None: 5555, or a free port if that is in use."""
     verbose: bool = False
-    """Show what the processes log, too."""
+    """Show the logs of the processes as well."""
 
 
 def run(settings: Settings | None = None, *, options: Options | None = None, say: Say = click.echo) -> int:
-    """Run it until Ctrl-C or SIGTERM; the exit code. A second Ctrl-C kills what is still stopping.
+    """Runs everything until Ctrl-C or SIGTERM; returns the exit code. A second Ctrl-C kills what is still stopping.
 
-    Raises MisconfiguredError where a setting is missing or the data folder cannot be used, RefusedByGuard when it is
-    running on this folder already, LocalProcessFailed when a server does not come up.
+    Raises MisconfiguredError when a setting is missing or the data folder cannot be used, RefusedByGuard when it is
+    already running on this folder, LocalProcessFailed when a server does not start.
     """
     options = options or Options()
     settings = (settings or load()).required("central_auth_url", "password")
@@ -90,7 +90,7 @@ def _watch(machine: Machine, signals: StopSignals, *, options: Options, say: Say
 class Machine:
     """Servers and processes of one `dcsync up` or demo. As a context manager it stops what it started.
 
-    `environ` is what the processes see of the environment; the embedded servers' URLs are added to it.
+    `environ` is the environment of the processes; the embedded servers' URLs are added to it.
     """
 
     def __init__(self, data_dir: Path, *, environ: Mapping[str, str], say: Say, fast: bool = False) -> None:
@@ -108,7 +108,7 @@ class Machine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, traceback: object) -> None:
-        """Workers, beat, flower, PostgreSQL, Valkey; a KeyboardInterrupt before or meanwhile kills them instead."""
+        """Stops workers, beat, Flower, PostgreSQL and Valkey; a KeyboardInterrupt before or meanwhile kills them."""
         try:
             if kind is not None and issubclass(kind, KeyboardInterrupt):
                 raise KeyboardInterrupt
@@ -120,7 +120,7 @@ class Machine:
 
     @property
     def embedded_urls(self) -> dict[str, str]:
-        """The setting's name -> URL, with the password."""
+        """Name of the setting -> URL, with the password."""
         return {variable: server.url for variable, server in self.servers.items()}
 
     @property
@@ -129,12 +129,12 @@ class Machine:
 
     @property
     def restarts(self) -> int:
-        """How often something had to be started again."""
+        """How often a process was restarted."""
         return sum(supervisor.restarts for supervisor in self._supervisors)
 
     def start_servers(self, *, interrupted: Callable[[], bool]) -> None:
-        """The embedded ones, and bring the database's schema up to date."""
-        # Valkey first: they stop in the opposite order.
+        """Starts the embedded servers and upgrades the database schema."""
+        # Valkey first: they stop in reverse order.
         self._supervise([[server] for _, server in reversed(self.servers.items())], interrupted)
         if interrupted():
             return
@@ -146,17 +146,17 @@ class Machine:
             self._say(f"database schema upgraded to revision {now}")
 
     def start_processes(self, *, options: Options, settings: Settings, interrupted: Callable[[], bool]) -> None:
-        """Flower, beat and the workers."""
+        """Starts Flower, beat and the workers."""
         stages = self._stages(options, stop_seconds=settings.stop_grace + STOP_MARGIN_SECONDS)
         self.processes = [child for stage in stages for child in stage]
         self._supervise(stages, interrupted)
 
     def look(self) -> float:
-        """Start again what has ended; seconds until the next look is due."""
+        """Restarts ended processes; returns the seconds until it must be called again."""
         return min((supervisor.look() for supervisor in self._supervisors), default=1.0)
 
     def table(self) -> str:
-        """What runs, for people; passwords are not in it."""
+        """Returns the table of running processes, without passwords."""
         rows = [("", "process", "log or address")]
         for child in (*self.servers.values(), *self.processes):
             where = f"{HOST}:{child.port}" if isinstance(child, Server) else str(child.log_file)
@@ -173,7 +173,7 @@ class Machine:
         supervisor.start(interrupted=interrupted)
 
     def _stages(self, options: Options, *, stop_seconds: float) -> list[list[Supervised]]:
-        """In the order of their start; they stop in the opposite order."""
+        """Returns the processes in the order of their start; they stop in reverse order."""
         flower: list[Supervised] = []
         if options.flower:
             port = _flower_port(options.flower_port)
@@ -198,7 +198,7 @@ class Machine:
         return ChildProcess(
             name,
             (sys.executable, "-m", "celery", "-A", "worker", *arguments),
-            environ=with_our_modules(self.environ),
+            environ=with_own_modules(self.environ),
             cwd=self._run_folder,
             log_file=make_folder(self.data_dir / "logs", mode=0o700) / f"{name}.log",
             stop_seconds=stop_seconds,
@@ -206,19 +206,20 @@ class Machine:
 
     @property
     def _run_folder(self) -> Path:
-        """Where the processes are at home: a folder of their own, in which no stray `worker.py` can lie."""
+        """The working folder of the processes, which contains no other `worker.py` that could be imported."""
         return make_folder(self.data_dir / "run", mode=0o700)
 
 
-def with_our_modules(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which `worker` and `dcsync` are ours, from a checkout as well as installed."""
+def with_own_modules(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment in which this `worker` and `dcsync` are imported, from a checkout or installed."""
     ours = str(Path(dcsync.__file__).resolve().parents[1])
     rest = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     return {**environ, "PYTHONPATH": os.pathsep.join([ours, *rest])}
 
 
 def _flower_arguments(port: int) -> tuple[str, ...]:
-    """Sync workers send events anyway; Flower shall not switch them on in state workers, where they cost a third."""
+    """Returns Flower's arguments. It must not enable events in state workers, where they cost a third of the capacity;
+    sync workers send them anyway."""
     shown = ("--read_only=True", "--enable_events=False", "--max_tasks=20000")
     return ("flower", f"--address={HOST}", f"--port={port}", *shown)
 
@@ -226,7 +227,7 @@ def _flower_arguments(port: int) -> tuple[str, ...]:
 def _flower_port(wanted: int | None) -> int:
     if wanted is not None:
         if not is_free(wanted):
-            raise MisconfiguredError(f"port {wanted} is taken; choose another one for Flower, or --no-flower")
+            raise MisconfiguredError(f"port {wanted} is in use; choose another port for Flower, or --no-flower")
         return wanted
     return FLOWER_PORT if is_free(FLOWER_PORT) else free_port()
 

@@ -77,7 +77,7 @@ def test_a_healthy_process_runs_a_stopped_one_failed_and_a_killed_one_does_not_r
         process.kill()
         told = asked(system, action, role)
         assert told.returncode == NOT_RUNNING, told
-        assert "died without a word" in told.stderr
+        assert "ended unexpectedly" in told.stderr
 
 
 def test_processes_that_ended_in_order_leave_no_record(system: System, running: dict[str, Running]) -> None:

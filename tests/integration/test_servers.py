@@ -22,9 +22,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from dcsync.local.binaries import find_postgres, find_redis, within_reach
+from dcsync.local.binaries import accessible_program, find_postgres, find_redis
 from dcsync.local.endpoints import find_endpoints, remove_endpoints, up_lock, write_endpoints
-from dcsync.local.folder import User, default_data_dir, folder_in_the_way, make_data_dir, make_folder, server_user
+from dcsync.local.folder import User, default_data_dir, inaccessible_folder, make_data_dir, make_folder, server_user
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis, Server, end_orphan, free_port
 from dcsync.model.errors import LocalProcessFailed, MisconfiguredError, RefusedByGuard
 from tests.conftest import data_folder
@@ -331,7 +331,7 @@ def test_programs_that_nobody_cannot_reach_are_copied_into_the_data_folder(
             assert Path(psutil.Process(server.pid).exe()).is_relative_to(own_data_dir / "bin")
     older = own_data_dir / "bin" / f"{program.name}-0.1"
     older.mkdir()
-    within_reach(program, user=server_user(), copies=own_data_dir / "bin")
+    accessible_program(program, user=server_user(), copies=own_data_dir / "bin")
     assert not older.exists()
 
 
@@ -339,7 +339,7 @@ def test_programs_that_nobody_cannot_reach_are_copied_into_the_data_folder(
 def test_closed_folder_above_the_data_is_named_and_not_opened(own_data_dir: Path) -> None:
     closed = own_data_dir / "home"
     closed.mkdir(mode=0o700)
-    with pytest.raises(MisconfiguredError, match=f"nobody may not pass {closed}:"):
+    with pytest.raises(MisconfiguredError, match=f"nobody has no access to {closed}:"):
         EmbeddedRedis(closed / "data").start()
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
@@ -348,9 +348,9 @@ def test_first_closed_folder_on_the_way_is_found(tmp_path: Path) -> None:
     stranger = User("stranger", uid=54321, gid=54321)
     deep = make_folder(tmp_path / "a" / "b" / "c", mode=0o711)
     (tmp_path / "a" / "b").chmod(0o750)
-    above = folder_in_the_way(tmp_path, stranger)
-    assert folder_in_the_way(deep, stranger) == (above or tmp_path / "a" / "b")
-    assert folder_in_the_way(deep, User("us", uid=os.getuid(), gid=os.getgid())) is None or above is not None
+    above = inaccessible_folder(tmp_path, stranger)
+    assert inaccessible_folder(deep, stranger) == (above or tmp_path / "a" / "b")
+    assert inaccessible_folder(deep, User("us", uid=os.getuid(), gid=os.getgid())) is None or above is not None
 
 
 def test_data_folder_that_cannot_be_made_is_an_error_naming_it(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_servers_start_as_a_user_who_is_not_root(own_data_dir: Path, tmp_path: P
     user = User(entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
     if not python.exists() or python.resolve().name != version:
         pytest.skip(f"/usr/bin/python3 is not {version}")
-    if folder_in_the_way(modules, user) or folder_in_the_way(REPOSITORY, user):
+    if inaccessible_folder(modules, user) or inaccessible_folder(REPOSITORY, user):
         pytest.skip("the checkout lies where other users do not reach it")
     os.chown(own_data_dir, user.uid, user.gid)
     done = subprocess.run(

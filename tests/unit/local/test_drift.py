@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dcsync.fake_cloud.changes import ACTIONS
-from dcsync.local.drift import CHANGES, DAMAGES, Seen, story, what_went_wrong
+from dcsync.local.drift import CHANGES, DAMAGES, Seen, summary, what_went_wrong
 
 GOOD = {"audited": 20, "differences": {}, "violations": {}, "violation_count": 0}
 SEEN = Seen(damaged=5, noticed=5, repaired_after=2.0, arrived_after={"a new user": 9.0}, rotated_after=12.0)
@@ -43,7 +43,7 @@ def test_anything_else_is_told(changes: dict[str, Any], text: str) -> None:
 
 
 def test_the_story_tells_what_never_came() -> None:
-    lines = story(replace(SEEN, repaired_after=None))
+    lines = summary(replace(SEEN, repaired_after=None))
     assert "repaired           never" in lines
     assert "arrived            after 9.0 s: a new user" in lines
 

@@ -113,7 +113,7 @@ def test_a_worker_with_nothing_to_do_is_well() -> None:
 @pytest.mark.parametrize(
     ("found", "text"),
     [
-        (alive(phase=Phase.STARTING, is_connected=False), "has not come up"),
+        (alive(phase=Phase.STARTING, is_connected=False), "has not started"),
         (alive(is_connected=False), "not connected"),
         (alive(turned_at=NOW - 21), "loop"),
         (alive(consumed=("control", "sync")), "does not consume audit"),
@@ -129,7 +129,7 @@ def test_a_worker_that_is_coming_up_does_not_run_yet() -> None:
     """A resource agent that starts it asks again until it runs, and gives up at "failed"."""
     health = told((alive(phase=Phase.STARTING, is_connected=False, progressed_at=NOW - 2), {}))
     assert health.code is Code.NOT_RUNNING
-    assert "coming up" in health.text
+    assert "is starting" in health.text
 
 
 def test_a_worker_that_is_coming_up_says_nothing_about_the_others() -> None:
