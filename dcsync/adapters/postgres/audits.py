@@ -118,7 +118,7 @@ class SqlAuditStore:
             )
             .select_from(_WITH_SUBCLOUD.join(endpoint_status, shown))
             .where(
-                _ours(),
+                _is_audited(),
                 IS_ELIGIBLE,
                 reported_at < before,
                 reported_at >= since if since is not None else sa.true(),

@@ -164,8 +164,8 @@ endpoint_status = Table(
     Column("sequence", BigInteger, nullable=False, server_default="0"),
     Column("alarmable", Boolean, nullable=False, server_default=true()),
     # The newest report that a comparison was made for, the newest that found no difference, and why it is unknown.
-    _moment("verified_at"),
-    _moment("last_good_at"),
+    _timestamp("verified_at"),
+    _timestamp("last_good_at"),
     Column("reason", Text),
     UniqueConstraint("subcloud_id", "endpoint_type"),
     postgresql_with={"fillfactor": "70"},
@@ -190,7 +190,7 @@ subcloud_probe = Table(
     _timestamp("next_probe_at", nullable=False),
     Column("probes", BigInteger, nullable=False),
     # When an observer last found the subcloud online.
-    _moment("seen_at"),
+    _timestamp("seen_at"),
     prefixes=["UNLOGGED"],
     postgresql_with={"fillfactor": "50"},
 )

@@ -47,9 +47,10 @@ def apply_event(
     """Applies `event` to these rows, "set B where it is still A"; returns the ids that changed.
 
     For BECAME_ELIGIBLE and ASKED (a new request: generation + 1, a `sync_request` history row with `by` and `cause`,
-    audited endpoint types unknown until they are compared) and for LEFT (back to none). The columns of an earlier request are cleared, its run id included, so its run
-    stops before its next write and ends its own history row. `forget_subsequent_sync` also clears the fingerprint of
-    the identity data last written; groups that an attempt emptied are kept, because they must still be refilled.
+    audited endpoint types unknown until they are compared) and for LEFT (back to none). The columns of an earlier
+    request are cleared, its run id included, so its run stops before its next write and ends its own history row.
+    `forget_subsequent_sync` also clears the fingerprint of the identity data last written; groups that an attempt
+    emptied are kept, because they must still be refilled.
 
     The caller holds the row locks, taken in id order. Source: docs/upstream/initial-sync.md section 3 (T2, T3) and 3.1.
     """
