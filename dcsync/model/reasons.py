@@ -52,6 +52,8 @@ class Unproven(StrEnum):
     OFFLINE = "offline"
     UNMANAGED = "unmanaged"
     STALE = "stale"
+    NOT_VERIFIED = "not-verified"
+    """Not since something made it unknown, for example an outage."""
     NEVER_VERIFIED = "never-verified"
 
 

@@ -137,7 +137,7 @@ def _why_unknown(
     if status.is_audited and subcloud.initial_sync_state is not InitialSyncState.COMPLETED:
         return _why_not_completed(subcloud)
     if status.sync_status is SyncStatus.UNKNOWN:
-        return status.reason or (Unproven.STALE if status.verified_at else Unproven.NEVER_VERIFIED)
+        return status.reason or (Unproven.NOT_VERIFIED if status.verified_at else Unproven.NEVER_VERIFIED)
     return None if is_within(status.verified_at, windows.of(is_audited=status.is_audited), now=now) else Unproven.STALE
 
 

@@ -27,6 +27,8 @@ def _facts_of_rows(row: StateRow) -> Facts:
     is_online = row.availability_status is AvailabilityStatus.ONLINE and row.online_mark is not None
     return Facts(
         management_state=row.management_state,
+        initial_sync_state=row.initial_sync_state,
+        audited=row.audited,
         offline_mark=row.offline_mark,
         online_marks=(row.online_mark,) if is_online and row.online_mark else (),
         has_been_online=row.online_mark is not None,

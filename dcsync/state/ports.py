@@ -46,6 +46,8 @@ class StateRow:
     unmanaged_at: datetime | None
     endpoints: Mapping[EndpointType, EndpointRow]
     memory: Mapping[str, Any]
+    audited: frozenset[EndpointType] = frozenset()
+    """The endpoint types that dcsync audits itself, once its initial sync is completed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

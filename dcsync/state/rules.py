@@ -25,8 +25,9 @@ from enum import StrEnum
 
 from dcsync.model.errors import BadReport
 from dcsync.model.pair import Pair, pair_change
+from dcsync.model.reasons import Unproven
 from dcsync.model.reports import AvailabilityReport, BulkReport, EndpointReport, EndpointTypesReport, Mark, Report
-from dcsync.model.states.initial_sync import InitialSyncEvent
+from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 
 ONLINE_MARKS_KEPT = 8
@@ -66,9 +67,9 @@ class EndpointFact:
     def _severity(self) -> tuple[int, bool, str]:
         return _WEIGHT[self.sync_status], self.alarmable, self.reason or ""
 
-    def unknown(self, mark: Mark | None) -> EndpointFact:
+    def unknown(self, mark: Mark | None, *, reason: str | None = None) -> EndpointFact:
         """Returns it as `unknown` since `mark`; its proofs remain."""
-        return replace(self, sync_status=SyncStatus.UNKNOWN, alarmable=True, mark=mark, reason=None)
+        return replace(self, sync_status=SyncStatus.UNKNOWN, alarmable=True, mark=mark, reason=reason)
 
     def verified(self, sync_status: SyncStatus, at: datetime) -> EndpointFact:
         """Returns it with the proof of a report of this status, which may be older than the newest report."""
@@ -91,6 +92,9 @@ class Facts:
     """
 
     management_state: ManagementState
+    initial_sync_state: InitialSyncState = InitialSyncState.COMPLETED
+    audited: frozenset[EndpointType] = frozenset()
+    """The endpoint types that are `unknown` until the initial sync is completed."""
     offline_mark: Mark | None = None
     online_marks: tuple[Mark, ...] = ()
     has_been_online: bool = False
@@ -115,9 +119,17 @@ class Facts:
     def pair(self) -> Pair:
         return Pair(self.management_state, self.availability_status)
 
+    def needs_initial_sync(self, endpoint_types: Iterable[EndpointType]) -> bool:
+        """Returns whether one of these stays `unknown` until the initial sync is completed."""
+        is_completed = self.initial_sync_state is InitialSyncState.COMPLETED
+        return not is_completed and not self.audited.isdisjoint(endpoint_types)
+
     def shown(self, endpoint_type: EndpointType) -> EndpointFact:
-        """Returns what the endpoint's row shows: its newest report if the subcloud was online then, else `unknown`."""
+        """Returns what the endpoint's row shows: its newest report if the subcloud was online then and its initial
+        sync, where that matters, is completed; else `unknown`."""
         fact = self.endpoints[endpoint_type]
+        if self.needs_initial_sync([endpoint_type]):
+            return fact.unknown(fact.mark, reason=Unproven.ASKED)
         if fact.mark is None or (self.online_marks and fact.mark >= self.online_marks[0]):
             return fact
         return fact.unknown(fact.mark)
@@ -169,6 +181,7 @@ class Verdict(StrEnum):
     LATE = "late"
     NOT_ONLINE = "not online"
     NOT_MANAGED = "not managed"
+    NOT_COMPLETED = "not completed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,9 +312,12 @@ def _with_mark(marks: tuple[Mark, ...], mark: Mark) -> tuple[Mark, ...]:
 
 def _outcome_of_availability(old: Facts, new: Facts, mark: Mark) -> Outcome:
     """Compares facts even if the status is the same: an outage or an earlier return may be reported late."""
+    event = _event(old, new)
+    if event is not None:
+        after = INITIAL_SYNC.next_state(old.initial_sync_state, event)
+        new = replace(new, initial_sync_state=after or old.initial_sync_state)
     changes, audits = _endpoint_changes(old, new, new.endpoints, at=mark.observed_at)
     changes = _offline_changes(old, new) + changes
-    event = _event(old, new)
     came_online = bool(new.online_marks) and (not old.online_marks or _has_new_outage(old, new))
     if came_online:
         audits |= ONLINE_AUDITS
@@ -404,7 +420,7 @@ def _endpoints_verdict(old: Facts, new: Facts, types: Iterable[EndpointType]) ->
     if any(_is_shown_differently(old.shown(each), new.shown(each)) for each in types):
         return Verdict.APPLIED
     if any(new.shown(each).sync_status is not new.endpoints[each].sync_status for each in types):
-        return Verdict.NOT_ONLINE
+        return Verdict.NOT_ONLINE if not new.needs_initial_sync(types) else Verdict.NOT_COMPLETED
     return Verdict.UNCHANGED
 
 

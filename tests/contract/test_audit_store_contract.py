@@ -277,6 +277,9 @@ def test_requests_of_the_state_service_become_due_rows_once(rows: Rows) -> None:
 # --- reports that were lost ---------------------------------------------------------------------------------------
 
 
+SETTLED_AT = NOON + timedelta(seconds=10)
+
+
 def lost(rows: Rows, *, since: datetime | None = None, before: datetime = LATER) -> list[tuple[str, EndpointType]]:
     found = rows.store.lost_reports(since=since, before=before)
     return sorted((each.region_name, each.endpoint_type) for each in found)
@@ -284,22 +287,22 @@ def lost(rows: Rows, *, since: datetime | None = None, before: datetime = LATER)
 
 def settled(rows: Rows, **changes: Any) -> None:
     run = claimed(rows)
-    rows.store.settle([settlement(run, a_finding(type_, **changes), now=NOON) for type_ in (PLATFORM, IDENTITY)])
+    rows.store.settle([settlement(run, a_finding(type_, **changes), now=SETTLED_AT) for type_ in (PLATFORM, IDENTITY)])
 
 
 def test_what_was_reported_and_is_in_no_row_is_lost(rows: Rows) -> None:
     settled(rows)
-    rows.observe("s1", IDENTITY, NOON)
+    rows.observe("s1", IDENTITY, SETTLED_AT)
     assert lost(rows) == [("s1", PLATFORM)]
-    (found,) = rows.store.lost_reports(since=NOON, before=LATER)
-    assert (found.sync_status, found.reason, found.reported_at) == (SyncStatus.IN_SYNC, None, NOON)
+    (found,) = rows.store.lost_reports(since=SETTLED_AT, before=LATER)
+    assert (found.sync_status, found.reason, found.reported_at) == (SyncStatus.IN_SYNC, None, SETTLED_AT)
     assert found.keys_planned_until is None
 
 
 def test_a_row_that_saw_something_older_does_not_have_the_report(rows: Rows) -> None:
     settled(rows)
     for type_ in (PLATFORM, IDENTITY):
-        rows.observe("s1", type_, NOON - timedelta(seconds=1))
+        rows.observe("s1", type_, SETTLED_AT - timedelta(milliseconds=1))
     assert lost(rows) == [("s1", IDENTITY), ("s1", PLATFORM)]
 
 
@@ -314,8 +317,8 @@ def test_a_lost_report_says_why_it_is_unknown(rows: Rows) -> None:
 
 def test_lost_reports_are_looked_for_in_a_span_of_time(rows: Rows) -> None:
     settled(rows)
-    assert lost(rows, since=NOON + timedelta(seconds=1)) == []
-    assert lost(rows, before=NOON) == []
+    assert lost(rows, since=SETTLED_AT + timedelta(seconds=1)) == []
+    assert lost(rows, before=SETTLED_AT) == []
 
 
 def test_nothing_is_lost_where_nothing_was_reported_or_nobody_audits(rows: Rows) -> None:

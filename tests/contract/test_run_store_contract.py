@@ -109,7 +109,7 @@ def test_a_claim_takes_the_row_and_counts_the_attempt(rows: Rows) -> None:
     run = claimed(rows)
     after = rows.subcloud("s1")
     assert (after.initial_sync_state, after.run_id, after.attempt) == (InitialSyncState.IN_PROGRESS, "run-1", 1)
-    assert replace(run.subcloud, sync_status=after.sync_status) == after
+    assert replace(run.subcloud, endpoints=after.endpoints, last_seen_at=after.last_seen_at) == after
     assert (run.identity_fingerprint, dict(run.groups_to_refill)) == (None, {})
 
 

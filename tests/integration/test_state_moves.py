@@ -83,7 +83,7 @@ class Called:
 
 READS = {
     *("in_progress_since_before", "in_progress_count", "unstarted_hints", "unowned_attempts", "standing"),
-    *("audits", "read_run", "central_state", "row", "spread"),
+    *("audits", "read_run", "central_state", "row", "spread", "lost_reports"),
 }
 ELSEWHERE = {"refuse_central", "confirm_central"}  # write to what is known of the central cloud alone
 

@@ -134,7 +134,8 @@ class SqlStateTransaction:
             for id_, type_, status, alarmable, observed_at, sequence, *proof in cursor.fetchall():
                 mark = _mark(observed_at, sequence)
                 endpoints[id_][_ENDPOINT[type_]] = EndpointRow(_SYNC[status], alarmable, mark, *proof)
-        return [_state_row(row, endpoints[row[0]], memories.get(row[0], {})) for row in rows]
+        audited = frozenset(audited_types())
+        return [_state_row(row, endpoints[row[0]], memories.get(row[0], {}), audited=audited) for row in rows]
 
     def write(self, changes: StateChanges, *, now: datetime) -> None:
         with _cursor(self._connection) as cursor:
@@ -171,7 +172,11 @@ FROM endpoint_status WHERE subcloud_id = ANY(%s) AND endpoint_type = ANY(%s)
 
 
 def _state_row(
-    row: Sequence[Any], endpoints: Mapping[EndpointType, EndpointRow], memory: Mapping[str, Any]
+    row: Sequence[Any],
+    endpoints: Mapping[EndpointType, EndpointRow],
+    memory: Mapping[str, Any],
+    *,
+    audited: frozenset[EndpointType],
 ) -> StateRow:
     return StateRow(
         subcloud_id=row[0],
@@ -187,6 +192,7 @@ def _state_row(
         unmanaged_at=row[13],
         endpoints=endpoints,
         memory=memory,
+        audited=audited,
     )
 
 

@@ -23,7 +23,7 @@ from dcsync.state.alarms import AlarmFeed
 from dcsync.state.ports import AlarmNotice
 from tests.integration.state.conftest import Rows
 from tests.processes import wait_until
-from tests.reports import IN_SYNC, OUT_OF_SYNC, PLATFORM, at, endpoint, offline, online
+from tests.reports import FIRMWARE, IN_SYNC, OUT_OF_SYNC, at, endpoint, offline, online
 
 
 class Sink:
@@ -68,13 +68,13 @@ def test_a_sink_is_told_of_each_change_once(rows: Rows, clock: Clock) -> None:
     rows.add(2)
     sink = Sink()
     feed = a_feed(rows, clock, sink)
-    rows.tell(online(1), endpoint(2, PLATFORM, OUT_OF_SYNC))
+    rows.tell(online(1), endpoint(2, FIRMWARE, OUT_OF_SYNC))
     assert (feed.deliver(), feed.deliver()) == ({"sink": 1}, {"sink": 0})
-    rows.tell(endpoint(3, PLATFORM, IN_SYNC), online(1, "subcloud2"), offline(4, "subcloud2"))
+    rows.tell(endpoint(3, FIRMWARE, IN_SYNC), online(1, "subcloud2"), offline(4, "subcloud2"))
     feed.deliver()
     assert sorted(sink.states()) == [
-        ("subcloud1.resource=platform", False),
-        ("subcloud1.resource=platform", True),
+        ("subcloud1.resource=firmware", False),
+        ("subcloud1.resource=firmware", True),
         ("subcloud2", True),
     ]
 
@@ -125,7 +125,7 @@ def test_an_alarm_whose_transaction_commits_late_is_not_skipped(rows: Rows, cloc
 
 def test_reconciling_repairs_what_was_damaged_and_tells_sinks(rows: Rows, clock: Clock) -> None:
     rows.add(3)
-    rows.tell(online(1), offline(2), online(1, "subcloud2"), endpoint(2, PLATFORM, OUT_OF_SYNC, "subcloud2"))
+    rows.tell(online(1), offline(2), online(1, "subcloud2"), endpoint(2, FIRMWARE, OUT_OF_SYNC, "subcloud2"))
     right = rows.active_alarms()
     store, sink = SqlAlarmStore(rows.engine), Sink()
     assert store.reconcile(now=clock()) == (0, 0)

@@ -21,7 +21,7 @@ from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.state.service import StateService
 from tests.fake_states import FakeSweeps
 from tests.integration.state.conftest import Rows
-from tests.reports import OUT_OF_SYNC, PLATFORM, SEVEN_TYPES, at, endpoint, offline, online
+from tests.reports import FIRMWARE, OUT_OF_SYNC, SEVEN_TYPES, at, endpoint, offline, online
 
 SUBCLOUDS = 5_000
 OBSERVERS = 8
@@ -75,7 +75,7 @@ def add_subclouds(rows: Rows) -> list[str]:
 
 
 def _before(region: str) -> list[Report]:
-    return [online(-100, region), endpoint(-99, PLATFORM, OUT_OF_SYNC, region)]
+    return [online(-100, region), endpoint(-99, FIRMWARE, OUT_OF_SYNC, region)]
 
 
 def test_a_flood_ends_in_exactly_the_right_rows_and_alarms_with_one_request_each(rows: Rows) -> None:
@@ -92,7 +92,7 @@ def test_a_flood_ends_in_exactly_the_right_rows_and_alarms_with_one_request_each
         for number, region in enumerate(mine):
             if not stays_away(region):
                 reporter.report(online(5 + number % 5, region))
-                reporter.report(endpoint(9.5, PLATFORM, OUT_OF_SYNC, region))
+                reporter.report(endpoint(9.5, FIRMWARE, OUT_OF_SYNC, region))
 
     def work() -> int:
         """A state worker: takes what is there until all was told and the queue is empty."""
@@ -153,11 +153,11 @@ def assert_exactly_right(rows: Rows, regions: list[str]) -> None:
     }
     assert {row.generation for row in found if row.region_name in back} == {2}, "asked for once before, once now"
     assert len(rows.requests()) == len(back)
-    assert {tuple(row) for row in shown} == {(region, "platform", "out-of-sync") for region in back}
+    assert {tuple(row) for row in shown} == {(region, "firmware", "out-of-sync") for region in back}
     assert sorted(tuple(row) for row in alarms) == sorted(
         [
             *(("280.001", f"subcloud=name-of-{region}") for region in away),
-            *(("280.002", f"subcloud=name-of-{region}.resource=platform") for region in back),
+            *(("280.002", f"subcloud=name-of-{region}.resource=firmware") for region in back),
         ]
     )
     assert {tuple(row) for row in outages} == {(f"subcloud=name-of-{region}", 1) for region in regions}

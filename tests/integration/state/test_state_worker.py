@@ -19,7 +19,7 @@ from dcsync.settings import load
 from dcsync.tasks.app import make_app
 from tests.integration.state.conftest import Rows
 from tests.processes import Processes, Running, wait_until
-from tests.reports import FIRMWARE, IN_SYNC, ONLINE, PLATFORM, UNKNOWN
+from tests.reports import FIRMWARE, IN_SYNC, ONLINE, UNKNOWN
 
 StartWorker = Callable[[], Running]
 
@@ -43,7 +43,7 @@ def test_reports_become_rows(rows: Rows, app: Celery, start_worker: StartWorker)
     CeleryReports(app).send(
         [report for region in ("subcloud1", "subcloud2", "nowhere") for report in _seen(observer, region)]
     )
-    wait_until(lambda: rows.status(PLATFORM, "subcloud2") is IN_SYNC, seconds=180, what="the report is written down")
+    wait_until(lambda: rows.status(FIRMWARE, "subcloud2") is IN_SYNC, seconds=180, what="the report is written down")
     assert rows.subcloud("subcloud1").availability_status is ONLINE
     assert [region for region, _ in rows.rejected()] == ["nowhere", "nowhere"]
 
@@ -81,7 +81,7 @@ def test_where_no_state_worker_runs_the_queue_ends_somewhere(
 
 
 def _seen(observer: Observer, region: str) -> list[Report]:
-    return [observer.availability(region, ONLINE), observer.endpoint(region, PLATFORM, IN_SYNC)]
+    return [observer.availability(region, ONLINE), observer.endpoint(region, FIRMWARE, IN_SYNC)]
 
 
 def test_a_worker_killed_in_mid_batch_loses_nothing(
