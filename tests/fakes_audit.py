@@ -21,7 +21,8 @@ from dcsync.audit.ports import (
     LostReport,
     Settlement,
 )
-from dcsync.model.ending import Ending, Failure
+from dcsync.audit.standing import standing_of
+from dcsync.model.ending import Failure
 from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
 from dcsync.model.messages import AuditHint
@@ -266,9 +267,7 @@ class MemoryAuditStore:
 
     def _standing(self, run_id: str) -> Standing | None:
         regions = {region for (region, _), row in self.rows.items() if row.run_id == run_id}
-        if not regions:
-            return Standing(Ending.SUPERSEDED, "taken back")
-        return None if all(map(self._eligible, regions)) else Standing(Ending.CANCELLED, "left")
+        return standing_of(owns_rows=bool(regions), is_eligible=all(map(self._eligible, regions)))
 
     def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
         if not self._mine(run):

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from dcsync.initial_sync.ports import Claim, Run
+from dcsync.initial_sync.standing import RunAndRow, standing_of
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.identity import NewIds, Placed
@@ -189,18 +190,20 @@ class MemoryRunStore:
         return Run(run_id, row.subcloud, row.identity_fingerprint, dict(row.groups_to_refill))
 
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
-        return {run_id: self._standing(run_id) for run_id in run_ids}
+        return {run_id: standing_of(self._run_and_row(run_id)) for run_id in run_ids}
 
-    def _standing(self, run_id: str) -> Standing | None:
+    def _run_and_row(self, run_id: str) -> RunAndRow | None:
         attempt = self.attempts.get(run_id)
         if attempt is None:
-            return Standing(Ending.CANCELLED, "deleted")
-        subcloud = self.rows[attempt.region_name].subcloud
-        if subcloud.run_id == run_id:
             return None
-        if subcloud.initial_sync_state is InitialSyncState.NONE:
-            return Standing(Ending.CANCELLED, "no longer managed and online")
-        return Standing(Ending.SUPERSEDED, "moved on")
+        subcloud = self.rows[attempt.region_name].subcloud
+        return RunAndRow(
+            run_id=run_id,
+            run_generation=attempt.generation,
+            row_run_id=subcloud.run_id,
+            row_generation=subcloud.generation,
+            row_state=subcloud.initial_sync_state,
+        )
 
     def start_step(self, run: Run, step: Step, *, now: datetime) -> bool:
         if not self._owns(run):

@@ -27,7 +27,8 @@ from dcsync.adapters.postgres.tables import (
 )
 from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, LostReport, Settlement
-from dcsync.model.ending import Ending, Failure
+from dcsync.audit.standing import standing_of
+from dcsync.model.ending import Failure
 from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
 from dcsync.model.messages import AuditHint
@@ -324,7 +325,10 @@ class SqlAuditStore:
         )
         with self._engine.connect() as connection:
             eligible = {row.run_id: row.is_eligible for row in connection.execute(query)}
-        return {run_id: _STANDINGS[eligible.get(run_id)] for run_id in run_ids}
+        return {
+            run_id: standing_of(owns_rows=run_id in eligible, is_eligible=eligible.get(run_id, False))
+            for run_id in run_ids
+        }
 
     @database_errors()
     def remember_placed(self, run: AuditRun, placed: Placed) -> bool:
@@ -558,13 +562,6 @@ def _settled(settlement: Settlement) -> sa.Update:
 
 def _columns(changes: AuditChanges) -> dict[str, Any]:
     return {_COLUMNS.get(name, name): value for name, value in changes.items()}
-
-
-_STANDINGS = {
-    True: None,
-    False: Standing(Ending.CANCELLED, "the subcloud is no longer managed, online and completed"),
-    None: Standing(Ending.SUPERSEDED, "its rows were taken back, or the subcloud was deleted"),
-}
 
 
 # --- from rows to records ----------------------------------------------------------------------------------------

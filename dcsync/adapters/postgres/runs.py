@@ -21,10 +21,11 @@ from dcsync.adapters.postgres.rows import placed_body, placed_from_body, subclou
 from dcsync.adapters.postgres.run_statements import NO_RUN, moved
 from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_attempt
 from dcsync.initial_sync.ports import Claim, Run
+from dcsync.initial_sync.standing import RunAndRow, standing_of
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
-from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import Step
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
@@ -190,8 +191,8 @@ class SqlRunStore:
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
         with self._single.connect() as connection:
             found = connection.execute(run_statements.STANDING, {"run_ids": list(run_ids)})
-            rows = {row.run_id: row for row in found}
-        return {run_id: _standing(run_id, rows.get(run_id)) for run_id in run_ids}
+            rows = {row.run_id: _run_and_row(row) for row in found}
+        return {run_id: standing_of(rows.get(run_id)) for run_id in run_ids}
 
     @database_errors()
     def start_step(self, run: Run, step: Step, *, now: datetime) -> bool:
@@ -321,13 +322,11 @@ def _end_attempts(connection: Connection, run_ids: Collection[str], ending: Endi
     )
 
 
-def _standing(run_id: str, row: Any) -> Standing | None:
-    if row is None:
-        return Standing(Ending.CANCELLED, "the subcloud was deleted")
-    if row.owner == run_id:
-        return None
-    if row.generation == row.own_generation and row.initial_sync_state is not InitialSyncState.NONE:
-        return Standing(Ending.SUPERSEDED, "the run was taken back because its lock was missing")
-    if row.initial_sync_state is InitialSyncState.NONE:
-        return Standing(Ending.CANCELLED, "the subcloud is no longer managed and online")
-    return Standing(Ending.SUPERSEDED, "the subcloud was requested again")
+def _run_and_row(row: Any) -> RunAndRow:
+    return RunAndRow(
+        run_id=row.run_id,
+        run_generation=row.own_generation,
+        row_run_id=row.owner,
+        row_generation=row.generation,
+        row_state=row.initial_sync_state,
+    )
