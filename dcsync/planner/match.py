@@ -65,11 +65,6 @@ def excluded_names(type_: ResourceType, *, region_name: str) -> frozenset[str]:
     return EXCLUDED_ROLES if type_ is ResourceType.ROLES else frozenset()
 
 
-def is_excluded(record: Record, *, region_name: str) -> bool:
-    """Returns whether a record belongs to the subcloud by its name."""
-    return record.name in excluded_names(record.type, region_name=region_name)
-
-
 def concerned(records: Records, type_: ResourceType, *, region_name: str) -> list[Record]:
     """Returns the records of one type that are not excluded."""
     left_alone = excluded_names(type_, region_name=region_name)
