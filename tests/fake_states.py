@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
-from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.state.ports import AlarmRow, RejectedNotice, RejectedReport, StateChanges, StateRow
@@ -119,22 +118,3 @@ class FakeRejectedReports:
 
     def newest(self, *, limit: int) -> list[RejectedNotice]:
         return self._rejected[::-1][:limit]
-
-
-class FakeSweeps:
-    """Counts the sweeps that were asked for; a broker that is away refuses them."""
-
-    def __init__(self, *, broker_is_away: bool = False) -> None:
-        self.sweeps = 0
-        self._away = broker_is_away
-
-    def send_sweep(self) -> None:
-        if self._away:
-            raise BrokerUnreachable("away")
-        self.sweeps += 1
-
-    def send_sync(self, hints: object) -> None:
-        raise AssertionError("the state service sends no hints")
-
-    def waiting_sync_ids(self) -> set[str]:
-        return set()

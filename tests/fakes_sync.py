@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 from dcsync.initial_sync.ports import Claim, Run
 from dcsync.initial_sync.standing import RunAndRow, standing_of
 from dcsync.model.ending import Ending, Failure
-from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.identity import NewIds, Placed
-from dcsync.model.messages import AuditHint, SyncHint
+from dcsync.model.messages import SyncHint
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud
 from dcsync.runs.abandoned import RunInProgress
@@ -320,40 +319,6 @@ class MemoryLocks:
 
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
         return {name: self.held.get(name) for name in region_names}
-
-
-class MemoryMessenger:
-    """Keeps what was sent; `broken` makes the broker go away."""
-
-    def __init__(self) -> None:
-        self.queue: list[SyncHint] = []
-        self.audits: list[AuditHint] = []
-        self.broken = False
-
-    def send_sync(self, hints: Sequence[SyncHint]) -> None:
-        if self.broken:
-            raise BrokerUnreachable("gone")
-        self.queue.extend(hints)
-
-    def send_sweep(self) -> None:
-        return
-
-    def waiting_sync_ids(self) -> set[str]:
-        return {hint.task_id for hint in self.queue}
-
-    def send_audits(self, hints: Sequence[AuditHint]) -> None:
-        if self.broken:
-            raise BrokerUnreachable("gone")
-        self.audits.extend(hints)
-
-    def send_audit_sweep(self) -> None:
-        return
-
-    def waiting_audit_ids(self) -> set[str]:
-        return {hint.task_id for hint in self.audits}
-
-    def send_key_rotation(self) -> None:
-        return
 
 
 class OwnLoop:

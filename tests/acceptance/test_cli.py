@@ -19,7 +19,7 @@ from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.local.servers import EmbeddedRedis
 from dcsync.state.service import StateService
-from tests.fake_states import FakeSweeps
+from tests.fake_messenger import FakeMessenger
 from tests.processes import Processes, clean_environment, wait_until
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -181,7 +181,7 @@ def test_a_report_is_written_down_by_a_state_worker(
 
 def test_rejected_reports_are_listed(cli: Cli, engine: Engine) -> None:
     cli("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5", "--region-name", "r1")
-    service = StateService(store=SqlStateStore(engine), messenger=FakeSweeps(), now=utc_now)
+    service = StateService(store=SqlStateStore(engine), messenger=FakeMessenger(), now=utc_now)
     observed = {"kind": "endpoint", "observed_at": utc_now().isoformat(), "endpoint_type": "platform"}
     service.apply_payloads(
         [

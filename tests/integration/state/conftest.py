@@ -15,7 +15,7 @@ from dcsync.model.reports import Report
 from dcsync.model.subcloud import EndpointType, ManagementState, Subcloud, SyncStatus, new_subcloud
 from dcsync.state.service import StateService, Tally
 from tests.builders import NOON
-from tests.fake_states import FakeSweeps
+from tests.fake_messenger import FakeMessenger
 from tests.reports import SEVEN_TYPES, at
 
 
@@ -25,10 +25,10 @@ class Rows:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.inventory = SqlInventory(engine, endpoint_types=SEVEN_TYPES)
-        self.sweeps = FakeSweeps()
+        self.messenger = FakeMessenger()
         self.service = StateService(
             store=SqlStateStore(engine),
-            messenger=self.sweeps,
+            messenger=self.messenger,
             now=lambda: at(0),
             endpoint_types=SEVEN_TYPES,
             follow_ups=frozenset(EndpointType),

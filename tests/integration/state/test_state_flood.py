@@ -19,7 +19,7 @@ from dcsync.model.reports import Report
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.state.service import StateService
-from tests.fake_states import FakeSweeps
+from tests.fake_messenger import FakeMessenger
 from tests.integration.state.conftest import Rows
 from tests.reports import FIRMWARE, OUT_OF_SYNC, SEVEN_TYPES, at, endpoint, offline, online
 
@@ -96,7 +96,7 @@ def test_a_flood_ends_in_exactly_the_right_rows_and_alarms_with_one_request_each
 
     def work() -> int:
         """A state worker: takes what is there until all was told and the queue is empty."""
-        service = StateService(store=SqlStateStore(rows.engine), messenger=FakeSweeps(), now=lambda: at(0))
+        service = StateService(store=SqlStateStore(rows.engine), messenger=FakeMessenger(), now=lambda: at(0))
         applied = 0
         while True:
             last = all_told.is_set()

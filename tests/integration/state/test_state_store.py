@@ -241,14 +241,14 @@ def test_coming_online_requests_an_initial_sync_and_asks_for_a_sweep(rows: Rows)
     rows.add()
     assert rows.tell(online(1)).requested == 1
     known = rows.subcloud()
-    assert (known.initial_sync_state, known.generation, rows.sweeps.sweeps) == (InitialSyncState.REQUESTED, 1, 1)
+    assert (known.initial_sync_state, known.generation, rows.messenger.sweeps) == (InitialSyncState.REQUESTED, 1, 1)
     assert rows.requests() == [(known.id, 1)]
 
 
 def test_an_unmanaged_subcloud_that_comes_online_requests_nothing(rows: Rows) -> None:
     rows.add(managed=False)
     assert rows.tell(online(1)).requested == 0
-    assert (rows.subcloud().initial_sync_state, rows.sweeps.sweeps) == (InitialSyncState.NONE, 0)
+    assert (rows.subcloud().initial_sync_state, rows.messenger.sweeps) == (InitialSyncState.NONE, 0)
 
 
 def test_audits_that_are_still_asked_for_are_not_asked_for_again(rows: Rows) -> None:
@@ -383,7 +383,7 @@ def test_a_database_that_takes_no_writes_is_no_fault_of_the_reports(
         connection.execute(text(trouble.format(database=database)))
     engine = make_engine(database_url)
     try:
-        service = StateService(store=SqlStateStore(engine), messenger=rows.sweeps, now=lambda: at(0))
+        service = StateService(store=SqlStateStore(engine), messenger=rows.messenger, now=lambda: at(0))
         with pytest.raises(error):
             service.apply([online(1)])
     finally:
@@ -494,6 +494,6 @@ def test_the_alarms_that_sql_expects_are_those_the_rules_expect(rows: Rows) -> N
 
 def test_a_database_that_is_away_is_said_to_be() -> None:
     engine = make_engine("postgresql://postgres@127.0.0.1:1/none")
-    service = StateService(store=SqlStateStore(engine), messenger=Rows(engine).sweeps, now=lambda: at(0))
+    service = StateService(store=SqlStateStore(engine), messenger=Rows(engine).messenger, now=lambda: at(0))
     with pytest.raises(DatabaseUnreachable):
         service.apply([online(1)])

@@ -19,8 +19,9 @@ from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
+from tests.fake_messenger import FakeMessenger
 from tests.fakes_audit import MemoryAuditStore
-from tests.fakes_sync import MemoryLocks, MemoryMessenger, OwnLoop
+from tests.fakes_sync import MemoryLocks, OwnLoop
 from tests.memory_clouds import MemoryClouds
 
 PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
@@ -40,7 +41,7 @@ def three_due() -> MemoryAuditStore:
 class World:
     store: MemoryAuditStore = field(default_factory=three_due)
     locks: MemoryLocks = field(default_factory=MemoryLocks)
-    messenger: MemoryMessenger = field(default_factory=MemoryMessenger)
+    messenger: FakeMessenger = field(default_factory=FakeMessenger)
     clouds: MemoryClouds = field(default_factory=MemoryClouds)
     max_in_flight: int = 100
     reports: list[tuple[str, SyncStatus, str | None, datetime, bool]] = field(default_factory=list)
@@ -124,10 +125,10 @@ def test_a_hint_that_waits_in_the_queue_is_not_sent_again_and_a_lost_one_is(worl
 
 
 def test_a_broker_that_is_away_leaves_everything_due(world: World) -> None:
-    world.messenger.broken = True
+    world.messenger.is_away = True
     with pytest.raises(BrokerUnreachable):
         world.sweep()
-    world.messenger.broken = False
+    world.messenger.is_away = False
     assert world.sweep().sent == 3
 
 

@@ -15,37 +15,12 @@ from dcsync import settings
 from dcsync.cli import run
 from dcsync.cli.operator import Operator
 from dcsync.model.errors import BrokerUnreachable
-from dcsync.model.messages import SyncHint
 from dcsync.model.reports import Report
 from tests.builders import NOON
 from tests.fake_inventory import FakeInventory
+from tests.fake_messenger import FakeMessenger
 
 ENVIRON = {"DCSYNC_DATABASE_URL": "postgresql://u:s3cret@db.invalid/d", "DCSYNC_REDIS_URL": "redis://:s3cret@r.invalid"}
-
-
-class FakeMessenger:
-    """Counts the sweeps that were asked for; `is_away` plays a broker that does not answer."""
-
-    def __init__(self) -> None:
-        self.is_away = False
-        self.sweeps = 0
-
-    def send_sync(self, hints: Sequence[SyncHint]) -> None:
-        raise AssertionError("the command line sends no sync messages")
-
-    def send_sweep(self) -> None:
-        if self.is_away:
-            raise BrokerUnreachable("Redis: ConnectionError")
-        self.sweeps += 1
-
-    def send_audit_sweep(self) -> None:
-        self.send_sweep()
-
-    def send_key_rotation(self) -> None:
-        self.send_sweep()
-
-    def waiting_sync_ids(self) -> set[str]:
-        return set()
 
 
 class FakeOperator(Operator):

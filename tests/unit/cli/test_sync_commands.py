@@ -176,7 +176,7 @@ def test_fresh_requests_audits_and_believes_only_what_they_find(dcsync: Shell) -
     assert dcsync("wait", "--for", "in-sync", "a", "--fresh", "--timeout", "60").code == 0
     assert 10 < dcsync.operator.slept < 20
     assert store.row("a").requested_by == "eve"
-    assert dcsync.operator.queue.sweeps == 1
+    assert dcsync.operator.queue.audit_sweeps == 1
 
 
 def test_fresh_is_for_in_sync_only(dcsync: Shell) -> None:

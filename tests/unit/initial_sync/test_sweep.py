@@ -16,7 +16,8 @@ from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.runs.abandoned import ABANDONED_LIMIT
 from dcsync.runs.dispatch import SweepLimits
 from tests.builders import NOON
-from tests.fakes_sync import MemoryLocks, MemoryMessenger, MemoryRunStore, a_requested_store
+from tests.fake_messenger import FakeMessenger
+from tests.fakes_sync import MemoryLocks, MemoryRunStore, a_requested_store
 
 LIMITS = SweepLimits(
     max_in_flight=10, lock_ttl=timedelta(seconds=30), patience=timedelta(seconds=5), quarantine=timedelta(minutes=15)
@@ -28,7 +29,7 @@ LATER = NOON + timedelta(seconds=31)
 class World:
     store: MemoryRunStore
     locks: MemoryLocks = field(default_factory=MemoryLocks)
-    messenger: MemoryMessenger = field(default_factory=MemoryMessenger)
+    messenger: FakeMessenger = field(default_factory=FakeMessenger)
     limits: SweepLimits = LIMITS
 
     def sweep(self, now=NOON) -> SweepReport:  # type: ignore[no-untyped-def]
@@ -45,23 +46,23 @@ def names(count: int) -> list[str]:
 def test_every_requested_subcloud_is_sent_once() -> None:
     world = World(a_requested_store(*names(5)))
     assert world.sweep().sent == 5
-    assert [hint.task_id for hint in world.messenger.queue] == [f"{name}.g1.a1" for name in names(5)]
+    assert [hint.task_id for hint in world.messenger.syncs] == [f"{name}.g1.a1" for name in names(5)]
 
 
 def test_what_waits_in_the_queue_is_never_sent_again() -> None:
     world = World(a_requested_store(*names(5)))
     for seconds in range(0, 600, 10):
         world.sweep(NOON + timedelta(seconds=seconds))
-    assert len(world.messenger.queue) == 5
+    assert len(world.messenger.syncs) == 5
 
 
 def test_a_hint_that_was_lost_is_sent_again_once_its_patience_is_over() -> None:
     world = World(a_requested_store(*names(3)))
     world.sweep()
-    del world.messenger.queue[1]
+    del world.messenger.syncs[1]
     assert world.sweep(NOON + timedelta(seconds=4)).sent == 0
     assert world.sweep(NOON + timedelta(seconds=6)).sent == 1
-    assert sorted(hint.region_name for hint in world.messenger.queue) == names(3)
+    assert sorted(hint.region_name for hint in world.messenger.syncs) == names(3)
 
 
 def test_messages_in_flight_are_bounded_and_the_oldest_go_first() -> None:
@@ -70,16 +71,16 @@ def test_messages_in_flight_are_bounded_and_the_oldest_go_first() -> None:
         world.store.rows["s024"].subcloud, requested_at=NOON - timedelta(minutes=1)
     )
     assert world.sweep().sent == 10
-    assert world.messenger.queue[0].region_name == "s024"
+    assert world.messenger.syncs[0].region_name == "s024"
     assert world.sweep(NOON + timedelta(seconds=10)).sent == 0
 
 
 def test_room_is_filled_as_runs_end_and_running_ones_count() -> None:
     world = World(a_requested_store(*names(25)))
     world.sweep()
-    for hint in world.messenger.queue[:4]:
+    for hint in world.messenger.syncs[:4]:
         world.claim(hint.region_name, f"run-{hint.region_name}")
-    del world.messenger.queue[:4]
+    del world.messenger.syncs[:4]
     assert world.sweep(NOON + timedelta(seconds=1)).sent == 0, "four run, six wait"
     run = world.store.rows["s000"].subcloud
     world.store.rows["s000"].subcloud = replace(
@@ -90,10 +91,10 @@ def test_room_is_filled_as_runs_end_and_running_ones_count() -> None:
 
 def test_a_broker_that_is_away_leaves_the_rows_to_be_sent_by_the_next_sweep() -> None:
     world = World(a_requested_store(*names(3)))
-    world.messenger.broken = True
+    world.messenger.is_away = True
     with pytest.raises(BrokerUnreachable):
         world.sweep()
-    world.messenger.broken = False
+    world.messenger.is_away = False
     assert world.sweep().sent == 3
 
 
@@ -102,7 +103,7 @@ def test_a_run_whose_lock_is_gone_is_taken_back_and_sent_at_once() -> None:
     world.claim("s1")
     report = world.sweep(LATER)
     assert (report.taken_back, report.sent) == (1, 1)
-    assert world.messenger.queue[0].task_id == "s1.g1.a2"
+    assert world.messenger.syncs[0].task_id == "s1.g1.a2"
 
 
 def test_a_run_that_holds_its_lock_is_left_alone_however_old() -> None:

@@ -20,7 +20,8 @@ from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, AvailabilityStatus, En
 from dcsync.state import memory, rules
 from dcsync.state.ports import EndpointRow
 from dcsync.state.service import StateService
-from tests.fake_states import FakeStateStore, FakeSweeps
+from tests.fake_messenger import FakeMessenger
+from tests.fake_states import FakeStateStore
 from tests.reports import (
     DC_CERT,
     FIRMWARE,
@@ -128,7 +129,7 @@ def assert_as_modelled(store: FakeStateStore, model: Model) -> None:
 
 def deliver(batches: Iterable[Sequence[Report]], **row: Any) -> FakeStateStore:
     store = FakeStateStore(a_state_row(**row))
-    service = StateService(store=store, messenger=FakeSweeps(), now=lambda: at(0))
+    service = StateService(store=store, messenger=FakeMessenger(), now=lambda: at(0))
     for batch in batches:
         assert service.apply(batch).rejected == 0
     return store
@@ -222,7 +223,7 @@ class Deliveries(RuleBasedStateMachine):
     @initialize(management_state=st.sampled_from([MANAGED, UNMANAGED]))
     def add(self, management_state: ManagementState) -> None:
         self.store = FakeStateStore(a_state_row(management_state=management_state))
-        self.service = StateService(store=self.store, messenger=FakeSweeps(), now=lambda: at(0))
+        self.service = StateService(store=self.store, messenger=FakeMessenger(), now=lambda: at(0))
         self.management_state = management_state
         self.clock = 0
         self.undelivered: list[Report] = []

@@ -14,7 +14,8 @@ from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, SyncStatus
 from dcsync.state.ports import EndpointRow, StateChanges
 from dcsync.state.service import StateService
-from tests.fake_states import FakeStateStore, FakeSweeps
+from tests.fake_messenger import FakeMessenger
+from tests.fake_states import FakeStateStore
 from tests.reports import (
     DC_CERT,
     FIRMWARE,
@@ -50,10 +51,10 @@ class World:
     def __init__(self, *rows: Any, broker_is_away: bool = False, **service: Any) -> None:
         """Somebody carries out every follow-up audit, unless `service` says otherwise."""
         self.store = FakeStateStore(*(rows or (a_state_row(),)))
-        self.sweeps = FakeSweeps(broker_is_away=broker_is_away)
+        self.messenger = FakeMessenger(is_away=broker_is_away)
         more: dict[str, Any] = {"follow_ups": frozenset(EndpointType)} | service
         self.service = StateService(
-            store=self.store, messenger=self.sweeps, now=lambda: at(0), batch_subclouds=3, **more
+            store=self.store, messenger=self.messenger, now=lambda: at(0), batch_subclouds=3, **more
         )
 
     def tell(self, *reports: Any) -> dict[str, int]:
@@ -72,7 +73,7 @@ def world() -> World:
     world.store.audits.clear()
     world.store.events.clear()
     world.store.writes = 0
-    world.sweeps.sweeps = 0
+    world.messenger.sweeps = 0
     return world
 
 
@@ -162,7 +163,7 @@ def test_s10_coming_online_clears_the_alarm_asks_for_audits_and_an_initial_sync(
     assert world.store.alarms() == set()
     assert world.store.rows["subcloud1"].fail_count == 0
     assert {type_ for _, type_ in world.store.audits} == REMAINING | {DC_CERT}
-    assert (world.store.events, world.sweeps.sweeps) == ([("subcloud1", InitialSyncEvent.BECAME_ELIGIBLE)], 1)
+    assert (world.store.events, world.messenger.sweeps) == ([("subcloud1", InitialSyncEvent.BECAME_ELIGIBLE)], 1)
 
 
 def test_s11_a_broker_that_is_away_does_not_hinder_coming_online() -> None:
