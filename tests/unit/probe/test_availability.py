@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,6 +23,9 @@ from dcsync.probe.availability import (
 )
 from dcsync.probe.ports import ProbeTarget
 from tests.builders import NOON
+from tests.fake_messenger import FakeMessenger
+from tests.fake_probes import FakeProber, FakeProbeStore
+from tests.fakes_sync import OwnLoop
 
 ONLINE, OFFLINE = AvailabilityStatus.ONLINE, AvailabilityStatus.OFFLINE
 GOOD, BAD = True, False
@@ -79,47 +81,6 @@ def test_however_many_reports_are_lost_nobody_is_offline_after_fewer_than_two_ba
 # --- who is probed, and who is told ------------------------------------------------------------------------------
 
 
-class Store:
-    def __init__(self, targets: Iterable[ProbeTarget] = ()) -> None:
-        self._targets = {target.region_name: target for target in targets}
-        self.seen: list[tuple[str, datetime]] = []
-
-    def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
-        return list(self._targets)
-
-    def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
-        return [self._targets[name] for name in region_names if name in self._targets]
-
-    def note_seen(self, region_names: Sequence[str], *, now: datetime) -> None:
-        self.seen += [(region_name, now) for region_name in region_names]
-
-
-class Sent:
-    def __init__(self) -> None:
-        self.chunks: list[list[str]] = []
-
-    def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
-        self.chunks += map(list, chunks)
-
-
-class Site:
-    """Answers for subclouds; one that is dead takes until all others are told."""
-
-    def __init__(self, *dead: str) -> None:
-        self._dead = dead
-
-    async def probe(
-        self, targets: Sequence[ProbeTarget], *, on_result: Callable[[ProbeTarget, str | None], None]
-    ) -> None:
-        for target in sorted(targets, key=lambda target: target.region_name in self._dead):
-            on_result(target, "dead" if target.region_name in self._dead else None)
-
-
-class Loop:
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run(coroutine)
-
-
 def a_target(region_name: str, status: AvailabilityStatus = OFFLINE, *, fail_count: int = 0) -> ProbeTarget:
     return ProbeTarget(region_name, "10.0.0.1", status, fail_count, probes=1)
 
@@ -129,7 +90,11 @@ def probed(
 ) -> tuple[Any, list[Any]]:
     reports: list[AvailabilityReport] = []
     probe = AvailabilityProbe(
-        store=Store(targets), prober=Site(*dead), loop=Loop(), mark=lambda: Mark(NOON, 1), report=reports.append
+        store=FakeProbeStore(*targets),
+        prober=FakeProber(dead),
+        loop=OwnLoop(),
+        mark=lambda: Mark(NOON, 1),
+        report=reports.append,
     )
     return probe.run(names or [target.region_name for target in targets]), reports
 
@@ -165,9 +130,9 @@ def test_a_message_for_subclouds_that_are_gone_is_harmless() -> None:
     ],
 )
 def test_a_message_carries_many_subclouds(due: int, sizes: list[int]) -> None:
-    messenger = Sent()
-    store = Store(a_target(f"r{number}") for number in range(due))
+    messenger = FakeMessenger()
+    store = FakeProbeStore(*(a_target(f"r{number}") for number in range(due)))
     sweep = AvailabilitySweep(store=store, messenger=messenger, interval=timedelta(seconds=30))
     assert sweep.run(now=NOON) == due
-    assert list(map(len, messenger.chunks)) == sizes
-    assert len({name for chunk in messenger.chunks for name in chunk}) == due
+    assert list(map(len, messenger.probes)) == sizes
+    assert len({name for chunk in messenger.probes for name in chunk}) == due
