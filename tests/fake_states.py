@@ -1,20 +1,35 @@
-"""`ports.StateStore` in memory, for tests of the state service that are not about SQL."""
+"""The rows of the state service in memory: StateStore, Alarms and RejectedReports.
+
+Trusted because `contract/test_state_store_contract.py` and `contract/test_rejected_reports_contract.py` run on them and
+on PostgreSQL.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from datetime import datetime
 
+from dcsync.model.reports import Mark
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
-from dcsync.model.subcloud import EndpointType, SyncStatus
-from dcsync.state.ports import AlarmRow, RejectedNotice, RejectedReport, StateChanges, StateRow
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
+from dcsync.state.ports import (
+    AlarmNotice,
+    AlarmRow,
+    EndpointRow,
+    RejectedNotice,
+    RejectedReport,
+    StateChanges,
+    StateRow,
+)
+from dcsync.state.rules import Alarm, AlarmId
 
 
 class FakeStateStore:
-    """Rows by region name, and what was written beside them."""
+    """StateStore and StateTransaction over rows by region name, and what was written beside them."""
 
     def __init__(self, *rows: StateRow) -> None:
         self.rows = {row.region_name: row for row in rows}
@@ -28,7 +43,25 @@ class FakeStateStore:
 
     @contextmanager
     def transaction(self) -> Iterator[FakeStateStore]:
-        yield self
+        before = {name: copy(value) for name, value in vars(self).items()}
+        try:
+            yield self
+        except BaseException:
+            vars(self).update(before)
+            raise
+
+    def add_missing_endpoints(self, endpoint_types: Collection[EndpointType]) -> int:
+        missing = [
+            (row, type_)
+            for row in self.rows.values()
+            for type_ in endpoint_types
+            if type_ not in row.endpoints and row.memory.get("types", {}).get(type_.value, [True])[0]
+        ]
+        for row, type_ in missing:
+            forgotten_at = None if type_ is EndpointType.DC_CERT else row.unmanaged_at
+            shown = EndpointRow(SyncStatus.UNKNOWN, True, Mark(forgotten_at, 0) if forgotten_at else None)
+            self._put(row.subcloud_id, endpoints={**self._row(row.subcloud_id).endpoints, type_: shown})
+        return len(missing)
 
     def region_names(self, *, after: str, limit: int) -> list[str]:
         return sorted(name for name in self.rows if name > after)[:limit]
@@ -57,9 +90,12 @@ class FakeStateStore:
         for event, ids in changes.events.items():
             for id_ in ids:
                 row = self._row(id_)
-                self._put(id_, initial_sync_state=INITIAL_SYNC.next_state(row.initial_sync_state, event))
-                self.events.append((row.region_name, event))
-        for id_, type_, shown in changes.endpoints + changes.added_endpoints:
+                after = INITIAL_SYNC.next_state(row.initial_sync_state, event)
+                if after is not None:
+                    self._put(id_, initial_sync_state=after)
+                    self.events.append((row.region_name, event))
+        known = [each for each in changes.endpoints if each[1] in self._row(each[0]).endpoints]
+        for id_, type_, shown in known + changes.added_endpoints:
             self._put(id_, endpoints={**self._row(id_).endpoints, type_: shown})
         for id_, type_ in changes.removed_endpoints:
             self._put(id_, endpoints={t: shown for t, shown in self._row(id_).endpoints.items() if t is not type_})
@@ -67,8 +103,7 @@ class FakeStateStore:
             self._put(id_, visible=False, memory=json.loads(json.dumps(memory)))
         for alarm_id, entity, cleared_at in changes.cleared_alarms:
             self.writes += 1
-            if gone := self.active.pop((alarm_id, entity), None):
-                self.alarm_history.append(replace(gone, cleared_at=cleared_at))
+            self._clear(alarm_id, entity, cleared_at)
         for alarm in changes.raised_alarms:
             self.writes += 1
             if alarm.cleared_at is not None:
@@ -78,7 +113,37 @@ class FakeStateStore:
         for id_, type_, _cause in changes.audits:
             if (id_, type_) not in self.audits:
                 self.audits.append((id_, type_))
+        for id_ in changes.realigned:
+            self._realign_alarms(self._row(id_), now=now)
         self.rejected += changes.rejected
+
+    def _clear(self, alarm_id: str, entity: str, cleared_at: datetime) -> None:
+        if alarm := self.active.pop((alarm_id, entity), None):
+            self.alarm_history.append(replace(alarm, cleared_at=max(cleared_at, alarm.raised_at)))
+
+    def _realign_alarms(self, row: StateRow, *, now: datetime) -> None:
+        expected = {
+            Alarm(AlarmId.OUT_OF_SYNC, type_)
+            for type_, shown in row.endpoints.items()
+            if shown.sync_status is SyncStatus.OUT_OF_SYNC and shown.alarmable
+        }
+        if row.availability_status is AvailabilityStatus.OFFLINE and row.online_mark is not None:
+            expected.add(Alarm(AlarmId.OFFLINE))
+        keys = {(alarm.alarm_id.value, alarm.entity(row.name)): alarm for alarm in expected}
+        for alarm_id, entity in [key for key, alarm in self.active.items() if alarm.subcloud_id == row.subcloud_id]:
+            if (alarm_id, entity) not in keys:
+                self._clear(alarm_id, entity, now)
+        for (alarm_id, entity), alarm in keys.items():
+            raised = AlarmRow(
+                alarm_id=alarm_id,
+                entity=entity,
+                subcloud_id=row.subcloud_id,
+                endpoint_type=alarm.endpoint_type,
+                severity=alarm.severity,
+                reason_text=alarm.reason_text(row.name),
+                raised_at=now,
+            )
+            self.active.setdefault((alarm_id, entity), raised)
 
     def _row(self, id_: int) -> StateRow:
         (row,) = (row for row in self.rows.values() if row.subcloud_id == id_)
@@ -103,6 +168,31 @@ class FakeStateStore:
 
     def state(self, region_name: str = "subcloud1") -> InitialSyncState:
         return self.rows[region_name].initial_sync_state
+
+
+class FakeAlarms:
+    """Alarms as operators read them, of what was written to a FakeStateStore."""
+
+    def __init__(self, store: FakeStateStore) -> None:
+        self._store = store
+
+    def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
+        active = sorted(self._store.active.values(), key=lambda alarm: (alarm.alarm_id, alarm.raised_at))
+        if not history:
+            return [_notice(alarm) for alarm in active[:limit]]
+        every = sorted([*active, *self._store.alarm_history], key=lambda alarm: alarm.raised_at, reverse=True)
+        return [_notice(alarm) for alarm in every[:limit]]
+
+
+def _notice(alarm: AlarmRow) -> AlarmNotice:
+    return AlarmNotice(
+        alarm_id=alarm.alarm_id,
+        entity=alarm.entity,
+        severity=alarm.severity,
+        reason_text=alarm.reason_text,
+        raised_at=alarm.raised_at,
+        cleared_at=alarm.cleared_at,
+    )
 
 
 class FakeRejectedReports:

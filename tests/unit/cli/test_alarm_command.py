@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import timedelta
 
-from dcsync.state.ports import AlarmNotice
+import pytest
+
+from dcsync.state.ports import AlarmNotice, AlarmRow, StateChanges
 from tests.builders import NOON
+from tests.fake_states import FakeAlarms, FakeStateStore
 from tests.unit.cli.conftest import Shell
 
 ACTIVE = AlarmNotice(
@@ -20,39 +24,42 @@ ACTIVE = AlarmNotice(
 CLEARED = replace(ACTIVE, entity="subcloud=edge-2", reason_text="edge-2 is offline", cleared_at=NOON)
 
 
-class Alarms:
-    """The part of `ports.AlarmStore` that commands read."""
+@pytest.fixture
+def shown(dcsync: Shell) -> Callable[..., None]:
+    """Which alarms there are."""
 
-    def __init__(self, *alarms: AlarmNotice) -> None:
-        self._alarms = alarms
+    def show(*alarms: AlarmNotice) -> None:
+        rows = [AlarmRow(**asdict(alarm), subcloud_id=1, endpoint_type=None) for alarm in alarms]
+        store = FakeStateStore()
+        store.write(StateChanges(raised_alarms=rows), now=NOON)
+        dcsync.operator.alarm_store = FakeAlarms(store)  # type: ignore[assignment]
 
-    def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
-        return [alarm for alarm in self._alarms if history or alarm.cleared_at is None][:limit]
+    return show
 
 
-def test_active_alarms_are_a_table_with_reason_and_age(dcsync: Shell) -> None:
-    dcsync.operator.alarm_store = Alarms(ACTIVE, CLEARED)  # type: ignore[assignment]
+def test_active_alarms_are_a_table_with_reason_and_age(dcsync: Shell, shown: Callable[..., None]) -> None:
+    shown(ACTIVE, CLEARED)
     told = dcsync("alarm", "list")
     assert told.code == 0
     assert [word in told.out for word in ("280.001", "critical", "edge-1 is offline", "5 min ago")] == [True] * 4
     assert "edge-2" not in told.out
 
 
-def test_history_shows_when_an_alarm_was_cleared(dcsync: Shell) -> None:
-    dcsync.operator.alarm_store = Alarms(ACTIVE, CLEARED)  # type: ignore[assignment]
+def test_history_shows_when_an_alarm_was_cleared(dcsync: Shell, shown: Callable[..., None]) -> None:
+    shown(ACTIVE, CLEARED)
     told = dcsync("alarm", "list", "--history")
     lines = {line.split("subcloud=")[1].split()[0]: line for line in told.out.splitlines() if "subcloud=" in line}
     assert lines["edge-1"].rstrip().endswith("active")
     assert lines["edge-2"].rstrip().endswith("5 min ago  0.0 s ago")
 
 
-def test_programs_get_json(dcsync: Shell) -> None:
-    dcsync.operator.alarm_store = Alarms(ACTIVE)  # type: ignore[assignment]
+def test_programs_get_json(dcsync: Shell, shown: Callable[..., None]) -> None:
+    shown(ACTIVE)
     (alarm,) = dcsync("alarm", "list", "-o", "json").json
     assert (alarm["entity"], alarm["cleared_at"]) == ("subcloud=edge-1", None)
 
 
-def test_no_alarm_is_said_on_the_side_so_that_pipes_stay_empty(dcsync: Shell) -> None:
-    dcsync.operator.alarm_store = Alarms()  # type: ignore[assignment]
+def test_no_alarm_is_said_on_the_side_so_that_pipes_stay_empty(dcsync: Shell, shown: Callable[..., None]) -> None:
+    shown()
     told = dcsync("alarm", "list")
     assert (told.code, told.out, told.err.strip()) == (0, "", "no alarm is active")
