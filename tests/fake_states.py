@@ -1,18 +1,19 @@
-"""The rows of the state service in memory: StateStore, Alarms and RejectedReports.
+"""The rows of the state service in memory: StateStore, Alarms and RejectedReports; and a sink of alarms.
 
-Trusted because `contract/test_state_store_contract.py` and `contract/test_rejected_reports_contract.py` run on them and
-on PostgreSQL.
+Trusted because `contract/test_state_store_contract.py`, `contract/test_rejected_reports_contract.py` and
+`contract/test_alarm_sinks_contract.py` run on them and on PostgreSQL, a log and a webhook.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from datetime import datetime
 
+from dcsync.model.errors import TemporaryError
 from dcsync.model.reports import Mark
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
@@ -193,6 +194,20 @@ def _notice(alarm: AlarmRow) -> AlarmNotice:
         raised_at=alarm.raised_at,
         cleared_at=alarm.cleared_at,
     )
+
+
+class FakeAlarmSink:
+    """AlarmSink that keeps what it is told, or refuses it."""
+
+    def __init__(self, name: str = "sink") -> None:
+        self.name = name
+        self.told: list[AlarmNotice] = []
+        self.refuses = False
+
+    def send(self, notices: Sequence[AlarmNotice]) -> None:
+        if self.refuses:
+            raise TemporaryError("away")
+        self.told += notices
 
 
 class FakeRejectedReports:

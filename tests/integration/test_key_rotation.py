@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, insert, select, update
@@ -16,7 +15,7 @@ from dcsync.adapters.cloud.central_rotation import new_key
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
-from dcsync.model.errors import CloudError, KeyRotationFailed
+from dcsync.model.errors import KeyRotationFailed
 from dcsync.model.identity import FernetKeys, key_set
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
@@ -25,41 +24,23 @@ from dcsync.model.subcloud import EndpointType, NewSubcloud
 from dcsync.rotation.key_rotation import is_rotation_of, rotated
 from dcsync.rotation.rotate_keys import KeyRotation, Limits, Result
 from tests.builders import NOON, some_keys
+from tests.fake_rotation import FakeCentralKeys
+from tests.fakes_sync import OwnLoop
 from tests.requested_rows import requested_rows
 
-T = TypeVar("T")
 SECOND, HOUR, WEEK = timedelta(seconds=1), timedelta(hours=1), timedelta(hours=168)
 
 
-class Centre:
-    """A fernet repository in memory; `failing` plays an answer that gets lost, before or after the write."""
+class Centre(FakeCentralKeys):
+    """A central cloud that has a rotation command of its own."""
 
     def __init__(self) -> None:
-        self.keys = some_keys(ids=(0, 1, 2))
-        self.rotations = 0
-        self.failing: str | None = None
-
-    async def central_keys(self) -> FernetKeys:
-        await asyncio.sleep(0)
-        return self.keys
-
-    async def replace_central_keys(self, keys: FernetKeys) -> None:
-        if self.failing == "before":
-            raise CloudError(Reason.CENTRAL_UNREACHABLE, "refused")
-        self.keys = keys
-        self.rotations += 1
-        if self.failing == "after":
-            raise CloudError(Reason.CENTRAL_UNREACHABLE, "the answer was lost")
+        super().__init__(some_keys(ids=(0, 1, 2)))
 
     def rotate_by_itself(self) -> None:
         """What a command does."""
         self.keys = rotated(self.keys, staged=new_key(), max_active_keys=3)
         self.rotations += 1
-
-
-class Loop:
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run(coroutine)
 
 
 class World:
@@ -78,7 +59,7 @@ class World:
 
     def process(self, **changes: Any) -> KeyRotation:
         values: dict[str, Any] = {
-            "store": self.store, "central": self.centre, "command": None, "new_key": new_key, "loop": Loop(),
+            "store": self.store, "central": self.centre, "command": None, "new_key": new_key, "loop": OwnLoop(),
             "trigger_audit_sweep": self._count_sweep, "limits": LIMITS, "now": self.now, "new_run_id": self._run_id,
         }  # fmt: skip
         return KeyRotation(**(values | changes))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import http.server
-import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -21,27 +20,11 @@ from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.database import make_engine
 from dcsync.state.alarms import AlarmFeed
 from dcsync.state.ports import AlarmNotice
+from tests.fake_states import FakeAlarmSink
 from tests.integration.state.conftest import Rows
 from tests.processes import wait_until
 from tests.reports import FIRMWARE, IN_SYNC, OUT_OF_SYNC, at, endpoint, offline, online
-
-
-class Sink:
-    """Takes what it is told, or refuses."""
-
-    def __init__(self, name: str = "sink") -> None:
-        self.name = name
-        self.told: list[AlarmNotice] = []
-        self.refuses = False
-
-    def send(self, notices: Sequence[AlarmNotice]) -> None:
-        if self.refuses:
-            raise SinkUnreachable("away")
-        self.told += notices
-
-    def states(self) -> list[tuple[str, bool]]:
-        """(entity without its beginning, active) in the order told."""
-        return [(notice.entity.removeprefix("subcloud=name-of-"), notice.cleared_at is None) for notice in self.told]
+from tests.webhook import receiving
 
 
 class Clock:
@@ -60,19 +43,24 @@ def clock() -> Clock:
     return Clock()
 
 
-def a_feed(rows: Rows, clock: Clock, *sinks: Sink) -> AlarmFeed:
+def states(sink: FakeAlarmSink) -> list[tuple[str, bool]]:
+    """(entity without its beginning, active) in the order told."""
+    return [(notice.entity.removeprefix("subcloud=name-of-"), notice.cleared_at is None) for notice in sink.told]
+
+
+def a_feed(rows: Rows, clock: Clock, *sinks: FakeAlarmSink) -> AlarmFeed:
     return AlarmFeed(store=SqlAlarmStore(rows.engine), sinks=sinks, now=clock, jitter=lambda: 0.0)
 
 
 def test_a_sink_is_told_of_each_change_once(rows: Rows, clock: Clock) -> None:
     rows.add(2)
-    sink = Sink()
+    sink = FakeAlarmSink()
     feed = a_feed(rows, clock, sink)
     rows.tell(online(1), endpoint(2, FIRMWARE, OUT_OF_SYNC))
     assert (feed.deliver(), feed.deliver()) == ({"sink": 1}, {"sink": 0})
     rows.tell(endpoint(3, FIRMWARE, IN_SYNC), online(1, "subcloud2"), offline(4, "subcloud2"))
     feed.deliver()
-    assert sorted(sink.states()) == [
+    assert sorted(states(sink)) == [
         ("subcloud1.resource=firmware", False),
         ("subcloud1.resource=firmware", True),
         ("subcloud2", True),
@@ -81,7 +69,7 @@ def test_a_sink_is_told_of_each_change_once(rows: Rows, clock: Clock) -> None:
 
 def test_a_sink_that_is_away_is_held_off_and_told_later_and_delays_no_other(rows: Rows, clock: Clock) -> None:
     rows.add()
-    away, there = Sink("away"), Sink("there")
+    away, there = FakeAlarmSink("away"), FakeAlarmSink("there")
     away.refuses = True
     feed = a_feed(rows, clock, away, there)
     rows.tell(online(1), offline(2))
@@ -91,7 +79,7 @@ def test_a_sink_that_is_away_is_held_off_and_told_later_and_delays_no_other(rows
     assert feed.deliver() == {"away": 0, "there": 0}
     clock.pass_(2)
     assert feed.deliver() == {"away": 1, "there": 0}
-    assert away.states() == there.states() == [("subcloud1", True)]
+    assert states(away) == states(there) == [("subcloud1", True)]
 
 
 def test_a_sink_is_told_by_one_process_at_a_time_until_its_turn_is_over(rows: Rows, clock: Clock) -> None:
@@ -105,7 +93,7 @@ def test_a_sink_is_told_by_one_process_at_a_time_until_its_turn_is_over(rows: Ro
 def test_an_alarm_whose_transaction_commits_late_is_not_skipped(rows: Rows, clock: Clock) -> None:
     rows.add(2)
     rows.tell(online(1), online(1, "subcloud2"))
-    sink = Sink()
+    sink = FakeAlarmSink()
     feed = a_feed(rows, clock, sink)
     with rows.engine.connect() as late:
         late.execute(text("SELECT pg_current_xact_id()"))
@@ -120,14 +108,14 @@ def test_an_alarm_whose_transaction_commits_late_is_not_skipped(rows: Rows, cloc
         feed.deliver()
         late.commit()
     feed.deliver()
-    assert sink.states() == [("late", True), ("subcloud2", True)]
+    assert states(sink) == [("late", True), ("subcloud2", True)]
 
 
 def test_reconciling_repairs_what_was_damaged_and_tells_sinks(rows: Rows, clock: Clock) -> None:
     rows.add(3)
     rows.tell(online(1), offline(2), online(1, "subcloud2"), endpoint(2, FIRMWARE, OUT_OF_SYNC, "subcloud2"))
     right = rows.active_alarms()
-    store, sink = SqlAlarmStore(rows.engine), Sink()
+    store, sink = SqlAlarmStore(rows.engine), FakeAlarmSink()
     assert store.reconcile(now=clock()) == (0, 0)
     with rows.engine.begin() as connection:
         connection.execute(text("DELETE FROM alarm WHERE alarm_id = '280.002'"))
@@ -205,7 +193,7 @@ def test_a_flood_after_quiet_times_is_compared_with_rows_within_that_time_too(ro
 def test_sinks_are_told_of_what_changes_after_the_database_was_restored_elsewhere(rows: Rows, clock: Clock) -> None:
     """There the transactions are counted anew: what was dumped seems to come from the future."""
     rows.add(3)
-    told, behind, silent, new = Sink("told"), Sink("behind"), Sink("silent"), Sink("new")
+    told, behind, silent, new = map(FakeAlarmSink, ("told", "behind", "silent", "new"))
     silent.refuses = True
     feed = a_feed(rows, clock, told, behind, silent)
     rows.tell(online(1), offline(2))
@@ -223,7 +211,7 @@ def test_sinks_are_told_of_what_changes_after_the_database_was_restored_elsewher
     feed.deliver()
     a_feed(rows, clock, new).deliver()
     all_three = [(f"subcloud{number}", True) for number in (1, 2, 3)]
-    assert [sink.states() for sink in (told, behind, silent, new)] == [all_three] * 4
+    assert [states(sink) for sink in (told, behind, silent, new)] == [all_three] * 4
 
 
 def test_history_shows_cleared_alarms_until_they_are_pruned(rows: Rows, clock: Clock) -> None:
@@ -239,33 +227,10 @@ def test_history_shows_cleared_alarms_until_they_are_pruned(rows: Rows, clock: C
 # --- the webhook ---------------------------------------------------------------------------------------------------
 
 
-class Receiver(http.server.BaseHTTPRequestHandler):
-    statuses: list[int]
-    bodies: list[object]
-    logins: list[str | None]
-
-    def do_POST(self) -> None:
-        self.logins.append(self.headers["Authorization"])
-        self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        status = self.statuses.pop(0) if self.statuses else 204
-        self.send_response(status)
-        if status == 302:
-            self.send_header("Location", "/elsewhere")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
-
-
 @pytest.fixture
 def receiver() -> Iterator[http.server.HTTPServer]:
-    handler = type("Handler", (Receiver,), {"statuses": [], "bodies": [], "logins": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with receiving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def a_webhook(server: http.server.HTTPServer) -> WebhookSink:

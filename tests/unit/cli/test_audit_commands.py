@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fakes_audit import MemoryAuditStore
 from tests.unit.cli.conftest import Shell
-
-
-class NoAudits:
-    """An audit store of a fleet without subclouds."""
-
-    def request(self, *_: object, **__: object) -> list[str]:
-        return []
-
-    def audits(self, _: object) -> list[object]:
-        return []
 
 
 @pytest.mark.parametrize("more", [(), ("--wait",)])
 def test_programs_get_json_also_where_nobody_is_to_be_audited(dcsync: Shell, more: tuple[str, ...]) -> None:
-    dcsync.operator.audit_store = NoAudits()  # type: ignore[assignment]
+    dcsync.operator.audit_store = MemoryAuditStore()  # type: ignore[assignment]
     dcsync.operator.queue.is_away = True
     told = dcsync("audit", "--all", "-o", "json", *more)
     assert (told.code, told.json) == (0, [])

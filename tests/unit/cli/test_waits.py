@@ -11,10 +11,9 @@ import pytest
 
 from dcsync.model.errors import DatabaseUnreachable
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.states.rotation import RotationState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
-from dcsync.rotation.ports import KeyRotationRow, Spread
 from tests.builders import NOON, a_subcloud
+from tests.fake_rotation import FakeRotationRequests
 from tests.fakes_audit import MemoryAuditStore
 from tests.unit.cli.conftest import Answer, Shell
 
@@ -27,6 +26,8 @@ WAITS = {
     "state availability": ("state", "availability", "offline", "a"),
     "state endpoint": ("state", "endpoint", "a", "firmware", "out-of-sync"),
 }
+CENTRAL_KEYS = ""
+"""As a command has them that asks before the watch first looked."""
 STILL_TRYING = "the database does not answer (connection refused); still trying"
 
 
@@ -52,30 +53,6 @@ class _Connected:
         return getattr(self._store, name)
 
 
-class OneRotation:
-    """The row of a rotation that others carry out when the test says so; one subcloud gets the keys."""
-
-    def __init__(self) -> None:
-        self.kept = KeyRotationRow(
-            state=RotationState.IDLE, detail="", next_due_at=None, last_rotated_at=None, window_until=None,
-            requested_at=None, requested_by="", forced=False, max_in_flight=None, before=None,
-        )  # fmt: skip
-        self.behind = 1
-
-    def row(self) -> KeyRotationRow:
-        return self.kept
-
-    def ask(self, **_: object) -> None:
-        self.kept = replace(self.kept, requested_at=NOON)
-
-    def spread(self, _: str) -> Spread:
-        return Spread(subclouds=1, behind=self.behind)
-
-    def end(self) -> None:
-        self.behind = 0
-        self.kept = replace(self.kept, requested_at=None, last_rotated_at=NOON, detail="all have them")
-
-
 class Fleet:
     """One subcloud on which anything can be waited for, and a database that may go away."""
 
@@ -83,7 +60,7 @@ class Fleet:
         self.dcsync, self.operator = dcsync, dcsync.operator
         known = a_subcloud("a", sync_status={EndpointType.FIRMWARE: SyncStatus.UNKNOWN})
         dcsync.inventory.subclouds["a"], dcsync.inventory.requests["a"] = known, []
-        self.database, self.rotation = Database(), OneRotation()
+        self.database, self.rotation = Database(), FakeRotationRequests(holds=[None])
         self.audits = MemoryAuditStore().add(replace(known, initial_sync_state=InitialSyncState.COMPLETED))
         self.operator.inventory = self.database(dcsync.inventory)
         self.operator.audit_store = self.database(self.audits)
@@ -98,7 +75,8 @@ class Fleet:
         )
         for row in self.audits.rows.values():
             row.observed_generation, row.result, row.last_audit_time = row.generation, SyncStatus.IN_SYNC, NOON
-        self.rotation.end()
+        self.rotation.holds = [CENTRAL_KEYS]
+        self.rotation.put(requested_at=None, last_rotated_at=NOON, detail="all have them")
 
     def away(self, *, looks: float) -> None:
         """From the first pause on for so many looks; meanwhile the work is done."""
@@ -188,7 +166,7 @@ def test_programs_get_json_alone_on_stdout_also_after_the_database_was_away(flee
 
 def test_a_rotation_that_was_given_up_is_exit_code_1(fleet: Fleet, dcsync: Shell) -> None:
     def give_up() -> None:
-        fleet.rotation.kept = replace(fleet.rotation.kept, requested_at=None, detail="central-unreachable")
+        fleet.rotation.put(requested_at=None, detail="central-unreachable")
 
     fleet.operator.meanwhile = give_up
     told = dcsync("keys", "rotate", "--wait")

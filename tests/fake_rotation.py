@@ -1,0 +1,74 @@
+"""Key rotation in memory: its row as commands see it (RotationRequests), and the central repository (CentralKeys).
+
+Trusted because `contract/test_rotation_contract.py` runs on them, on PostgreSQL and on a central cloud over HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from dcsync.model.errors import CloudError
+from dcsync.model.identity import FernetKeys
+from dcsync.model.reasons import Reason
+from dcsync.model.states.rotation import RotationState
+from dcsync.rotation.ports import KeyRotationRow, Spread
+
+
+class FakeRotationRequests:
+    """The row of a rotation that is carried out when the test says so; `holds` is the fingerprint each subcloud that
+    counts was last seen to hold."""
+
+    def __init__(self, holds: Sequence[str | None] = ()) -> None:
+        self.holds = list(holds)
+        self._row = KeyRotationRow(
+            state=RotationState.IDLE,
+            detail="",
+            next_due_at=None,
+            last_rotated_at=None,
+            window_until=None,
+            requested_at=None,
+            requested_by="",
+            forced=False,
+            max_in_flight=None,
+            before=None,
+        )
+
+    def put(self, **changes: Any) -> None:
+        """As if whoever rotates had written these columns."""
+        self._row = replace(self._row, **changes)
+
+    def row(self) -> KeyRotationRow:
+        return self._row
+
+    def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
+        self.put(requested_at=now, requested_by=by, forced=forced, max_in_flight=max_in_flight)
+
+    def spread(self, fingerprint: str) -> Spread:
+        return Spread(subclouds=len(self.holds), behind=sum(held != fingerprint for held in self.holds))
+
+
+class FakeCentralKeys:
+    """A central fernet repository; `failing` plays an answer that is lost, "before" or "after" the write."""
+
+    def __init__(self, keys: FernetKeys) -> None:
+        self.keys = keys
+        self.rotations = 0
+        self.failing: str | None = None
+
+    async def central_keys(self) -> FernetKeys:
+        await asyncio.sleep(0)
+        return self.keys
+
+    async def replace_central_keys(self, keys: FernetKeys) -> None:
+        if not keys.keys:
+            raise ValueError("an empty set of keys is never sent")
+        if self.failing == "before":
+            raise CloudError(Reason.CENTRAL_UNREACHABLE, "refused")
+        self.keys = keys
+        self.rotations += 1
+        if self.failing == "after":
+            raise CloudError(Reason.CENTRAL_UNREACHABLE, "the answer was lost")
