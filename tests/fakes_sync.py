@@ -1,6 +1,7 @@
-"""In-memory ports of the initial sync: rows, locks and hints.
+"""In-memory ports of runs: the rows of the initial sync, locks, and the event loop.
 
-`MemoryRunStore` is held to the same contract as the real one (tests/contract/test_run_store_contract.py).
+Trusted because `contract/test_run_store_contract.py`, `contract/test_locks_contract.py` and
+`contract/test_loop_contract.py` run on them and on PostgreSQL, Redis and a worker's loop.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any, TypeVar
 from dcsync.initial_sync.ports import Claim, Run
 from dcsync.initial_sync.standing import RunAndRow, standing_of
 from dcsync.model.ending import Ending, Failure
+from dcsync.model.errors import WorkerStopping
 from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud
 from dcsync.runs.abandoned import RunInProgress
-from dcsync.runs.ownership import Rows
-from dcsync.runs.ports import Owner, Standing
+from dcsync.runs.ports import Standing
 from tests.builders import a_subcloud
 
 T = TypeVar("T")
@@ -332,24 +333,14 @@ class OwnLoop:
             self._running = asyncio.current_task()
             return await coroutine
 
-        return asyncio.run(noted())
+        try:
+            return asyncio.run(noted())
+        except asyncio.CancelledError:
+            raise WorkerStopping("the worker stops") from None
 
     def stop(self) -> None:
         assert self._running is not None
         self._running.cancel()
-
-
-class DirectOwnership:
-    """Ownership without batching."""
-
-    def __init__(self, store: Rows, locks: MemoryLocks) -> None:
-        self._store, self._locks = store, locks
-
-    async def standing(self, run: Owner) -> Standing | None:
-        found = self._store.standing([run.run_id])[run.run_id]
-        if found is None and self._locks.held.get(run.subcloud.region_name) != run.run_id:
-            return Standing(Ending.LOCK_LOST, "its lock ran out")
-        return found
 
 
 def a_requested_store(*region_names: str) -> MemoryRunStore:

@@ -24,10 +24,11 @@ from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.planner.match import Cloud
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.outcome import Outcome, Result
+from dcsync.runs.ownership import BatchedOwnership
 from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_project, a_role, a_subcloud, a_user, central_data, records, some_keys
 from tests.fakes_audit import Kept, MemoryAuditStore
-from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop
+from tests.fakes_sync import MemoryLocks, OwnLoop
 from tests.memory_clouds import MemoryClouds, MemorySite
 
 REGION = "subcloud1"
@@ -71,7 +72,7 @@ class World:
     def engine(self) -> Audit:
         parts: dict[str, Any] = {
             "store": self.store,
-            "ownership": DirectOwnership(self.store, self.locks),
+            "ownership": BatchedOwnership(self.store, self.locks),
             "clouds": self.clouds,
             "loop": self.loop,
             "reports": self.note_report,
@@ -329,7 +330,7 @@ def test_a_stopping_worker_gives_the_audit_back(world: World) -> None:
 
 
 def test_an_unreachable_broker_stops_before_the_write(world: World) -> None:
-    class Away(DirectOwnership):
+    class Away(BatchedOwnership):
         async def standing(self, run: Any) -> Any:
             raise BrokerUnreachable("gone")
 

@@ -26,9 +26,10 @@ from dcsync.model.states.audit import AuditStatus
 from dcsync.model.subcloud import SyncStatus
 from dcsync.planner.differences import TAKEN
 from dcsync.planner.match import Cloud
+from dcsync.runs.ownership import BatchedOwnership
 from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_project, a_role, a_user, central_data, records
-from tests.fakes_sync import DirectOwnership, MemoryLocks, OwnLoop, a_requested_store
+from tests.fakes_sync import MemoryLocks, OwnLoop, a_requested_store
 from tests.memory_clouds import MemorySite
 from tests.unit.audit import test_engine as audits
 from tests.unit.initial_sync import test_engine as syncs
@@ -170,7 +171,7 @@ class Life:
         locks = MemoryLocks()
         engine = InitialSync(
             store=self.runs,
-            ownership=DirectOwnership(self.runs, locks),
+            ownership=BatchedOwnership(self.runs, locks),
             clouds=self.world.clouds,
             progress=lambda run, step: None,
             limits=syncs.LIMITS,

@@ -23,9 +23,10 @@ from dcsync.model.subcloud import Step
 from dcsync.planner.match import Cloud
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.outcome import Outcome, Result
+from dcsync.runs.ownership import BatchedOwnership
 from dcsync.runs.runner import Runner
 from tests.builders import NOON, a_group, a_user, central_data, records, some_keys
-from tests.fakes_sync import DirectOwnership, MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
+from tests.fakes_sync import MemoryLocks, MemoryRunStore, OwnLoop, a_requested_store
 from tests.loop_time import time_passes
 from tests.memory_clouds import MemoryClouds, MemorySite
 
@@ -55,7 +56,7 @@ class World:
     def engine(self) -> InitialSync:
         parts: dict[str, Any] = {
             "store": self.store,
-            "ownership": DirectOwnership(self.store, self.locks),
+            "ownership": BatchedOwnership(self.store, self.locks),
             "clouds": self.clouds,
             "progress": lambda run, step: self.shown.append(step),
             "limits": LIMITS,
