@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from dcsync.initial_sync.ports import Claim, Run
 from dcsync.initial_sync.standing import RunAndRow, standing_of
 from dcsync.model.ending import Ending, Failure
-from dcsync.model.errors import WorkerStopping
+from dcsync.model.errors import BrokerUnreachable, WorkerStopping
 from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
@@ -306,20 +306,31 @@ def _hint(subcloud: Subcloud) -> SyncHint:
 
 
 class MemoryLocks:
+    """Locks over a dictionary; they do not expire. `is_away` plays a broker that does not answer."""
+
     def __init__(self) -> None:
         self.held: dict[str, str] = {}
+        self.is_away = False
 
     def acquire(self, wanted: Mapping[str, str]) -> set[str]:
+        self._reach()
         return {owner for owner, region in wanted.items() if self.held.setdefault(region, owner) == owner}
 
     def release(self, held: Mapping[str, str]) -> set[str]:
+        if self.is_away:
+            return set()
         ours = {owner for owner, region in held.items() if self.held.get(region) == owner}
         for owner in ours:
             del self.held[held[owner]]
         return ours
 
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
+        self._reach()
         return {name: self.held.get(name) for name in region_names}
+
+    def _reach(self) -> None:
+        if self.is_away:
+            raise BrokerUnreachable("Redis: ConnectionError")
 
 
 class OwnLoop:

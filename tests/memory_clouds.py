@@ -64,8 +64,8 @@ class MemorySite:
         self.passwords: list[tuple[str, str]] = []
         self.before_call = before_call
         self.identity = self
-        self.keystone = _Keystone(self)
-        self.fernet_repo = _FernetRepo(self)
+        self.keystone = MemoryKeystone(self)
+        self.fernet_repo = MemoryFernetRepo(self)
         self.services: dict[EndpointType, Any] = {}
 
     def service(self, endpoint_type: EndpointType) -> Any:
@@ -238,7 +238,9 @@ def _about(grant: Assignment) -> tuple[tuple[ResourceType, str], ...]:
 
 
 @dataclass
-class _Keystone:
+class MemoryKeystone:
+    """The Keystone API of a MemorySite."""
+
     site: MemorySite
 
     async def assignments(self) -> frozenset[Assignment]:
@@ -269,7 +271,9 @@ class _Keystone:
 
 
 @dataclass
-class _FernetRepo:
+class MemoryFernetRepo:
+    """The fernet repository of a MemorySite."""
+
     site: MemorySite
 
     async def read(self) -> FernetKeys:
@@ -277,6 +281,8 @@ class _FernetRepo:
         return self.site.keys
 
     async def replace(self, keys: FernetKeys) -> None:
+        if not keys.keys:
+            raise ValueError("an empty set of keys is never sent")
         self.site.note("POST fernet_repo")
         self.site.keys = keys
 

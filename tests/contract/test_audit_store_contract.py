@@ -20,8 +20,18 @@ from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import audit_request, endpoint_status, key_rotation, subcloud, subcloud_sync
 from dcsync.audit.endpoints import REGISTRY, audited_types
-from dcsync.audit.ports import SETTLED, AuditRow, AuditRun, CentralState, Finding
+from dcsync.audit.ports import (
+    SETTLED,
+    AuditRow,
+    AuditRun,
+    AuditStore,
+    CentralState,
+    CentralStates,
+    DueAudits,
+    Finding,
+)
 from dcsync.audit.settlement import settlement
+from dcsync.cli.ports import AuditRequests
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import UnknownSubcloud
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
@@ -32,6 +42,7 @@ from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus, new_subcloud
 from dcsync.runs.abandoned import QUARANTINED, RunInProgress
 from tests.builders import NOON, a_subcloud
+from tests.contract.held import Held
 from tests.fakes_audit import MemoryAuditStore
 from tests.processes import wait_until
 from tests.requested_rows import leave, requested_rows
@@ -39,6 +50,8 @@ from tests.requested_rows import leave, requested_rows
 PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 LATER = NOON + timedelta(minutes=5)
 NEXT = NOON + timedelta(minutes=20)
+
+HELD = (Held(MemoryAuditStore, DueAudits, AuditStore, CentralStates, AuditRequests),)
 
 
 @dataclass

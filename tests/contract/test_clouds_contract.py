@@ -36,6 +36,7 @@ from dcsync.model.identity import (
     ActorType,
     Assignment,
     CentralData,
+    FernetKeys,
     Record,
     ResourceType,
     RevocationEvent,
@@ -46,13 +47,21 @@ from dcsync.model.identity import (
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import Subcloud
 from dcsync.planner.match import Cloud
-from dcsync.runs.clouds import Clouds, SubcloudSession
+from dcsync.runs.clouds import Clouds, FernetRepo, IdentityService, KeystoneService, SubcloudSession
 from tests.builders import a_group as group_of
 from tests.builders import a_role as role_of
 from tests.builders import a_subcloud, central_data, records, some_keys
 from tests.builders import a_user as user_of
-from tests.memory_clouds import MemoryClouds, MemorySite
+from tests.contract.held import Held
+from tests.memory_clouds import MemoryClouds, MemoryFernetRepo, MemoryKeystone, MemorySite
 from tests.real_cloud.clouds import RealClouds
+
+HELD = (
+    Held(MemoryClouds, Clouds),
+    Held(MemorySite, SubcloudSession, IdentityService),
+    Held(MemoryKeystone, KeystoneService),
+    Held(MemoryFernetRepo, FernetRepo),
+)
 
 BACKENDS = (
     "fake_backend",
@@ -362,6 +371,14 @@ async def test_keys_that_were_replaced_are_read_back_after_a_fresh_login(clouds:
         await session.fernet_repo.replace(keys)
         await session.login()
         assert await session.fernet_repo.read() == keys
+
+
+async def test_an_empty_set_of_keys_is_refused_and_nothing_is_written(clouds: Clouds, subcloud: Subcloud) -> None:
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
+        before = await session.fernet_repo.read()
+        with pytest.raises(ValueError, match="empty"):
+            await session.fernet_repo.replace(FernetKeys({}))
+        assert await session.fernet_repo.read() == before
 
 
 async def test_a_session_survives_the_death_of_its_own_token(http_clouds: HttpClouds, site: Site) -> None:

@@ -24,7 +24,10 @@ from dcsync.model.subcloud import (
     new_subcloud,
 )
 from tests.builders import NOON
+from tests.contract.held import Held
 from tests.fake_inventory import FakeInventory
+
+HELD = (Held(FakeInventory, Inventory),)
 
 LATER = NOON + timedelta(minutes=5)
 MANAGED, UNMANAGED = ManagementState.MANAGED, ManagementState.UNMANAGED

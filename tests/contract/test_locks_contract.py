@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import pytest
 import redis
@@ -13,8 +12,13 @@ from dcsync.adapters.broker.locks import RedisLocks
 from dcsync.adapters.broker.redis_client import make_client
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.runs.ports import Locks
+from tests.contract.held import Held
 from tests.fakes_sync import MemoryLocks
 from tests.processes import wait_until
+
+HELD = (Held(MemoryLocks, Locks),)
+
+NOWHERE = "redis://:CANARY@127.0.0.1:1/0"
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -124,11 +128,20 @@ def test_a_lock_taken_over_is_neither_renewed_nor_released_by_its_old_owner(
     assert redis_client.get("dcsync:lock:s1") == "b"
 
 
-def test_redis_being_away_is_said_and_is_not_a_no() -> None:
-    locks = RedisLocks(make_client("redis://:CANARY@127.0.0.1:1/0", timeout_seconds=0.5, retries=0), ttl_seconds=1)
+@pytest.fixture(params=["memory", "redis"])
+def away(request: pytest.FixtureRequest) -> Locks:
+    """Locks whose broker does not answer."""
+    if request.param == "redis":
+        return RedisLocks(make_client(NOWHERE, timeout_seconds=0.5, retries=0), ttl_seconds=1)
+    locks = MemoryLocks()
+    locks.is_away = True
+    return locks
+
+
+def test_a_broker_that_is_away_is_an_error_and_not_a_no(away: Locks) -> None:
     with pytest.raises(BrokerUnreachable) as error:
-        locks.acquire({"a": "s1"})
+        away.acquire({"a": "s1"})
     assert "CANARY" not in str(error.value)
-    with suppress(BrokerUnreachable):
-        assert locks.owners(["s1"]) is None
-    assert not locks.release({"a": "s1"})
+    with pytest.raises(BrokerUnreachable):
+        away.owners(["s1"])
+    assert away.release({"a": "s1"}) == set()

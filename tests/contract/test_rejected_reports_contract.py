@@ -10,8 +10,11 @@ import pytest
 from dcsync.adapters.postgres.rejected import SqlRejectedReports
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.state.ports import RejectedNotice, RejectedReport, RejectedReports, StateChanges
+from tests.contract.held import Held
 from tests.fake_states import FakeRejectedReports
 from tests.reports import at
+
+HELD = (Held(FakeRejectedReports, RejectedReports),)
 
 Reject = Callable[[RejectedReport, datetime], None]
 

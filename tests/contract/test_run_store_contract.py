@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.runs import SqlRunStore
-from dcsync.initial_sync.ports import Claim, Run
+from dcsync.initial_sync.ports import Claim, DueSyncs, Run, RunStore
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.reasons import Reason
@@ -24,8 +24,11 @@ from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud, new_subcloud
 from dcsync.runs.abandoned import QUARANTINED, RunInProgress
 from tests.builders import NOON
+from tests.contract.held import Held
 from tests.fakes_sync import MemoryRunStore, a_requested_store
 from tests.requested_rows import leave, request, requested_rows
+
+HELD = (Held(MemoryRunStore, DueSyncs, RunStore),)
 
 LATER = NOON + timedelta(minutes=5)
 USERS = ResourceType.USERS

@@ -11,9 +11,8 @@ from sqlalchemy import Engine, select
 
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.inventory import SqlInventory
-from dcsync.adapters.postgres.rejected import SqlRejectedReports
 from dcsync.adapters.postgres.states import SqlStateStore
-from dcsync.adapters.postgres.tables import audit_request
+from dcsync.adapters.postgres.tables import audit_request, rejected_report
 from dcsync.cli.ports import Alarms
 from dcsync.model.reports import Mark
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
@@ -107,6 +106,10 @@ def _sql_rows(engine: Engine) -> Rows:
             query = select(audit_request.c.subcloud_id, audit_request.c.endpoint_type)
             return {(row.subcloud_id, EndpointType(row.endpoint_type)) for row in connection.execute(query)}
 
+    def rejected() -> list[str]:
+        with engine.connect() as connection:
+            return list(connection.scalars(select(rejected_report.c.reason).order_by(rejected_report.c.id)))
+
     def unmanage(region_name: str, now: datetime) -> None:
         inventory.set_management([f"name-of-{region_name}"], ManagementState.UNMANAGED, now=now, by="test")
 
@@ -114,7 +117,7 @@ def _sql_rows(engine: Engine) -> Rows:
         store=SqlStateStore(engine),
         alarms=SqlAlarmStore(engine),
         audits=audits,
-        rejected=lambda: [each.reason for each in SqlRejectedReports(engine).newest(limit=99)][::-1],
+        rejected=rejected,
         unmanage=unmanage,
     )
 

@@ -14,7 +14,7 @@ from dcsync.audit.endpoints import audited_types
 from dcsync.audit.engine import MIN_CENTRAL_AGE_SECONDS, Audit, AuditLimits
 from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
 from dcsync.audit.ports import CentralState
-from dcsync.model.errors import BrokerUnreachable, CloudError, UnknownSubcloud
+from dcsync.model.errors import CloudError, UnknownSubcloud
 from dcsync.model.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
@@ -330,11 +330,7 @@ def test_a_stopping_worker_gives_the_audit_back(world: World) -> None:
 
 
 def test_an_unreachable_broker_stops_before_the_write(world: World) -> None:
-    class Away(BatchedOwnership):
-        async def standing(self, run: Any) -> Any:
-            raise BrokerUnreachable("gone")
-
-    world.changes["ownership"] = Away(world.store, world.locks)
+    world.just_before("GET users", lambda: setattr(world.locks, "is_away", True))
     world.site.put(a_user("sysinv", password="drifted"))
     assert world.run().result is Result.LOCK_LOST
     assert world.site.writes == []

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from dcsync.initial_sync.engine import InitialSync, SyncLimits
-from dcsync.initial_sync.ports import Run
 from dcsync.model.ending import Ending
-from dcsync.model.errors import BrokerUnreachable, CloudError
+from dcsync.model.errors import CloudError
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
 from dcsync.model.messages import SyncHint
 from dcsync.model.reasons import Reason
@@ -202,11 +201,7 @@ def test_a_run_that_loses_its_lock_gives_the_subcloud_back_without_a_write(world
 
 
 def test_when_ownership_cannot_be_checked_nothing_is_written(world: World) -> None:
-    class Blind:
-        async def standing(self, run: Run) -> None:
-            raise BrokerUnreachable("gone")
-
-    world.changes["ownership"] = Blind()
+    world.just_before("GET users", lambda: setattr(world.locks, "is_away", True))
     assert world.run().result is Result.LOCK_LOST
     assert world.clouds.site.writes == []
     assert world.store.state(REGION) is InitialSyncState.REQUESTED

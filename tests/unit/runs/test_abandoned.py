@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
-from dcsync.model.ending import Failure
+from dcsync.audit.endpoints import audited_types
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
+from dcsync.model.states.audit import AuditEvent, AuditStatus
+from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.runs.abandoned import ABANDONED_LIMIT, RunInProgress, is_abandoned
 from dcsync.runs.dispatch import Dispatcher, SweepLimits
-from tests.builders import NOON
+from tests.builders import NOON, a_subcloud
+from tests.fakes_audit import MemoryAuditStore
 from tests.fakes_sync import MemoryLocks
 
 
@@ -30,40 +32,17 @@ def test_the_third_death_in_a_row_is_the_last(deaths: int) -> None:
     assert run.reaches_limit is (deaths >= 2)
 
 
-class Rows:
-    """What a store is told of abandoned runs."""
-
-    def __init__(self, *runs: RunInProgress) -> None:
-        self.runs = list(runs)
-        self.again: list[RunInProgress] = []
-        self.quarantined: list[RunInProgress] = []
-        self.failure: Failure | None = None
-        self.retry_at: datetime | None = None
-
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
-        return [run for run in self.runs if run.claimed_at < moment]
-
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        self.again = list(abandoned)
-        return [run.region_name for run in abandoned]
-
-    def quarantine(
-        self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
-    ) -> list[str]:
-        self.quarantined, self.failure, self.retry_at = list(abandoned), failure, retry_at
-        return [run.region_name for run in abandoned]
-
-    def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
-        return []
-
-    def in_progress_count(self) -> int:
-        return len(self.runs)
-
-    def dispatch(self, *, room: int, lost: Collection[AuditHint], now: datetime) -> list[AuditHint]:
-        return []
-
-    def undo_dispatch(self, hints: Collection[AuditHint]) -> None:
-        return
+def a_store(*runs: RunInProgress) -> MemoryAuditStore:
+    """Each run has a row of its own; two of the same subcloud have rows of different endpoint types."""
+    store = MemoryAuditStore()
+    for id_, region_name in enumerate(sorted({run.region_name for run in runs}), start=1):
+        store.add(a_subcloud(region_name, id=id_, initial_sync_state=InitialSyncState.COMPLETED))
+        own = [run for run in runs if run.region_name == region_name]
+        for run, type_ in zip(own, audited_types(), strict=False):
+            store.row(region_name, type_).move(
+                AuditEvent.CLAIMED, run_id=run.run_id, claimed_at=run.claimed_at, abandoned=run.deaths
+            )
+    return store
 
 
 def test_a_sweep_takes_dead_runs_back_and_quarantines_those_that_died_too_often() -> None:
@@ -71,14 +50,19 @@ def test_a_sweep_takes_dead_runs_back_and_quarantines_those_that_died_too_often(
     once, often, alive = (RunInProgress(f"s{n}", f"run-{n}", NOON, n) for n in range(3))
     both = replace(once, deaths=2)
     young = RunInProgress("s3", "run-3", NOON + ttl, 2)
-    rows, locks = Rows(once, both, replace(often, deaths=2), alive, young), MemoryLocks()
+    store, locks = a_store(once, both, replace(often, deaths=2), alive, young), MemoryLocks()
     locks.acquire({"run-2": "s2"})
     dispatcher: Dispatcher[AuditHint] = Dispatcher(
-        rows, locks, SweepLimits(10, ttl, ttl, hold_off), lambda hints: None, set
+        store, locks, SweepLimits(10, ttl, ttl, hold_off), lambda hints: None, set
     )
     now = NOON + 2 * ttl
     assert dispatcher.take_back_abandoned(now) == 2
-    assert rows.again == [once]
-    assert rows.quarantined == [both, replace(often, deaths=2)]
-    assert rows.failure is not None
-    assert (rows.failure.reason, rows.retry_at) == (Reason.QUARANTINED, now + hold_off)
+    first, second = audited_types()
+    taken_back, quarantined = store.row("s0", first), [store.row("s0", second), store.row("s1", first)]
+    assert (taken_back.run_id, taken_back.status, taken_back.abandoned, taken_back.due_at) == (
+        None, AuditStatus.FAILED, 1, now,
+    )  # fmt: skip
+    for row in quarantined:
+        assert (row.run_id, row.status, row.abandoned, row.due_at) == (None, AuditStatus.FAILED, 0, now + hold_off)
+        assert row.reason is Reason.QUARANTINED
+    assert [store.row(region, first).run_id for region in ("s2", "s3")] == ["run-2", "run-3"]
