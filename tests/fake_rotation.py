@@ -6,6 +6,7 @@ Trusted because `contract/test_rotation_contract.py` runs on them, on PostgreSQL
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -15,15 +16,16 @@ from dcsync.model.errors import CloudError
 from dcsync.model.identity import FernetKeys
 from dcsync.model.reasons import Reason
 from dcsync.model.states.rotation import RotationState
-from dcsync.rotation.ports import KeyRotationRow, Spread
+from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
 
 
 class FakeRotationRequests:
-    """The row of a rotation that is carried out when the test says so; `holds` is the fingerprint each subcloud that
-    counts was last seen to hold."""
+    """The row of a rotation that is carried out when the test says so; `holds` is the fingerprint each completed
+    subcloud was last seen to hold, `others` are the rest."""
 
-    def __init__(self, holds: Sequence[str | None] = ()) -> None:
+    def __init__(self, holds: Sequence[str | None] = (), others: Sequence[KeyHolding] = ()) -> None:
         self.holds = list(holds)
+        self.others = list(others)
         self._row = KeyRotationRow(
             state=RotationState.IDLE,
             detail="",
@@ -48,7 +50,15 @@ class FakeRotationRequests:
         self.put(requested_at=now, requested_by=by, forced=forced, max_in_flight=max_in_flight)
 
     def spread(self, fingerprint: str) -> Spread:
-        return Spread(subclouds=len(self.holds), behind=sum(held != fingerprint for held in self.holds))
+        return Spread(**Counter(str(holding) for _, holding in self._holdings(fingerprint)))
+
+    def without_keys(self, fingerprint: str, *, limit: int) -> list[tuple[str, KeyHolding]]:
+        counted = (KeyHolding.HAVE, KeyHolding.UNMANAGED)
+        return [each for each in self._holdings(fingerprint) if each[1] not in counted][:limit]
+
+    def _holdings(self, fingerprint: str) -> list[tuple[str, KeyHolding]]:
+        completed = [KeyHolding.HAVE if held == fingerprint else KeyHolding.LACK for held in self.holds]
+        return [(f"s{number}", holding) for number, holding in enumerate([*completed, *self.others])]
 
 
 class FakeCentralKeys:

@@ -14,8 +14,10 @@ from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
 from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
 from dcsync.model.reasons import Reason
+from dcsync.model.shown import View
 from dcsync.model.states.audit import AuditStatus
-from dcsync.model.subcloud import EndpointType, SyncStatus
+from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 
 if TYPE_CHECKING:
     from dcsync.audit.ports import AuditRow
@@ -220,7 +222,7 @@ def _request(
         if as_json:
             click.echo(json_text([_object(row) for row in requested]))
         return 0
-    return _wait(operator, [row for row in requested if row.is_eligible], timeout=timeout, as_json=as_json)
+    return _wait(operator, requested, timeout=timeout, as_json=as_json)
 
 
 def _requested_rows(operator: Operator, names: list[str] | None, scope: Scope) -> list[AuditRow]:
@@ -228,26 +230,46 @@ def _requested_rows(operator: Operator, names: list[str] | None, scope: Scope) -
 
 
 def _wait(operator: Operator, requested: list[AuditRow], *, timeout: float | None, as_json: bool) -> int:
-    """Returns 0 when all that was requested is done and in-sync, 5 when a guard refused some of it, else 1, also when
-    the time is up."""
+    """Returns 0 when all that was requested is done and in-sync, 5 when a guard refused some of it, else 1: also when
+    the time is up, and as soon as a subcloud cannot be audited as it is."""
     wanted = {(row.name, row.endpoint_type): row.generation for row in requested}
     if not wanted:
-        note("there is nothing to wait for")
+        note("there are no subclouds: there is nothing to wait for")
         if as_json:
             click.echo(json_text([]))
-        return 0
-    rows, elapsed = waiting.until(
-        operator,
-        lambda: _look(operator, wanted),
-        lambda rows: all(_is_done(row, wanted) for row in rows),
-        timeout=timeout,
-    )
+        return 1
+
+    def look() -> tuple[list[AuditRow], list[View]]:
+        rows = _look(operator, wanted)
+        waiting_for = sorted({row.name for row in rows if not row.is_eligible and not _is_done(row, wanted)})
+        views = operator.views(operator.inventory.find(waiting_for)) if waiting_for else []
+        return rows, [shown for shown in views if _cannot_be_audited(shown)]
+
+    def is_over(seen: tuple[list[AuditRow], list[View]]) -> bool:
+        rows, hopeless = seen
+        return bool(hopeless) or all(_is_done(row, wanted) for row in rows)
+
+    (rows, hopeless), elapsed = waiting.until(operator, look, is_over, timeout=timeout)
     if all(_is_done(row, wanted) for row in rows):
         note(f"{many(len({row.name for row in rows}))} audited after {span(elapsed)}")
+    if hopeless:
+        note(f"{many(len(hopeless))} cannot be audited now:")
+        waiting.print_reasons(operator, hopeless)
     _print(operator, rows, as_json=as_json)
     if any(_is_done(row, wanted) and row.reason is Reason.GUARD_REFUSED for row in rows):
         return 5
     return 0 if all(_is_done(row, wanted) and row.result is SyncStatus.IN_SYNC for row in rows) else 1
+
+
+def _cannot_be_audited(shown: View) -> bool:
+    """Unmanaged, offline or failed; one that is being synced will be."""
+    known = shown.subcloud
+    is_syncing = known.initial_sync_state in (InitialSyncState.REQUESTED, InitialSyncState.IN_PROGRESS)
+    is_completed = known.initial_sync_state is InitialSyncState.COMPLETED
+    is_eligible = (
+        known.management_state is ManagementState.MANAGED and known.availability_status is AvailabilityStatus.ONLINE
+    )
+    return not is_eligible or not (is_syncing or is_completed)
 
 
 def _is_done(row: AuditRow, wanted: dict[tuple[str, EndpointType], int]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,19 @@ from dcsync.cli.output import ago, json_text, many, note, say, span, until
 from dcsync.cli.selection import confirm, yes_option
 from dcsync.model.errors import RefusedByGuard
 from dcsync.model.states.rotation import RotationState
+from dcsync.rotation.ports import KeyHolding
 
 if TYPE_CHECKING:
     from dcsync.rotation.ports import KeyRotationRow, Spread
 
 SHOWN_DIGITS = 8
+
+_WHY_NOT = {
+    KeyHolding.LACK: "lacks the keys; dcsync sync-request platform NAME --wait repairs it",
+    KeyHolding.FAILED: "its initial sync failed; it gets the keys when that succeeds",
+    KeyHolding.SYNCING: "its initial sync has not ended; it gets the keys from it",
+    KeyHolding.AWAY: "offline; it gets the keys when it comes back",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def rotate(
     """
     operator.requires("database_url", "redis_url")
     before = _look(operator)
-    subclouds = many(before.spread.subclouds)
+    subclouds = f"{many(before.spread.have + before.spread.lack)} that are online and completed"
     if not force:
         _refuse_if_unsafe(operator, before)
     confirm(operator, f"Rotate the keys of the central cloud and {subclouds}?", yes=yes)
@@ -108,18 +116,27 @@ def _refuse_if_unsafe(operator: Operator, seen: Sight) -> None:
 
 
 def _wait(operator: Operator, before: Sight, *, timeout: float | None) -> tuple[int, Sight]:
-    """Returns 0 when every subcloud has the keys; 1 when the rotation failed, some lack them, or the time is up; and
-    what was seen last."""
+    """Returns 0 when every managed subcloud has the keys; 1 when the rotation failed, some do not have them, or the
+    time is up; and what was seen last."""
     seen, elapsed = waiting.until(operator, lambda: _look(operator), _is_over, timeout=timeout)
     if not _is_over(seen):
-        note(
-            f"still {seen.row.state} after {span(elapsed)}: "
-            f"{seen.spread.behind} of {seen.spread.subclouds} subclouds lack the keys"
-        )
+        note(f"still {seen.row.state} after {span(elapsed)}: {seen.spread}")
         return 1, seen
     is_rotated = seen.row.last_rotated_at != before.row.last_rotated_at
     note(f"{'rotated' if is_rotated else 'not rotated'} after {span(elapsed)}: {seen.row.detail}")
-    return 0 if is_rotated and not seen.spread.behind else 1, seen
+    if seen.spread.have < seen.spread.managed:
+        _print_without_keys(operator, seen)
+        return 1, seen
+    return 0 if is_rotated else 1, seen
+
+
+def _print_without_keys(operator: Operator, seen: Sight) -> None:
+    missing = operator.key_rotation_store.without_keys(seen.fingerprint or "", limit=waiting.NAMED_AT_MOST)
+    for name, holding in missing:
+        note(f"  {name}: {_WHY_NOT[holding]}")
+    left = seen.spread.managed - seen.spread.have - len(missing)
+    if left > 0:
+        note(f"  and {left} more")
 
 
 def _is_over(seen: Sight) -> bool:
@@ -141,9 +158,7 @@ def show(operator: Operator, *, as_json: bool) -> None:
     row, spread = seen.row, seen.spread
     lines = {
         "keys": seen.shown_fingerprint or "not read yet",
-        "subclouds": f"{spread.subclouds - spread.behind} of {spread.subclouds} have the keys"
-        if seen.fingerprint
-        else "-",
+        "subclouds": f"{spread}; {spread.unmanaged} unmanaged" if seen.fingerprint else "-",
         "rotation": row.state + (f": {row.detail}" if row.detail else ""),
         "last": ago(row.last_rotated_at, now=now),
         "next": _next(row, now=now),
@@ -174,8 +189,9 @@ def _object(seen: Sight) -> dict[str, object]:
         "state": row.state,
         "detail": row.detail,
         "fingerprint": seen.shown_fingerprint,
-        "sites": spread.subclouds,
+        "sites": spread.managed,
         "behind": spread.behind,
+        "subclouds": {"managed": spread.managed} | asdict(spread),
         "last_rotated_at": row.last_rotated_at,
         "next_due_at": row.next_due_at,
         "window_until": row.window_until,

@@ -10,7 +10,7 @@ from dcsync.audit.ports import AuditRow, CentralState
 from dcsync.model.history import RequestHistory
 from dcsync.model.states.initial_sync import Transition
 from dcsync.model.subcloud import EndpointType, ManagementState, NewSubcloud, Subcloud
-from dcsync.rotation.ports import KeyRotationRow, Spread
+from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
 from dcsync.state.ports import AlarmNotice
 
 
@@ -102,7 +102,10 @@ class RotationRequests(Protocol):
         """Requests a rotation; replaces a request that is still open."""
 
     def spread(self, fingerprint: str) -> Spread:
-        """Returns how many subclouds have the keys with this fingerprint, and how many lack them."""
+        """Returns how many subclouds have the keys with this fingerprint, and how many do not, and why."""
+
+    def without_keys(self, fingerprint: str, *, limit: int) -> list[tuple[str, KeyHolding]]:
+        """Returns up to `limit` managed subclouds, by name, that are not known to have these keys, and why."""
 
 
 class Alarms(Protocol):

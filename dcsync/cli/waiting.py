@@ -220,6 +220,16 @@ def _print_missing(operator: Operator, missing: list[View], goal: Goal, *, unexp
         note(unexplained)
 
 
+def print_reasons(operator: Operator, views: Sequence[View]) -> None:
+    """Prints why these subclouds are where they are."""
+    now = operator.now()
+    ordered = sorted(views, key=lambda shown: in_natural_order(shown.subcloud.name))
+    for shown in ordered[:NAMED_AT_MOST]:
+        note(f"  {shown.subcloud.name}: {shown.subcloud.initial_sync_state}, {outlook(shown, now=now)}")
+    if len(views) > NAMED_AT_MOST:
+        note(f"  and {len(views) - NAMED_AT_MOST} more; see dcsync subcloud list --sort-by state")
+
+
 class Progress:
     """Prints progress on stderr when it changes; the last line remains."""
 

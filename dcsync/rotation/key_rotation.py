@@ -76,8 +76,8 @@ def refusal(
         )
     if spread.share_behind > max_share_behind:
         return (
-            f"{spread.behind} of {spread.subclouds} subclouds are not known to hold the current keys; "
-            f"at most {max_share_behind:.0%} may lack them, because they would reject every new token"
+            f"{spread}; at most {max_share_behind:.0%} of those that are online may not have them, because they would "
+            "reject every new token"
         )
     return None
 

@@ -4,23 +4,59 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 
 from dcsync.model.identity import FernetKeys, KeySet
 from dcsync.model.states.rotation import RotationEvent, RotationState
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How many of the managed, online and completed subclouds hold the central cloud's current keys."""
+class KeyHolding(StrEnum):
+    """What is known of the keys of a subcloud; each subcloud is counted under exactly one."""
 
-    subclouds: int
-    behind: int
-    """Subclouds not known to hold exactly these keys."""
+    HAVE = "have"
+    LACK = "lack"
+    """Managed, online and completed, and not known to hold exactly the current keys."""
+    FAILED = "failed"
+    """Managed and online; its initial sync failed."""
+    SYNCING = "syncing"
+    """Managed and online; its initial sync has not ended."""
+    AWAY = "away"
+    """Managed and offline: it gets the keys when it comes back, before anything else."""
+    UNMANAGED = "unmanaged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How many subclouds hold the central cloud's current keys. All but `unmanaged` add up to the managed ones."""
+
+    have: int = 0
+    lack: int = 0
+    failed: int = 0
+    syncing: int = 0
+    away: int = 0
+    unmanaged: int = 0
+
+    @property
+    def managed(self) -> int:
+        return self.have + self.behind + self.away
+
+    @property
+    def behind(self) -> int:
+        """Returns the number of managed and online subclouds that are not known to have the keys."""
+        return self.lack + self.failed + self.syncing
 
     @property
     def share_behind(self) -> float:
-        return self.behind / self.subclouds if self.subclouds else 0.0
+        """Returns the share of the managed and online subclouds that are behind."""
+        online = self.have + self.behind
+        return self.behind / online if online else 0.0
+
+    def __str__(self) -> str:
+        """`8 of 10 managed subclouds have the keys (1 lack, 1 away)`."""
+        others = {"lack": self.lack, "failed": self.failed, "syncing": self.syncing, "away": self.away}
+        without = ", ".join(f"{count} {word}" for word, count in others.items() if count)
+        return f"{self.have} of {self.managed} managed subclouds have the keys" + (f" ({without})" if without else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +112,7 @@ class KeyRotationStore(Protocol):
         `retry_at`; `forget` also drops the keys found before. False when the claim is lost."""
 
     def spread(self, fingerprint: str) -> Spread:
-        """Returns how many subclouds hold the set with this fingerprint."""
+        """Returns how many subclouds hold the set with this fingerprint, and how many do not, and why."""
 
     def next_wave(self, fingerprint: str, *, max_in_flight: int, requested_before: datetime, now: datetime) -> int:
         """Requests audits of subclouds that lack this set, until `max_in_flight` are in progress; each once after

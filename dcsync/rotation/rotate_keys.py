@@ -198,12 +198,11 @@ class KeyRotation:
             return Outcome(Result.DISTRIBUTING)
         fingerprint = self._read().fingerprint()
         spread = self.store.spread(fingerprint)
-        if not spread.behind:
-            return self._end(f"{spread.subclouds} subclouds hold the current keys")
+        # Subclouds that are away or not completed get the keys from their initial sync.
+        if not spread.lack:
+            return self._end(str(spread))
         if not row.is_window_open(now):
-            return self._end(
-                f"the window is over, {spread.behind} of {spread.subclouds} subclouds lack the current keys"
-            )
+            return self._end(f"the window is over, {spread}")
         requested = self.store.next_wave(
             fingerprint,
             max_in_flight=row.max_in_flight or self.limits.max_in_flight,
@@ -214,7 +213,7 @@ class KeyRotation:
             self.trigger_audit_sweep()
         return Outcome(
             Result.DISTRIBUTING,
-            f"{spread.behind} of {spread.subclouds} subclouds still lack the keys",
+            str(spread),
             requested,
         )
 

@@ -26,8 +26,8 @@ from dcsync.model.errors import CloudError
 from dcsync.model.identity import FernetKeys
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.states.rotation import RotationState
-from dcsync.model.subcloud import ManagementState, NewSubcloud
-from dcsync.rotation.ports import CentralKeys, Spread
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud
+from dcsync.rotation.ports import CentralKeys, KeyHolding, Spread
 from tests.builders import NOON, some_keys
 from tests.contract.held import Held
 from tests.fake_rotation import FakeCentralKeys, FakeRotationRequests
@@ -35,31 +35,33 @@ from tests.requested_rows import requested_rows
 
 HELD = (Held(FakeRotationRequests, RotationRequests), Held(FakeCentralKeys, CentralKeys))
 
-Make = Callable[[Sequence[str | None]], RotationRequests]
+Make = Callable[..., RotationRequests]
 
 
 # --- the row ---
 
 
+OTHERS: dict[KeyHolding, dict[str, object]] = {
+    KeyHolding.AWAY: {"availability_status": AvailabilityStatus.OFFLINE, "initial_sync_state": InitialSyncState.NONE},
+    KeyHolding.FAILED: {"initial_sync_state": InitialSyncState.FAILED},
+    KeyHolding.SYNCING: {"initial_sync_state": InitialSyncState.REQUESTED},
+    KeyHolding.UNMANAGED: {"management_state": ManagementState.UNMANAGED, "initial_sync_state": InitialSyncState.NONE},
+}
+
+
 @pytest.fixture(params=["memory", "postgresql"])
 def make(request: pytest.FixtureRequest) -> Make:
-    """A rotation, and completed subclouds that were last seen to hold keys with these fingerprints."""
+    """A rotation, completed subclouds that were last seen to hold keys with these fingerprints, and others."""
     if request.param == "memory":
         return FakeRotationRequests
     engine: Engine = request.getfixturevalue("engine")
 
-    def in_postgresql(holds: Sequence[str | None]) -> RotationRequests:
-        names = [f"s{number}" for number in range(len(holds))]
-        left = "unmanaged"
-        requested_rows(engine, [NewSubcloud(name=n, management_ip="10.0.0.1", region_name=n) for n in (*names, left)])
+    def in_postgresql(holds: Sequence[str | None] = (), others: Sequence[KeyHolding] = ()) -> RotationRequests:
+        names = [f"s{number}" for number in range(len(holds) + len(others))]
+        requested_rows(engine, [NewSubcloud(name=n, management_ip="10.0.0.1", region_name=n) for n in names])
         with engine.begin() as connection:
             connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
-            connection.execute(
-                update(subcloud)
-                .where(subcloud.c.name == left)
-                .values(management_state=ManagementState.UNMANAGED, initial_sync_state=InitialSyncState.NONE)
-            )
-            for name, held in zip(names, holds, strict=True):
+            for name, held in zip(names, holds, strict=False):
                 connection.execute(
                     update(subcloud_sync)
                     .where(
@@ -69,6 +71,8 @@ def make(request: pytest.FixtureRequest) -> Make:
                     )
                     .values(keys_fingerprint=held)
                 )
+            for name, holding in zip(names[len(holds) :], others, strict=True):
+                connection.execute(update(subcloud).where(subcloud.c.name == name).values(OTHERS[holding]))
         return SqlKeyRotationStore(engine)
 
     return in_postgresql
@@ -94,14 +98,29 @@ def test_a_rotation_that_is_asked_for_again_is_asked_for_in_the_new_way(make: Ma
     assert (row.state, row.is_due(later)) == (RotationState.IDLE, True)
 
 
-def test_subclouds_not_seen_to_hold_exactly_these_keys_are_behind(make: Make) -> None:
+def test_subclouds_not_seen_to_hold_exactly_these_keys_lack_them(make: Make) -> None:
     rotation = make(["new", "old", None])
-    assert rotation.spread("new") == Spread(subclouds=3, behind=2)
-    assert rotation.spread("newer") == Spread(subclouds=3, behind=3)
+    assert rotation.spread("new") == Spread(have=1, lack=2)
+    assert rotation.spread("newer") == Spread(lack=3)
+
+
+def test_every_subcloud_is_counted_once(make: Make) -> None:
+    rotation = make(["new", "old"], [*KeyHolding][2:])
+    spread = rotation.spread("new")
+    assert spread == Spread(have=1, lack=1, failed=1, syncing=1, away=1, unmanaged=1)
+    assert spread.managed == 5
+
+
+def test_managed_subclouds_without_the_keys_are_named_with_why(make: Make) -> None:
+    rotation = make(["new", "old"], [KeyHolding.AWAY, KeyHolding.UNMANAGED, KeyHolding.FAILED])
+    assert rotation.without_keys("new", limit=5) == [
+        ("s1", KeyHolding.LACK), ("s2", KeyHolding.AWAY), ("s4", KeyHolding.FAILED),
+    ]  # fmt: skip
+    assert rotation.without_keys("new", limit=1) == [("s1", KeyHolding.LACK)]
 
 
 def test_without_subclouds_nobody_is_behind(make: Make) -> None:
-    assert make([]).spread("new") == Spread(subclouds=0, behind=0)
+    assert make([]).spread("new") == Spread()
 
 
 # --- the central repository ---

@@ -15,19 +15,24 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.postgres.database import database_errors
-from dcsync.adapters.postgres.moves import ROTATION_MOVES
+from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES, ROTATION_MOVES
 from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
 from dcsync.audit.endpoints import endpoint_type_of_keys
 from dcsync.model.identity import KeySet
+from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.states.rotation import RotationEvent
-from dcsync.rotation.ports import KeyRotationRow, Spread
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState
+from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
 
 _ROW = key_rotation.c
 _SYNC = subcloud_sync.c
 _KEYS_TYPE = endpoint_type_of_keys()
 _ENDED: dict[str, Any] = {"run_id": None, "claimed_at": None, "requested_at": None, "requested_by": "", "forced": False}
 _ELIGIBLE = sa.and_(IS_ELIGIBLE, _SYNC.endpoint_type == _KEYS_TYPE)
+_KEYS_OF_SUBCLOUDS = subcloud.outerjoin(
+    subcloud_sync, sa.and_(_SYNC.subcloud_id == subcloud.c.id, _SYNC.endpoint_type == _KEYS_TYPE)
+)
 _WITH_SUBCLOUD = subcloud_sync.join(subcloud, subcloud.c.id == _SYNC.subcloud_id)
 
 
@@ -125,12 +130,19 @@ class SqlKeyRotationStore:
 
     @database_errors()
     def spread(self, fingerprint: str) -> Spread:
-        behind = sa.func.count().filter(_lacks(fingerprint))
+        holding = _holding(fingerprint)
+        query = sa.select(holding, sa.func.count()).select_from(_KEYS_OF_SUBCLOUDS).group_by(holding)
         with self._engine.connect() as connection:
-            row = connection.execute(
-                sa.select(sa.func.count(), behind).select_from(_WITH_SUBCLOUD).where(_ELIGIBLE)
-            ).one()
-            return Spread(subclouds=row[0], behind=row[1])
+            return Spread(**{row[0]: row[1] for row in connection.execute(query)})
+
+    @database_errors()
+    def without_keys(self, fingerprint: str, *, limit: int) -> list[tuple[str, KeyHolding]]:
+        holding = _holding(fingerprint).label("holding")
+        is_without = holding.not_in([KeyHolding.HAVE.value, KeyHolding.UNMANAGED.value])
+        query = sa.select(subcloud.c.name, holding).select_from(_KEYS_OF_SUBCLOUDS).where(is_without)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(subcloud.c.name).limit(limit)).all()
+            return [(name, KeyHolding(word)) for name, word in rows]
 
     @database_errors()
     def next_wave(self, fingerprint: str, *, max_in_flight: int, requested_before: datetime, now: datetime) -> int:
@@ -184,6 +196,18 @@ def _ended(run_id: str, event: RotationEvent, values: Mapping[str, Any]) -> sa.U
     """Returns the update that applies an event and ends the claim."""
     own = sa.update(key_rotation).where(_ROW.run_id == run_id, ROTATION_MOVES.where(event))
     return own.values(**_ENDED, **ROTATION_MOVES.to(event), **values)
+
+
+def _holding(fingerprint: str) -> sa.ColumnElement[str]:
+    """Returns the `KeyHolding` of each subcloud."""
+    return sa.case(
+        (subcloud.c.management_state != ManagementState.MANAGED, KeyHolding.UNMANAGED.value),
+        (subcloud.c.availability_status != AvailabilityStatus.ONLINE, KeyHolding.AWAY.value),
+        (INITIAL_SYNC_MOVES.after(InitialSyncEvent.STEP_FAILED), KeyHolding.FAILED.value),
+        (~INITIAL_SYNC_MOVES.after(InitialSyncEvent.SUCCEEDED), KeyHolding.SYNCING.value),
+        (_lacks(fingerprint), KeyHolding.LACK.value),
+        else_=KeyHolding.HAVE.value,
+    )
 
 
 def _lacks(fingerprint: str) -> sa.ColumnElement[bool]:

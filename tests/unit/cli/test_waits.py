@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from dcsync.audit.ports import CentralState
 from dcsync.model.errors import DatabaseUnreachable
+from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
+from dcsync.rotation.ports import KeyHolding
 from tests.builders import NOON, a_subcloud
 from tests.fake_rotation import FakeRotationRequests
 from tests.fakes_audit import MemoryAuditStore
@@ -144,7 +147,7 @@ def test_interrupted_is_130(fleet: Fleet, waits: Callable[..., Answer]) -> None:
     [
         ("audit", "a         platform  unknown  requested 20 s ago"),
         ("sync-request", "a         identity  unknown  requested 20 s ago"),
-        ("keys rotate", "still idle after 20 s: 1 of 1 subclouds lack the keys"),
+        ("keys rotate", "still idle after 20 s: 0 of 1 managed subclouds have the keys (1 lack)"),
         ("sync", "  a: requested, waits for a worker, requested 20 s ago"),
     ],
 )
@@ -200,3 +203,67 @@ def test_every_wait_sees_within_half_a_second_that_the_work_is_done(fleet: Fleet
     fleet.operator.meanwhile = fleet.work_is_done
     assert waits().code == 0
     assert 0 < fleet.operator.slept <= 0.5
+
+
+# --- over those that cannot get there ---
+
+HINDERED: dict[str, dict[str, Any]] = {
+    "unmanaged": {"management_state": ManagementState.UNMANAGED, "initial_sync_state": InitialSyncState.NONE},
+    "offline": {"availability_status": AvailabilityStatus.OFFLINE, "initial_sync_state": InitialSyncState.NONE},
+    "failed": {"initial_sync_state": InitialSyncState.FAILED, "reason": Reason.SERVER_ERROR},
+}
+
+
+def two(fleet: Fleet, **changes: Any) -> None:
+    """A second subcloud, which is in another state."""
+    other = a_subcloud("b", **changes)
+    fleet.dcsync.inventory.subclouds["b"], fleet.dcsync.inventory.requests["b"] = other, []
+    fleet.audits.add(other)
+
+
+@pytest.mark.parametrize("command", [("audit", "a", "b"), ("audit", "b"), ("sync-request", "identity", "a", "b")])
+@pytest.mark.parametrize("hindrance", HINDERED)
+def test_a_wait_for_audits_that_cannot_be_made_ends_at_once_and_says_why(
+    fleet: Fleet, dcsync: Shell, command: tuple[str, ...], hindrance: str
+) -> None:
+    two(fleet, **HINDERED[hindrance])
+    told = dcsync(*command, "--wait", "-o", "json")
+    assert (told.code, dcsync.operator.slept) == (1, 0.0)
+    assert "1 subcloud cannot be audited now:" in told.err
+    (line,) = [line for line in told.err.splitlines() if line.startswith("  b: ")]
+    assert (HINDERED[hindrance].get("reason") or hindrance) in line
+    assert {row["name"] for row in told.json} == set(command) & {"a", "b"}
+
+
+def test_a_wait_for_audits_includes_what_is_being_synced(fleet: Fleet, dcsync: Shell) -> None:
+    two(fleet, initial_sync_state=InitialSyncState.REQUESTED)
+
+    def work() -> None:
+        if dcsync.operator.slept > 5:
+            fleet.work_is_done()
+
+    dcsync.operator.meanwhile = work
+    assert dcsync("audit", "a", "b", "--wait").code == 0
+    assert dcsync.operator.slept > 5
+
+
+def test_a_wait_for_keys_that_some_do_not_get_is_no_success_and_names_them(fleet: Fleet, dcsync: Shell) -> None:
+    fleet.rotation.others = [KeyHolding.FAILED, KeyHolding.AWAY, KeyHolding.UNMANAGED]
+    dcsync.operator.meanwhile = fleet.work_is_done
+    told = dcsync("keys", "rotate", "--wait", "-o", "json")
+    assert told.code == 1
+    assert "  s1: its initial sync failed" in told.err
+    assert "  s2: offline" in told.err
+    assert "s3" not in told.err
+    assert told.json["subclouds"] == {
+        "managed": 3, "have": 1, "lack": 0, "failed": 1, "syncing": 0, "away": 1, "unmanaged": 1,
+    }  # fmt: skip
+
+
+def test_keys_show_counts_the_whole_fleet(fleet: Fleet, dcsync: Shell) -> None:
+    seen = CentralState(endpoint_type=EndpointType.PLATFORM, fingerprint="0123456789", events_fingerprint="", counts={})
+    fleet.audits.accept_central(seen, old=None, now=NOON)
+    fleet.rotation.holds = ["0123456789"]
+    fleet.rotation.others = [KeyHolding.FAILED, KeyHolding.AWAY, KeyHolding.UNMANAGED]
+    told = dcsync("keys", "show")
+    assert "1 of 3 managed subclouds have the keys (1 failed, 1 away); 1 unmanaged" in told.out

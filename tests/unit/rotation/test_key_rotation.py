@@ -78,14 +78,36 @@ def refused(spread: Spread, *, since: timedelta = WEEK) -> str | None:
 
 
 def test_a_rotation_waits_for_sites_that_lack_the_staged_key() -> None:
-    assert "6 of 100" in str(refused(Spread(subclouds=100, behind=6)))
-    assert refused(Spread(subclouds=100, behind=5)) is None
-    assert refused(Spread(subclouds=0, behind=0)) is None
+    assert "94 of 100" in str(refused(Spread(have=94, lack=6)))
+    assert refused(Spread(have=95, lack=5)) is None
+    assert refused(Spread()) is None
+
+
+@pytest.mark.parametrize(
+    ("spread", "is_refused"),
+    [
+        (Spread(have=95, failed=3, syncing=3), True),
+        (Spread(have=95, failed=3, syncing=2), False),
+        (Spread(have=50, away=50), False),
+        (Spread(have=50, unmanaged=50), False),
+        (Spread(away=50), False),
+        (Spread(failed=1), True),
+    ],
+)
+def test_who_is_online_without_the_keys_counts_whatever_its_state(spread: Spread, *, is_refused: bool) -> None:
+    assert (refused(spread) is not None) is is_refused
+
+
+def test_a_spread_adds_up_to_the_managed_subclouds() -> None:
+    spread = Spread(have=8, lack=1, failed=2, syncing=3, away=4, unmanaged=5)
+    assert (spread.managed, spread.behind) == (18, 6)
+    assert str(spread) == "8 of 18 managed subclouds have the keys (1 lack, 2 failed, 3 syncing, 4 away)"
+    assert str(Spread(have=8, unmanaged=1)) == "8 of 8 managed subclouds have the keys"
 
 
 def test_two_rotations_within_the_life_of_a_token_are_refused() -> None:
-    assert "have not expired" in str(refused(Spread(subclouds=100, behind=0), since=timedelta(minutes=59)))
-    assert refused(Spread(subclouds=100, behind=0), since=HOUR) is None
+    assert "have not expired" in str(refused(Spread(have=100), since=timedelta(minutes=59)))
+    assert refused(Spread(have=100), since=HOUR) is None
 
 
 def test_the_first_rotation_is_due_one_interval_after_the_first_look() -> None:
