@@ -83,7 +83,7 @@ class Fleet:
             for place in self.places
         ]
         self.inventory.add(news, now=now())
-        observer = Observer()
+        observer = Observer(now)
         reporter = StateReporter(CeleryReports(self.app))
         for place in self.places:
             reporter.report(observer.availability(place["region_name"], AvailabilityStatus.ONLINE))

@@ -27,6 +27,7 @@ import redis
 from psycopg2.extras import execute_values
 
 from dcsync.adapters.broker.reporter import CeleryReports, Observer, StateReporter
+from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.database import upgrade
 from dcsync.local.servers import EmbeddedPostgres, EmbeddedRedis
 from dcsync.model.reports import Report
@@ -137,7 +138,7 @@ class Bench:
         self._app = make_app(load({"DCSYNC_DATABASE_URL": database_url, "DCSYNC_REDIS_URL": redis_url}))
         self._sent = CountingReports(CeleryReports(self._app))
         self._reporter = StateReporter(self._sent)
-        self._observer = Observer()
+        self._observer = Observer(utc_now)
         self._rows = psycopg2.connect(database_url)
         self._rows.autocommit = True
         self._subclouds = subclouds

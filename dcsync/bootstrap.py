@@ -29,10 +29,10 @@ from dcsync.adapters.cloud.keystone import Credentials
 from dcsync.adapters.cloud.prober import HttpProber
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.adapters.host.alarm_sinks import LogSink, WebhookSink
-from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.host.loop import LoopThread
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.clock import DatabaseClock
 from dcsync.adapters.postgres.database import make_engine
 from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.postgres.probes import SqlProbeStore
@@ -64,6 +64,9 @@ from dcsync.state.service import StateService
 HINT_PATIENCE_SECONDS = 5.0
 """How long a hint may be unclaimed before the sweep checks whether it is still queued."""
 
+CLOCK_SECONDS = 5.0
+"""How long the database may take to say what time it is."""
+
 NEVER_SECONDS = 100 * 365 * 86400.0
 """The interval of audits that are made only on request."""
 
@@ -75,6 +78,7 @@ class SyncServices:
     """The services of a sync worker."""
 
     settings: Settings
+    clock: DatabaseClock
     loop: LoopThread
     run_store: SqlRunStore
     sweep: Sweep
@@ -128,6 +132,21 @@ def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> 
     )
 
 
+def database_clock(settings: Settings, *, application_name: str) -> DatabaseClock:
+    """The database's time, on a connection of its own: work that waits for a connection must not delay it."""
+    settings.required("database_url")
+    if settings.database_url is None:
+        raise MisconfiguredError("not set: DCSYNC_DATABASE_URL")
+    rows = make_engine(
+        settings.database_url.get_secret_value(),
+        application_name=f"{application_name} clock",
+        pool_size=1,
+        max_overflow=0,
+        statement_seconds=CLOCK_SECONDS,
+    )
+    return DatabaseClock(rows)
+
+
 def redis_connection(settings: Settings) -> redis.Redis:
     """Returns a Redis client for this process; raises MisconfiguredError without DCSYNC_REDIS_URL."""
     if settings.redis_url is None:
@@ -172,7 +191,9 @@ def clouds(settings: Settings) -> HttpClouds:
     )
 
 
-def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker: str) -> SyncServices:
+def sync_services(
+    settings: Settings, app: Celery, *, clock: DatabaseClock, progress: Progress, worker: str
+) -> SyncServices:
     """Returns the services of a worker that consumes `control`, `sync` and `audit`; `worker` is its name in history."""
     rows = engine(settings, application_name=f"dcsync {worker}", pool_size=20)
     run_store = SqlRunStore(rows)
@@ -185,6 +206,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
     loop = LoopThread()
     return SyncServices(
         settings=settings,
+        clock=clock,
         loop=loop,
         run_store=run_store,
         ticks=SweepTicks(client, interval_seconds=settings.sweep_interval),
@@ -197,7 +219,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
         runner=Runner(
             locks=locks,
             deadline_seconds=settings.run_deadline,
-            now=utc_now,
+            now=clock.now,
             new_run_id=_new_run_id,
             log_fault=_log_fault,
         ),
@@ -212,7 +234,7 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
                 hold_off_max=timedelta(seconds=settings.hold_off_max),
                 first_audit=timedelta(seconds=0 if settings.audit_interval else NEVER_SECONDS),
             ),
-            now=utc_now,
+            now=clock.now,
             jitter=random.random,
             worker=worker,
         ),
@@ -227,19 +249,25 @@ def sync_services(settings: Settings, app: Celery, *, progress: Progress, worker
             store=probe_store,
             prober=prober(settings),
             loop=loop,
-            mark=Observer().mark,
+            mark=Observer(clock.now).mark,
             report=reporter.report,
         ),
-        key_rotation=key_rotation(settings, app, rows=rows, loop=loop),
+        key_rotation=key_rotation(settings, app, rows=rows, loop=loop, clock=clock),
         audit=audit_engine(
-            settings, store=audit_store, locks=locks, http_clouds=http_clouds, loop=loop, reporter=reporter
+            settings,
+            store=audit_store,
+            locks=locks,
+            http_clouds=http_clouds,
+            loop=loop,
+            reporter=reporter,
+            clock=clock,
         ),
         audit_sweep=AuditSweep(
             store=audit_store,
             locks=locks,
             messenger=messenger(settings, app),
             limits=_sweep_limits(settings),
-            reports=_audit_reports(reporter),
+            reports=_audit_reports(reporter, Observer(clock.now)),
         ),
         central_watch=CentralWatch(store=audit_store, clouds=http_clouds, loop=loop),
         reporter=reporter,
@@ -254,6 +282,7 @@ def audit_engine(
     http_clouds: HttpClouds,
     loop: LoopThread,
     reporter: StateReporter,
+    clock: DatabaseClock,
 ) -> Audit:
     """Returns the audit engine, for audits and for previews."""
     return Audit(
@@ -261,7 +290,7 @@ def audit_engine(
         ownership=BatchedOwnership(store, locks),
         clouds=http_clouds,
         loop=loop,
-        reports=_audit_reports(reporter),
+        reports=_audit_reports(reporter, Observer(clock.now)),
         limits=AuditLimits(
             preview_seconds=settings.run_deadline,
             users_at_once=settings.users_at_once,
@@ -271,14 +300,14 @@ def audit_engine(
             hold_off_max=timedelta(seconds=settings.hold_off_max),
             token_lifetime=timedelta(seconds=settings.token_lifetime),
         ),
-        now=utc_now,
+        now=clock.now,
         new_run_id=_new_run_id,
         jitter=random.random,
         admin_password=settings.admin_password.get_secret_value() if settings.admin_password else None,
     )
 
 
-def previews(settings: Settings, app: Celery, *, rows: Engine) -> PreviewServices:
+def previews(settings: Settings, app: Celery, *, rows: Engine, clock: DatabaseClock) -> PreviewServices:
     """Returns the services for previews in the command line, on an event loop of its own process."""
     http_clouds, loop = clouds(settings), LoopThread()
     locks = RedisLocks(redis_connection(settings), ttl_seconds=settings.lock_ttl)
@@ -294,15 +323,14 @@ def previews(settings: Settings, app: Celery, *, rows: Engine) -> PreviewService
             http_clouds=http_clouds,
             loop=loop,
             reporter=StateReporter(reports(app)),
+            clock=clock,
         ),
         locks=locks,
         initial_sync=initial,
     )
 
 
-def _audit_reports(reporter: StateReporter) -> AuditReports:
-    observer = Observer()
-
+def _audit_reports(reporter: StateReporter, observer: Observer) -> AuditReports:
     def report(
         region_name: str,
         endpoint_type: EndpointType,
@@ -321,7 +349,9 @@ def _audit_reports(reporter: StateReporter) -> AuditReports:
     return report
 
 
-def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread) -> rotate_keys.KeyRotation:
+def key_rotation(
+    settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread, clock: DatabaseClock
+) -> rotate_keys.KeyRotation:
     """Returns the service that rotates and distributes the central cloud's keys."""
     command = settings.key_rotate_command
     timeout = settings.key_rotate_timeout
@@ -343,7 +373,7 @@ def key_rotation(settings: Settings, app: Celery, *, rows: Engine, loop: LoopThr
             claim_lifetime=timedelta(seconds=2 * (timeout + 4 * settings.request_timeout)),
             distribution_delay=timedelta(seconds=settings.central_max_age),
         ),
-        now=utc_now,
+        now=clock.now,
         new_run_id=_new_run_id,
     )
 
@@ -366,7 +396,7 @@ def _subcloud_templates(settings: Settings) -> ServiceUrls:
     )
 
 
-def state_services(settings: Settings, app: Celery, *, worker: str) -> StateServices:
+def state_services(settings: Settings, app: Celery, *, clock: DatabaseClock, worker: str) -> StateServices:
     """Returns the services of a worker that consumes `state`, and of the alarm tasks."""
     rows = engine(settings, application_name=f"dcsync {worker}", pool_size=5)
     alarm_store = SqlAlarmStore(rows)
@@ -375,12 +405,12 @@ def state_services(settings: Settings, app: Celery, *, worker: str) -> StateServ
         service=StateService(
             store=SqlStateStore(rows),
             messenger=messenger(settings, app),
-            now=utc_now,
+            now=clock.now,
             endpoint_types=settings.endpoint_types,
             follow_ups=frozenset(audited_types()),
         ),
         alarm_store=alarm_store,
-        alarm_feed=AlarmFeed(store=alarm_store, sinks=alarm_sinks(settings), now=utc_now, jitter=random.random),
+        alarm_feed=AlarmFeed(store=alarm_store, sinks=alarm_sinks(settings), now=clock.now, jitter=random.random),
     )
 
 

@@ -74,7 +74,7 @@ class FakeInventory:
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
         return sorted(name for name in self.subclouds if name.startswith(prefix))[:limit]
 
-    def delete(self, name: str) -> Subcloud:
+    def delete(self, name: str, *, now: datetime) -> Subcloud:
         (gone,) = self.find([name])
         del self.subclouds[name]
         return gone

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,12 @@ from dcsync.model.shown import View, view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from celery import Celery
     from sqlalchemy import Engine
 
+    from dcsync.adapters.postgres.clock import DatabaseClock
     from dcsync.bootstrap import PreviewServices
     from dcsync.cli.ports import Alarms, AuditRequests, Inventory, RotationRequests, Triggers
     from dcsync.model.reports import Report
@@ -116,7 +117,7 @@ class Operator:
 
         rows = bootstrap.engine(self.settings, application_name="dcsync cli preview", pool_size=4)
         self._closing.callback(rows.dispose)
-        return bootstrap.previews(self.settings, self.celery, rows=rows)
+        return bootstrap.previews(self.settings, self.celery, rows=rows, clock=self.clock)
 
     @cached_property
     def celery(self) -> Celery:
@@ -170,8 +171,15 @@ class Operator:
         except (KeyError, OSError):
             return f"uid {os.getuid()}"
 
+    @cached_property
+    def clock(self) -> DatabaseClock:
+        from dcsync.adapters.postgres.clock import DatabaseClock
+
+        return DatabaseClock(self.engine)
+
     def now(self) -> datetime:
-        return datetime.now(UTC)
+        """The database's time: asked for once, then carried on. Raises DatabaseUnreachable."""
+        return self.clock.now()
 
     def views(self, subclouds: Sequence[Subcloud]) -> list[View]:
         """What may be shown of these subclouds now."""

@@ -29,7 +29,7 @@ class Inventory(Protocol):
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
         """Returns up to `limit` names in order, for shell completion."""
 
-    def delete(self, name: str) -> Subcloud:
+    def delete(self, name: str, *, now: datetime) -> Subcloud:
         """Deletes the subcloud with all its rows, also during a run; raises UnknownSubcloud."""
 
     def set_management(

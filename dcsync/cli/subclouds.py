@@ -117,7 +117,7 @@ def delete(operator: Operator, name: str, *, yes: bool) -> None:
     """
     (known,) = operator.inventory.find([name])
     confirm(operator, f"Delete {name} ({known.management_state}, {known.availability_status})?", yes=yes)
-    deleted = operator.inventory.delete(name)
+    deleted = operator.inventory.delete(name, now=operator.now())
     say(f"{deleted.name} deleted")
 
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 import structlog
 from celery import shared_task
 
-from dcsync.adapters.host.clock import utc_now
 from dcsync.model.messages import TaskName
 from dcsync.tasks.base import DcsyncTask
 
@@ -29,7 +28,7 @@ def reconcile_alarms(self: DcsyncTask, **_: object) -> dict[str, int]:
     Adds the status rows of endpoint types that were configured after a subcloud was added.
     """
     services = self.state
-    now = utc_now()
+    now = self.clock.now()
     added = services.service.add_missing_endpoints()
     raised, cleared = services.alarm_store.reconcile(now=now)
     if raised or cleared:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import structlog
 from celery import shared_task
 
-from dcsync.adapters.host.clock import utc_now
 from dcsync.model.messages import AuditHint, TaskName
 from dcsync.tasks.base import DcsyncTask
 
@@ -15,7 +14,7 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 @shared_task(name=TaskName.AUDIT_SWEEP.value, bind=True)
 def audit_sweep(self: DcsyncTask, **_: object) -> dict[str, int]:
     """Sends hints for audits that are due; concurrent sweeps send each hint once."""
-    report = self.sync.audit_sweep.run(now=utc_now())
+    report = self.sync.audit_sweep.run(now=self.clock.now())
     if not report.is_idle:
         log.info("audit sweep", **vars(report))
     return vars(report)
@@ -24,14 +23,14 @@ def audit_sweep(self: DcsyncTask, **_: object) -> dict[str, int]:
 @shared_task(name=TaskName.WATCH_CENTRAL.value, bind=True)
 def watch_central(self: DcsyncTask, **_: object) -> dict[str, object]:
     """Checks whether the central cloud changed; if so, sends hints for audits of its subclouds immediately."""
-    results = self.sync.central_watch.run(now=utc_now())
+    results = self.sync.central_watch.run(now=self.clock.now())
     for result in results:
         write = log.warning if result.refused else log.info
         write(
             "the central cloud changed", endpoint_type=result.endpoint_type, rows=result.raised, refused=result.refused
         )
     if any(result.raised for result in results):
-        self.sync.audit_sweep.run(now=utc_now())
+        self.sync.audit_sweep.run(now=self.clock.now())
     return {result.endpoint_type.value: result.refused or result.raised for result in results}
 
 

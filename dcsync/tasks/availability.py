@@ -5,7 +5,6 @@ from __future__ import annotations
 import structlog
 from celery import shared_task
 
-from dcsync.adapters.host.clock import utc_now
 from dcsync.model.messages import TaskName
 from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.tasks.base import DcsyncTask
@@ -17,7 +16,7 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 def availability_sweep(self: DcsyncTask, **_: object) -> int:
     """Sends the probes that are due; returns how many. Sends none while DCSYNC_PROBE_INTERVAL is 0."""
     sweep = self.sync.availability_sweep
-    return sweep.run(now=utc_now()) if sweep is not None else 0
+    return sweep.run(now=self.clock.now()) if sweep is not None else 0
 
 
 @shared_task(name=TaskName.PROBE.value, bind=True)

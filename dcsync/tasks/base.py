@@ -9,6 +9,7 @@ import structlog
 from celery import Celery, Task
 
 from dcsync import bootstrap
+from dcsync.adapters.postgres.clock import DatabaseClock
 from dcsync.initial_sync.ports import Run
 from dcsync.model.errors import TemporaryError
 from dcsync.model.messages import SyncHint
@@ -31,6 +32,10 @@ class DcsyncTask(Task):
             log.warning("task failed, the next one retries", task=self.name, error=str(exc))
 
     @property
+    def clock(self) -> DatabaseClock:
+        return process_of(self.app).clock
+
+    @property
     def sync(self) -> bootstrap.SyncServices:
         return process_of(self.app).sync
 
@@ -46,6 +51,7 @@ class WorkerProcess:
         self.app = app
         self.settings = settings
         self._guard = threading.Lock()
+        self._clock: DatabaseClock | None = None
         self._sync: bootstrap.SyncServices | None = None
         self._state: bootstrap.StateServices | None = None
         self.consumer: Any = None
@@ -53,17 +59,32 @@ class WorkerProcess:
         self.name = "worker"
 
     @property
+    def clock(self) -> DatabaseClock:
+        with self._guard:
+            if self._clock is None:
+                self._clock = bootstrap.database_clock(self.settings, application_name=f"dcsync {self.name}")
+            return self._clock
+
+    @property
+    def clock_if_made(self) -> DatabaseClock | None:
+        return self._clock
+
+    @property
     def sync(self) -> bootstrap.SyncServices:
+        clock = self.clock
         with self._guard:
             if self._sync is None:
-                self._sync = bootstrap.sync_services(self.settings, self.app, progress=self.show_step, worker=self.name)
+                self._sync = bootstrap.sync_services(
+                    self.settings, self.app, clock=clock, progress=self.show_step, worker=self.name
+                )
             return self._sync
 
     @property
     def state(self) -> bootstrap.StateServices:
+        clock = self.clock
         with self._guard:
             if self._state is None:
-                self._state = bootstrap.state_services(self.settings, self.app, worker=self.name)
+                self._state = bootstrap.state_services(self.settings, self.app, clock=clock, worker=self.name)
             return self._state
 
     @property

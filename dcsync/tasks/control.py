@@ -7,7 +7,6 @@ from datetime import timedelta
 import structlog
 from celery import shared_task
 
-from dcsync.adapters.host.clock import utc_now
 from dcsync.bootstrap import SyncServices
 from dcsync.model.messages import TaskName
 from dcsync.tasks.base import DcsyncTask
@@ -29,8 +28,8 @@ def sweep(self: DcsyncTask, hinted: bool = False, **_: object) -> dict[str, int]
 
 def sweep_now(services: SyncServices) -> dict[str, int]:
     """Runs one sweep and records it; also called by workers when beat is late."""
-    report = services.sweep.run(now=utc_now())
-    services.ticks.note_sweep(utc_now())
+    report = services.sweep.run(now=services.clock.now())
+    services.ticks.note_sweep(services.clock.now())
     if not report.is_idle:
         log.info("sweep", **vars(report))
     return vars(report)
@@ -40,7 +39,7 @@ def sweep_now(services: SyncServices) -> dict[str, int]:
 def housekeeping(self: DcsyncTask, **_: object) -> int:
     """Deletes history older than DCSYNC_HISTORY_DAYS, in batches; returns how many rows were deleted."""
     services = self.sync
-    before = utc_now() - timedelta(days=services.settings.history_days)
+    before = self.clock.now() - timedelta(days=services.settings.history_days)
     removed = 0
     for _batch in range(HISTORY_BATCHES):
         count = services.run_store.delete_history(ended_before=before, limit=HISTORY_BATCH)

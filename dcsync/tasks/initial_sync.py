@@ -5,7 +5,6 @@ from __future__ import annotations
 import structlog
 from celery import shared_task
 
-from dcsync.adapters.host.clock import utc_now
 from dcsync.model.errors import TemporaryError
 from dcsync.model.messages import SyncHint, TaskName
 from dcsync.runs.outcome import Result
@@ -28,6 +27,6 @@ def initial_sync(self: DcsyncTask, region_name: str, generation: int, **_: objec
 def _send_first_audit(task: DcsyncTask, region_name: str) -> None:
     """Sends the hint for the first audit; if it cannot be sent, the next sweep finds the audit due."""
     try:
-        task.sync.audit_sweep.send_now(region_name, now=utc_now())
+        task.sync.audit_sweep.send_now(region_name, now=task.clock.now())
     except TemporaryError as exc:
         log.warning("first audit waits for the next sweep", region_name=region_name, error=str(exc))

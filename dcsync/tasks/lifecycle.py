@@ -14,7 +14,6 @@ from kombu.exceptions import OperationalError
 
 from dcsync import logs
 from dcsync.adapters.broker import broker_guard
-from dcsync.adapters.host.clock import utc_now
 from dcsync.model.errors import DcsyncError, MisconfiguredError
 from dcsync.model.messages import Queue, TaskName
 from dcsync.settings import load
@@ -29,6 +28,9 @@ LATE_AFTER_INTERVALS = 2.5
 LAST_REPORTS_SECONDS = 5.0
 
 _stopping = threading.Event()
+_stopped = threading.Event()
+"""No run is at work any more: nothing is stamped after that."""
+
 _this: list[WorkerProcess] = []
 """The worker of this process, once it is set up: the shutdown signals do not pass the app."""
 
@@ -53,6 +55,9 @@ def _prepare(sender: str, instance: Any, **_: Any) -> None:
         sys.exit(f"dcsync: {exc}")
     _raise_open_files_limit()
     broker_guard.try_heartbeats_once()
+    threading.Thread(
+        target=process.clock.keep_measured, kwargs={"stopping": _stopped}, name="clock", daemon=True
+    ).start()
     _this[:] = [process]
 
 
@@ -80,7 +85,7 @@ def _sweep_when_late(process: WorkerProcess) -> None:
     interval = services.settings.sweep_interval
     while not _stopping.wait(interval):
         try:
-            since = services.ticks.seconds_since_sweep(utc_now())
+            since = services.ticks.seconds_since_sweep(process.clock.now())
             # A last sweep in the future means that the clock was set back; it does not count.
             if (since is None or abs(since) > interval * LATE_AFTER_INTERVALS) and services.ticks.take():
                 log.warning("the sweep is late, sweeping in this worker", seconds_since_sweep=since)
@@ -118,3 +123,4 @@ def _send_last_reports(**_: Any) -> None:
         services = process.sync_if_created
         if services is not None:
             services.reporter.close(timeout_seconds=LAST_REPORTS_SECONDS)
+    _stopped.set()

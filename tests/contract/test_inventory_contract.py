@@ -184,7 +184,7 @@ def test_adding_nothing_changes_nothing(inventory: Inventory) -> None:
 
 def test_a_deleted_name_can_be_added_again(inventory: Inventory) -> None:
     add(inventory, "edge-1")
-    inventory.delete("edge-1")
+    inventory.delete("edge-1", now=NOON)
     add(inventory, "edge-1")
     assert names(inventory) == ["edge-1"]
     assert inventory.history("edge-1") == []
@@ -232,14 +232,14 @@ def test_names_are_completed_up_to_a_limit(inventory: Inventory) -> None:
 def test_a_subcloud_can_be_deleted_in_the_middle_of_a_run(world: World) -> None:
     add(world.inventory, "a", "b")
     world.put("a", management_state=MANAGED, availability_status=ONLINE, **RUNNING)
-    assert world.inventory.delete("a").run_id == "run-1"
+    assert world.inventory.delete("a", now=NOON).run_id == "run-1"
     assert names(world.inventory) == ["b"]
 
 
-@pytest.mark.parametrize("what", ["delete", "history"])
-def test_an_unknown_subcloud_is_told(inventory: Inventory, what: str) -> None:
+@pytest.mark.parametrize(("what", "given"), [("delete", {"now": NOON}), ("history", {})])
+def test_an_unknown_subcloud_is_told(inventory: Inventory, what: str, given: dict[str, Any]) -> None:
     with pytest.raises(UnknownSubcloud, match=r"^there is no subcloud named nowhere$"):
-        getattr(inventory, what)("nowhere")
+        getattr(inventory, what)("nowhere", **given)
 
 
 # --- managing ---

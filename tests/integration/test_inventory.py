@@ -118,7 +118,7 @@ def test_deleting_leaves_nothing_behind_but_cleared_alarms(engine: Engine, inven
     inventory.set_management(["a"], ManagementState.MANAGED, now=NOON, by="eve")
     had_a_run(engine, inventory, "a")
     raise_alarms(engine, inventory, "a")
-    inventory.delete("a")
+    inventory.delete("a", now=NOON)
     assert counted(engine) == {"alarm": 3}
     assert active_alarms(engine) == set()
 

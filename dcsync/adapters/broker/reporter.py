@@ -20,7 +20,6 @@ from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import RedisError
 
 from dcsync.adapters.broker.redis_client import make_client, translated_errors
-from dcsync.adapters.host.clock import utc_now
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.messages import PAYLOAD_VERSION, QUEUE_OF, Queue, TaskName
 from dcsync.model.report_payloads import report_payload
@@ -82,9 +81,9 @@ class CeleryReports:
 
 
 class Observer:
-    """Creates the reports of one observer, with time and sequence number; thread-safe."""
+    """Creates the reports of one observer, with time and sequence number; thread-safe. `now` is the database time."""
 
-    def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._sequence = itertools.count(1)
 

@@ -36,7 +36,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
-from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.rows import subcloud_from_row
 from dcsync.adapters.postgres.tables import (
@@ -108,7 +107,7 @@ class SqlInventory:
             )
 
     @database_errors()
-    def delete(self, name: str) -> Subcloud:
+    def delete(self, name: str, *, now: datetime) -> Subcloud:
         with self._engine.begin() as connection:
             row = (
                 connection.execute(_subclouds().where(subcloud.c.name == name).with_for_update(of=subcloud))
@@ -117,7 +116,7 @@ class SqlInventory:
             )
             if row is None:
                 raise UnknownSubcloud(name)
-            clear_alarms(connection, true(), [row["id"]], now=utc_now())
+            clear_alarms(connection, true(), [row["id"]], now=now)
             connection.execute(delete(subcloud).where(subcloud.c.id == row["id"]))
             return _subcloud_of(row)
 

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from dcsync.adapters.broker import reporter
 from dcsync.adapters.broker.reporter import CeleryReports, Observer
+from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.messages import Queue, TaskName
@@ -39,7 +40,7 @@ def start_worker(processes: Processes, server_urls: dict[str, str]) -> StartWork
 def test_reports_become_rows(rows: Rows, app: Celery, start_worker: StartWorker) -> None:
     rows.add(3)
     start_worker()
-    observer = Observer()
+    observer = Observer(utc_now)
     CeleryReports(app).send(
         [report for region in ("subcloud1", "subcloud2", "nowhere") for report in _seen(observer, region)]
     )
@@ -74,9 +75,9 @@ def test_where_no_state_worker_runs_the_queue_ends_somewhere(
     monkeypatch.setattr(reporter, "MOST_WAITING", 3)
     sent = CeleryReports(app)
     for _ in range(3):
-        sent.send([Observer().availability("subcloud1", ONLINE)])
+        sent.send([Observer(utc_now).availability("subcloud1", ONLINE)])
     with pytest.raises(BrokerUnreachable, match="3 messages in the queue state"):
-        sent.send([Observer().availability("subcloud1", ONLINE)])
+        sent.send([Observer(utc_now).availability("subcloud1", ONLINE)])
     assert redis_client.llen("state") == 3
 
 
@@ -92,7 +93,7 @@ def test_a_worker_killed_in_mid_batch_loses_nothing(
     with rows.engine.begin() as holder:
         holder.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         holder.execute(text("SELECT 1 FROM subcloud FOR UPDATE"))
-        CeleryReports(app).send([Observer().availability("subcloud1", ONLINE)])
+        CeleryReports(app).send([Observer(utc_now).availability("subcloud1", ONLINE)])
         wait_until(lambda: _waits_for_a_lock(rows), seconds=180, what="the worker is in mid-batch")
         worker.kill()
     assert rows.subcloud().availability_status is not ONLINE
@@ -118,7 +119,7 @@ def test_a_message_waits_while_the_schema_is_not_there_yet(rows: Rows, app: Cele
     with rows.engine.begin() as connection:
         connection.execute(text("ALTER TABLE report_memory RENAME TO elsewhere"))
     worker = start_worker()
-    CeleryReports(app).send([Observer().availability("subcloud1", ONLINE)])
+    CeleryReports(app).send([Observer(utc_now).availability("subcloud1", ONLINE)])
     wait_until(
         lambda: worker.output().count("not applied yet") > 1, seconds=180, what="it was given back, and taken again"
     )

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dcsync.adapters.broker.reporter import Observer, StateReporter
+from dcsync.adapters.host.clock import utc_now
 from dcsync.model.errors import BadReport, BrokerUnreachable
 from dcsync.model.report_payloads import report_from_payload, report_payload
 from dcsync.model.reports import BulkReport, Report
@@ -159,7 +160,7 @@ def test_a_report_that_cannot_be_sent_costs_no_other(broker: Broker) -> None:
 
 def test_a_report_that_says_nothing_cannot_be_made() -> None:
     with pytest.raises(BadReport):
-        Observer().bulk("r", {})
+        Observer(utc_now).bulk("r", {})
 
 
 def test_a_closed_reporter_refuses_reports_and_says_so(broker: Broker) -> None:
@@ -173,7 +174,7 @@ def test_a_closed_reporter_refuses_reports_and_says_so(broker: Broker) -> None:
 
 
 def test_every_kind_of_report_survives_the_wire() -> None:
-    observer = Observer()
+    observer = Observer(utc_now)
     openstack = frozenset({EndpointType.IDENTITY_OPENSTACK})
     reports: list[Report] = [
         observer.availability("r", ONLINE, fail_count=3),

@@ -11,6 +11,7 @@ import pytest
 from dcsync.model.messages import Queue
 from dcsync.settings import load
 from dcsync.tasks import lifecycle
+from tests.builders import NOON
 from tests.processes import wait_until
 
 
@@ -42,7 +43,7 @@ def test_no_fault_keeps_a_worker_from_standing_in_for_a_dead_beat(
     monkeypatch.setattr(lifecycle, "sweep_now", swept.append)
     services = SimpleNamespace(ticks=Ticks(since), settings=SimpleNamespace(sweep_interval=0.01))
     app = SimpleNamespace(conf=SimpleNamespace(beat_schedule={}))
-    process: Any = SimpleNamespace(sync=services, app=app)
+    process: Any = SimpleNamespace(sync=services, app=app, clock=SimpleNamespace(now=lambda: NOON))
     thread = threading.Thread(target=lifecycle._sweep_when_late, args=(process,), daemon=True)
     thread.start()
     try:
@@ -60,11 +61,16 @@ def test_a_worker_that_lacks_the_central_cloud_does_not_start(queue: Queue) -> N
 
 def test_a_state_worker_needs_no_centre(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "_this", [])
-    lifecycle._prepare("worker", instance=a_worker(Queue.STATE))
+    measured = threading.Event()
+    clock = SimpleNamespace(keep_measured=lambda stopping: measured.set())
+    lifecycle._prepare("worker", instance=a_worker(Queue.STATE, clock=clock))
     assert lifecycle._this
+    assert measured.wait(60), "nobody measures the database's time"
 
 
-def a_worker(queue: Queue) -> Any:
+def a_worker(queue: Queue, *, clock: object = None) -> Any:
     settings = load({"DCSYNC_DATABASE_URL": "postgresql://db.invalid/d", "DCSYNC_REDIS_URL": "redis://r.invalid"})
     amqp = SimpleNamespace(queues=SimpleNamespace(consume_from={queue.value: None}))
-    return SimpleNamespace(app=SimpleNamespace(amqp=amqp, dcsync=SimpleNamespace(settings=settings, name="")))
+    return SimpleNamespace(
+        app=SimpleNamespace(amqp=amqp, dcsync=SimpleNamespace(settings=settings, name="", clock=clock))
+    )
