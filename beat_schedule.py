@@ -18,7 +18,8 @@ PROBE_SWEEP_SECONDS = (0.25, 5.0)
 def beat_schedule(
     *, sweep_interval: float, probe_interval: float, audit_interval: float, central_watch_interval: float
 ) -> dict[str, dict[str, object]]:
-    """Celery's `beat_schedule`. A message that nobody took before the next one is due is worthless: it expires.
+    """Celery's `beat_schedule`. No message expires: that would compare beat's clock with a worker's. One that is late
+    finds its tick taken and ends at once (see `dcsync.tasks.periodic`).
 
     A `probe_interval` of 0 is for systems whose availability others observe, an `audit_interval` of 0 for those that
     audit only on request: nobody watches the central cloud then, but sweeps find what was requested.
@@ -44,5 +45,5 @@ def _entry(task: TaskName, seconds: float) -> dict[str, object]:
     return {
         "task": task.value,
         "schedule": seconds,
-        "options": {"queue": QUEUE_OF[task].value, "expires": seconds},
+        "options": {"queue": QUEUE_OF[task].value},
     }

@@ -21,7 +21,7 @@ from dcsync.adapters.broker import redis_client
 from dcsync.adapters.broker.locks import RedisLocks
 from dcsync.adapters.broker.messenger import CeleryMessenger
 from dcsync.adapters.broker.reporter import CeleryReports, Observer, StateReporter
-from dcsync.adapters.broker.ticks import SweepTicks
+from dcsync.adapters.broker.ticks import Ticks
 from dcsync.adapters.cloud import central_rotation, http
 from dcsync.adapters.cloud.clouds import HttpClouds
 from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls
@@ -49,7 +49,7 @@ from dcsync.initial_sync.preview import SyncPreview, preview
 from dcsync.initial_sync.sweep import Sweep
 from dcsync.model.errors import MisconfiguredError
 from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
-from dcsync.probe.availability import AvailabilityProbe, AvailabilitySweep
+from dcsync.probe.availability import AvailabilityProbe
 from dcsync.rotation import rotate_keys
 from dcsync.runs.dispatch import SweepLimits
 from dcsync.runs.outcome import Outcome
@@ -82,12 +82,10 @@ class SyncServices:
     loop: LoopThread
     run_store: SqlRunStore
     sweep: Sweep
-    ticks: SweepTicks
     runner: Runner
     initial_sync: InitialSync
-    availability_sweep: AvailabilitySweep | None
+    availability_probe: AvailabilityProbe | None
     """None: DCSYNC_PROBE_INTERVAL is 0."""
-    availability_probe: AvailabilityProbe
     key_rotation: rotate_keys.KeyRotation
     audit: Audit
     audit_sweep: AuditSweep
@@ -154,9 +152,14 @@ def redis_connection(settings: Settings) -> redis.Redis:
     return redis_client.make_client(settings.redis_url.get_secret_value())
 
 
+def ticks(settings: Settings) -> Ticks:
+    """What beats and workers know of each other's periodic work."""
+    return Ticks(redis_connection(settings))
+
+
 def messenger(settings: Settings, app: Celery) -> CeleryMessenger:
     """Returns the sender of hints through `app`."""
-    return CeleryMessenger(app, redis_connection(settings), sweep_expires_seconds=settings.sweep_interval)
+    return CeleryMessenger(app, redis_connection(settings), hint_seconds=settings.sweep_interval)
 
 
 def clouds(settings: Settings) -> HttpClouds:
@@ -198,18 +201,15 @@ def sync_services(
     rows = engine(settings, application_name=f"dcsync {worker}", pool_size=20)
     run_store = SqlRunStore(rows)
     audit_store = SqlAuditStore(rows)
-    probe_store = SqlProbeStore(rows)
     reporter = StateReporter(reports(app))
     http_clouds = clouds(settings)
-    client = redis_connection(settings)
-    locks = RedisLocks(client, ttl_seconds=settings.lock_ttl)
+    locks = RedisLocks(redis_connection(settings), ttl_seconds=settings.lock_ttl)
     loop = LoopThread()
     return SyncServices(
         settings=settings,
         clock=clock,
         loop=loop,
         run_store=run_store,
-        ticks=SweepTicks(client, interval_seconds=settings.sweep_interval),
         sweep=Sweep(
             store=run_store,
             locks=locks,
@@ -238,20 +238,17 @@ def sync_services(
             jitter=random.random,
             worker=worker,
         ),
-        availability_sweep=AvailabilitySweep(
-            store=probe_store,
-            messenger=messenger(settings, app),
-            interval=timedelta(seconds=settings.probe_interval),
-        )
-        if settings.probe_interval
-        else None,
         availability_probe=AvailabilityProbe(
-            store=probe_store,
+            store=SqlProbeStore(rows),
+            messenger=messenger(settings, app),
             prober=prober(settings),
             loop=loop,
             mark=Observer(clock.now).mark,
             report=reporter.report,
-        ),
+            interval=timedelta(seconds=settings.probe_interval),
+        )
+        if settings.probe_interval
+        else None,
         key_rotation=key_rotation(settings, app, rows=rows, loop=loop, clock=clock),
         audit=audit_engine(
             settings,

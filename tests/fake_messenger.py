@@ -19,8 +19,7 @@ class FakeMessenger:
         self.is_away = is_away
         self.syncs: list[SyncHint] = []
         self.audits: list[AuditHint] = []
-        self.probes: list[list[str]] = []
-        self.sweeps = self.audit_sweeps = self.key_rotations = 0
+        self.sweeps = self.audit_sweeps = self.availability_sweeps = self.key_rotations = 0
 
     def send_sync(self, hints: Sequence[SyncHint]) -> None:
         self._reach()
@@ -30,10 +29,6 @@ class FakeMessenger:
         self._reach()
         self.audits.extend(hints)
 
-    def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
-        self._reach()
-        self.probes.extend(map(list, chunks))
-
     def send_sweep(self) -> None:
         self._reach()
         self.sweeps += 1
@@ -41,6 +36,10 @@ class FakeMessenger:
     def send_audit_sweep(self) -> None:
         self._reach()
         self.audit_sweeps += 1
+
+    def send_availability_sweep(self) -> None:
+        self._reach()
+        self.availability_sweeps += 1
 
     def send_key_rotation(self) -> None:
         self._reach()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from dcsync.probe.ports import ProbeTarget
 
@@ -20,12 +20,17 @@ class FakeProbeStore:
         self._due_at: dict[str, datetime] = {}
         self.seen_at: dict[str, datetime] = {}
 
-    def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
-        due = [name for name in self._targets if self._due_at.get(name, now) <= now]
+    def take_due(self, *, now: datetime, interval: timedelta, most: int) -> list[str]:
+        due = [name for name in self._targets if self._is_due(name, now=now, interval=interval)]
+        due = sorted(due, key=lambda name: self._due_at.get(name, datetime.min.replace(tzinfo=UTC)))[:most]
         for name in due:
             self._due_at[name] = now + interval
             self._targets[name] = replace(self._targets[name], probes=self._targets[name].probes + 1)
         return due
+
+    def _is_due(self, name: str, *, now: datetime, interval: timedelta) -> bool:
+        due_at = self._due_at.get(name, now)
+        return due_at <= now or due_at > now + interval * 1.1 + timedelta(seconds=2)
 
     def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
         return [self._targets[name] for name in region_names if name in self._targets]

@@ -29,7 +29,6 @@ class TaskName(StrEnum):
     ROTATE_KEYS = "dcsync.control.rotate_keys"
     AUDIT = "dcsync.audit.audit_subcloud"
     AVAILABILITY_SWEEP = "dcsync.audit.availability_sweep"
-    PROBE = "dcsync.audit.probe_availability"
     STATE_UPDATES = "dcsync.state.apply_updates"
     DELIVER_ALARMS = "dcsync.control.deliver_alarms"
     RECONCILE_ALARMS = "dcsync.control.reconcile_alarms"
@@ -46,7 +45,6 @@ QUEUE_OF = {
     # Not the audit queue: after a central change thousands of audits wait there, and availability would be detected
     # late.
     TaskName.AVAILABILITY_SWEEP: Queue.CONTROL,
-    TaskName.PROBE: Queue.CONTROL,
     TaskName.STATE_UPDATES: Queue.STATE,
     TaskName.DELIVER_ALARMS: Queue.CONTROL,
     TaskName.RECONCILE_ALARMS: Queue.CONTROL,

@@ -1,15 +1,20 @@
 """Probes the availability of subclouds: finds which are due, evaluates each probe and reports it.
 
+The rows are the queue: a sweep takes some of the due subclouds and probes them itself. No message carries a subcloud,
+so none is probed twice because an older message is still queued, and none is lost with a message.
+
 The state service applies the reports. A probe is evaluated against the row as it is when the probe starts, so the next
 probe repeats a lost report. An adapter sends the HTTP requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.reports import MAX_FAIL_COUNT, AvailabilityReport, Mark
 from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.probe.ports import ProbeMessenger, Prober, ProbeStore, ProbeTarget
@@ -21,8 +26,8 @@ OFFLINE_AFTER = 2
 REPORT_EVERY = 20
 """Every probe of this number is reported even if nothing changed, so that the marks of reports stay recent."""
 
-MAX_PER_MESSAGE = 500
-"""Subclouds in one message: a message costs more than a probe, and an unresponsive subcloud occupies a thread until its
+MAX_AT_ONCE = 500
+"""Subclouds taken at once: a query costs more than a probe, and an unresponsive subcloud occupies a thread until its
 timeout."""
 
 
@@ -49,31 +54,11 @@ def observe(*, is_good: bool, availability_status: AvailabilityStatus, fail_coun
     return Observed(failed, None if probes % REPORT_EVERY else AvailabilityStatus.OFFLINE)
 
 
-@dataclass(frozen=True)
-class AvailabilitySweep:
-    """Finds due subclouds from rows and sends messages with many subclouds each.
-
-    Two sweeps may run at once: a subcloud taken by one is not due for the other. A lost message delays its subclouds
-    by one interval.
-    """
-
-    store: ProbeStore
-    messenger: ProbeMessenger
-    interval: timedelta
-
-    def run(self, *, now: datetime) -> int:
-        """Returns how many subclouds were due. Raises BrokerUnreachable or DatabaseUnreachable."""
-        due = self.store.take_due(now=now, interval=self.interval)
-        chunks = [due[start : start + MAX_PER_MESSAGE] for start in range(0, len(due), MAX_PER_MESSAGE)]
-        if chunks:
-            self.messenger.send_probes(chunks, expires_seconds=self.interval.total_seconds())
-        return len(due)
-
-
 @dataclass
 class Tally:
-    """Results of the probes of one message, in numbers of subclouds."""
+    """Results of the probes of one take, in numbers of subclouds."""
 
+    taken: int = 0
     good: int = 0
     bad: int = 0
     reported: int = 0
@@ -85,25 +70,37 @@ class Tally:
 
 @dataclass(frozen=True)
 class AvailabilityProbe:
-    """Probes many subclouds concurrently; reports each result at once, so an unresponsive one delays no other."""
+    """Probes many subclouds concurrently; reports each result at once, so an unresponsive one delays no other.
+
+    Two sweeps may run at once: a subcloud taken by one is not due for the other. One that is taken and not probed,
+    because the process died, is due again after one interval.
+    """
 
     store: ProbeStore
+    messenger: ProbeMessenger
     prober: Prober
     loop: Loop
     mark: Callable[[], Mark]
     report: Callable[[AvailabilityReport], None]
+    interval: timedelta
 
-    def run(self, region_names: Sequence[str]) -> Tally:
-        """Probes those that still exist, managed or not; returns when all have answered or timed out."""
-        targets = self.store.targets(region_names)
-        tally = Tally()
-        began_at = self.mark().observed_at
+    def run(self, *, now: datetime, most: int = MAX_AT_ONCE) -> Tally:
+        """Probes up to `most` due subclouds, managed or not; returns when all have answered or timed out.
+
+        Where more may be due, others are asked to help. Raises DatabaseUnreachable.
+        """
+        due = self.store.take_due(now=now, interval=self.interval, most=most)
+        tally = Tally(taken=len(due))
+        if tally.taken == most:
+            with suppress(BrokerUnreachable):  # the next sweep takes them
+                self.messenger.send_availability_sweep()
+        targets = self.store.targets(due) if due else []
         if targets:
             self.loop.run(
                 self.prober.probe(targets, on_result=lambda target, problem: self._record(target, problem, tally=tally))
             )
         if tally.seen:
-            self.store.note_seen(tally.seen, now=began_at)
+            self.store.note_seen(tally.seen, now=now)
         return tally
 
     def _record(self, target: ProbeTarget, problem: str | None, *, tally: Tally) -> None:

@@ -24,8 +24,12 @@ class ProbeTarget:
 class ProbeStore(Protocol):
     """When each subcloud is probed, managed or not."""
 
-    def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
-        """Returns region names due for a probe and makes them due again after about `interval`, slightly spread."""
+    def take_due(self, *, now: datetime, interval: timedelta, most: int) -> list[str]:
+        """Returns region names of up to `most` subclouds due for a probe, longest due first, and makes them due again
+        after about `interval`, slightly spread.
+
+        One whose next probe is further away than that is due now. Rows locked by another transaction are skipped.
+        """
 
     def targets(self, region_names: Sequence[str]) -> list[ProbeTarget]:
         """Returns the targets for those subclouds that exist."""
@@ -44,7 +48,7 @@ class Prober(Protocol):
 
 
 class ProbeMessenger(Protocol):
-    """Sends messages that request probes."""
+    """Triggers availability sweeps."""
 
-    def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
-        """Sends one message per list of region names; raises BrokerUnreachable."""
+    def send_availability_sweep(self) -> None:
+        """Sends a hint that more subclouds may be due for a probe; raises BrokerUnreachable."""

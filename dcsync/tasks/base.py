@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import structlog
 from celery import Celery, Task
 
 from dcsync import bootstrap
+from dcsync.adapters.broker.ticks import Ticks
 from dcsync.adapters.postgres.clock import DatabaseClock
 from dcsync.initial_sync.ports import Run
 from dcsync.model.errors import TemporaryError
-from dcsync.model.messages import SyncHint
+from dcsync.model.messages import SyncHint, TaskName
 from dcsync.model.subcloud import Step
 from dcsync.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+T = TypeVar("T")
+
+UNSCHEDULED_SECONDS = 1.0
+"""The tick of a task that beat of this configuration does not send, and somebody else's does."""
+
+
+TAKEN = "this tick was taken already"
 
 
 class DcsyncTask(Task):
@@ -30,6 +40,22 @@ class DcsyncTask(Task):
         """Logs a TemporaryError; Celery logs errors in `throws` below the configured level, and others in full."""
         if isinstance(exc, TemporaryError):
             log.warning("task failed, the next one retries", task=self.name, error=str(exc))
+
+    def tick(self, run: Callable[[WorkerProcess], T], *, hinted: bool) -> T | str:
+        """Runs periodic work and notes that it ended well; of many messages that come at once or late, one does so.
+
+        A hint (somebody changed a row just now) is always followed.
+        """
+        process = process_of(self.app)
+        if hinted:
+            process.ticks.hint_taken(self.name)
+        elif not process.ticks.take(
+            self.name, interval=process.intervals.get(TaskName(self.name), UNSCHEDULED_SECONDS)
+        ):
+            return TAKEN
+        result = run(process)
+        process.ticks.ended_well(self.name)
+        return result
 
     @property
     def clock(self) -> DatabaseClock:
@@ -52,6 +78,7 @@ class WorkerProcess:
         self.settings = settings
         self._guard = threading.Lock()
         self._clock: DatabaseClock | None = None
+        self._ticks: Ticks | None = None
         self._sync: bootstrap.SyncServices | None = None
         self._state: bootstrap.StateServices | None = None
         self.consumer: Any = None
@@ -64,6 +91,19 @@ class WorkerProcess:
             if self._clock is None:
                 self._clock = bootstrap.database_clock(self.settings, application_name=f"dcsync {self.name}")
             return self._clock
+
+    @property
+    def ticks(self) -> Ticks:
+        with self._guard:
+            if self._ticks is None:
+                self._ticks = bootstrap.ticks(self.settings)
+            return self._ticks
+
+    @property
+    def intervals(self) -> Mapping[TaskName, float]:
+        """The tasks beat sends, and the seconds between two messages of each."""
+        entries = self.app.conf.beat_schedule.values()
+        return {TaskName(entry["task"]): float(entry["schedule"]) for entry in entries}
 
     @property
     def clock_if_made(self) -> DatabaseClock | None:

@@ -7,9 +7,8 @@ from datetime import timedelta
 import structlog
 from celery import shared_task
 
-from dcsync.bootstrap import SyncServices
 from dcsync.model.messages import TaskName
-from dcsync.tasks.base import DcsyncTask
+from dcsync.tasks.base import DcsyncTask, WorkerProcess
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
@@ -20,26 +19,27 @@ HISTORY_BATCHES = 100
 @shared_task(name=TaskName.SWEEP.value, bind=True)
 def sweep(self: DcsyncTask, hinted: bool = False, **_: object) -> dict[str, int] | str:
     """Sweeps once per tick, whatever the number of beats; with `hinted`, after a row was changed, it always sweeps."""
-    services = self.sync
-    if not hinted and not services.ticks.take():
-        return "skipped: another sweep started in this tick"
-    return sweep_now(services)
+    return self.tick(sweep_now, hinted=hinted)
 
 
-def sweep_now(services: SyncServices) -> dict[str, int]:
-    """Runs one sweep and records it; also called by workers when beat is late."""
-    report = services.sweep.run(now=services.clock.now())
-    services.ticks.note_sweep(services.clock.now())
+def sweep_now(process: WorkerProcess) -> dict[str, int]:
+    """Runs one sweep."""
+    report = process.sync.sweep.run(now=process.clock.now())
     if not report.is_idle:
         log.info("sweep", **vars(report))
     return vars(report)
 
 
 @shared_task(name=TaskName.HOUSEKEEPING.value, bind=True)
-def housekeeping(self: DcsyncTask, **_: object) -> int:
+def housekeeping(self: DcsyncTask, hinted: bool = False, **_: object) -> int | str:
+    """Deletes history older than DCSYNC_HISTORY_DAYS."""
+    return self.tick(remove_history_now, hinted=hinted)
+
+
+def remove_history_now(process: WorkerProcess) -> int:
     """Deletes history older than DCSYNC_HISTORY_DAYS, in batches; returns how many rows were deleted."""
-    services = self.sync
-    before = self.clock.now() - timedelta(days=services.settings.history_days)
+    services = process.sync
+    before = process.clock.now() - timedelta(days=services.settings.history_days)
     removed = 0
     for _batch in range(HISTORY_BATCHES):
         count = services.run_store.delete_history(ended_before=before, limit=HISTORY_BATCH)

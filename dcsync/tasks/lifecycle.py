@@ -1,4 +1,4 @@
-"""Start and stop of a worker process: checks settings, configures logging, sweeps when beat is late, gives back runs.
+"""Start and stop of a worker process: checks settings, configures logging, watches for late tasks, gives back runs.
 Importing it connects the functions to Celery's signals (see `app.make_app`)."""
 
 from __future__ import annotations
@@ -10,20 +10,16 @@ from typing import Any
 
 import structlog
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown, worker_shutting_down
-from kombu.exceptions import OperationalError
 
 from dcsync import logs
 from dcsync.adapters.broker import broker_guard
-from dcsync.model.errors import DcsyncError, MisconfiguredError
-from dcsync.model.messages import Queue, TaskName
+from dcsync.model.errors import MisconfiguredError
+from dcsync.model.messages import Queue
 from dcsync.settings import load
 from dcsync.tasks.base import WorkerProcess, process_of
-from dcsync.tasks.control import sweep_now
+from dcsync.tasks.periodic import watch_in_threads
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
-
-LATE_AFTER_INTERVALS = 2.5
-"""A sweep is late when none has ended for this many intervals; workers then sweep themselves."""
 
 LAST_REPORTS_SECONDS = 5.0
 
@@ -73,35 +69,13 @@ def _raise_open_files_limit() -> None:
 
 @worker_ready.connect
 def _start_watching(sender: Any, **_: Any) -> None:
+    """Celery says so after each new connection to the broker; threads are started once."""
     process = process_of(sender.app)
+    is_first = process.consumer is None
     process.consumer = sender
-    if _consumes(sender.app, Queue.CONTROL):
-        threading.Thread(target=_sweep_when_late, args=(process,), name="late-sweep", daemon=True).start()
-
-
-def _sweep_when_late(process: WorkerProcess) -> None:
-    """Sweeps in this thread when a sweep is late: beat may have died, or its message may be queued behind long runs."""
-    services = process.sync
-    interval = services.settings.sweep_interval
-    while not _stopping.wait(interval):
-        try:
-            since = services.ticks.seconds_since_sweep(process.clock.now())
-            # A last sweep in the future means that the clock was set back; it does not count.
-            if (since is None or abs(since) > interval * LATE_AFTER_INTERVALS) and services.ticks.take():
-                log.warning("the sweep is late, sweeping in this worker", seconds_since_sweep=since)
-                sweep_now(services)
-                _send_other_scheduled_tasks(process.app)
-        except (DcsyncError, OperationalError) as exc:
-            log.warning("late sweep not possible", error=str(exc))
-        except Exception:  # the boundary of this thread, which must go on while beat is down
-            log.exception("late sweep failed")
-
-
-def _send_other_scheduled_tasks(app: Any) -> None:
-    """Sends every other scheduled task once; a duplicate is harmless, and messages expire like those of beat."""
-    for entry in app.conf.beat_schedule.values():
-        if entry["task"] != TaskName.SWEEP.value:
-            app.send_task(entry["task"], retry=False, **entry["options"])
+    if is_first:
+        reaches_clouds = any(_consumes(sender.app, queue) for queue in Queue if queue is not Queue.STATE)
+        watch_in_threads(process, reaches_clouds=reaches_clouds, stopping=_stopping)
 
 
 @worker_shutting_down.connect

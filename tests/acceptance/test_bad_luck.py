@@ -390,7 +390,7 @@ def send(system: System, *hints: SyncHint) -> None:
     app = system.celery_app()
     try:
         with make_client(system.redis.url) as client:
-            CeleryMessenger(app, client, sweep_expires_seconds=10).send_sync(hints)
+            CeleryMessenger(app, client, hint_seconds=10).send_sync(hints)
     finally:
         app.close()
 

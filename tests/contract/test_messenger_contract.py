@@ -36,11 +36,10 @@ AUDITS = [AuditHint("edge-1", 7), AuditHint("edge-3", 1)]
 
 @dataclass
 class Sent:
-    """A messenger, and what has arrived: how many messages for each task, and the region names to be probed."""
+    """A messenger, and what has arrived: how many messages for each task."""
 
     messenger: CeleryMessenger | FakeMessenger
     count: Callable[[TaskName], int]
-    probed: Callable[[], list[list[str]]]
 
 
 def _in_memory() -> Sent:
@@ -51,9 +50,9 @@ def _in_memory() -> Sent:
         TaskName.ROTATE_KEYS: lambda: fake.key_rotations,
         TaskName.INITIAL_SYNC: lambda: len(fake.syncs),
         TaskName.AUDIT: lambda: len(fake.audits),
-        TaskName.PROBE: lambda: len(fake.probes),
+        TaskName.AVAILABILITY_SWEEP: lambda: fake.availability_sweeps,
     }
-    return Sent(fake, lambda task: counted[task](), lambda: fake.probes)
+    return Sent(fake, lambda task: counted[task]())
 
 
 def _through_redis(messenger: CeleryMessenger, client: redis.Redis) -> Sent:
@@ -63,11 +62,7 @@ def _through_redis(messenger: CeleryMessenger, client: redis.Redis) -> Sent:
         bodies = [json.loads(base64.b64decode(each["body"])) for each in found if each["headers"]["task"] == task.value]
         return [arguments for _, arguments, _ in bodies]
 
-    return Sent(
-        messenger,
-        lambda task: len(messages(task)),
-        lambda: [list(each["region_names"]) for each in messages(TaskName.PROBE)],  # type: ignore[call-overload]
-    )
+    return Sent(messenger, lambda task: len(messages(task)))
 
 
 @pytest.fixture(params=["memory", "celery"])
@@ -104,10 +99,9 @@ def test_a_batch_follows_those_sent_before_and_an_empty_one_sends_nothing(sent: 
     sent.messenger.send_sync(SYNCS[:1])
     sent.messenger.send_sync([])
     sent.messenger.send_audits([])
-    sent.messenger.send_probes([], expires_seconds=30)
     sent.messenger.send_sync(SYNCS[1:])
     assert sent.messenger.waiting_sync_ids() == {hint.task_id for hint in SYNCS}
-    assert (sent.count(TaskName.AUDIT), sent.count(TaskName.PROBE)) == (0, 0)
+    assert sent.count(TaskName.AUDIT) == 0
 
 
 @pytest.mark.parametrize(
@@ -115,19 +109,15 @@ def test_a_batch_follows_those_sent_before_and_an_empty_one_sends_nothing(sent: 
     [
         ("send_sweep", TaskName.SWEEP),
         ("send_audit_sweep", TaskName.AUDIT_SWEEP),
+        ("send_availability_sweep", TaskName.AVAILABILITY_SWEEP),
         ("send_key_rotation", TaskName.ROTATE_KEYS),
     ],
 )
 def test_a_trigger_is_one_message_for_its_task_and_no_hint(sent: Sent, method: str, task: TaskName) -> None:
     getattr(sent.messenger, method)()
-    triggers = (TaskName.SWEEP, TaskName.AUDIT_SWEEP, TaskName.ROTATE_KEYS)
+    triggers = (TaskName.SWEEP, TaskName.AUDIT_SWEEP, TaskName.AVAILABILITY_SWEEP, TaskName.ROTATE_KEYS)
     assert {each: sent.count(each) for each in triggers} == {each: int(each is task) for each in triggers}
     assert sent.messenger.waiting_sync_ids() == sent.messenger.waiting_audit_ids() == set()
-
-
-def test_each_list_of_region_names_is_one_message_to_probe_them(sent: Sent) -> None:
-    sent.messenger.send_probes([["edge-1", "edge-2"], ["edge-3"]], expires_seconds=30)
-    assert sent.probed() == [["edge-1", "edge-2"], ["edge-3"]]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +125,7 @@ def test_each_list_of_region_names_is_one_message_to_probe_them(sent: Sent) -> N
     [
         ("send_sync", (SYNCS,), {}),
         ("send_audits", (AUDITS,), {}),
-        ("send_probes", ([["edge-1"]],), {"expires_seconds": 30}),
+        ("send_availability_sweep", (), {}),
         ("send_sweep", (), {}),
         ("send_audit_sweep", (), {}),
         ("send_key_rotation", (), {}),

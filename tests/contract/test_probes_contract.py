@@ -27,6 +27,7 @@ from tests.fake_probes import FakeProber, FakeProbeStore
 HELD = (Held(FakeProbeStore, ProbeStore), Held(FakeProber, Prober))
 
 INTERVAL = timedelta(seconds=30)
+MOST = 500
 ONLINE, OFFLINE = AvailabilityStatus.ONLINE, AvailabilityStatus.OFFLINE
 
 
@@ -78,10 +79,23 @@ def test_a_subcloud_was_last_seen_when_it_was_noted_latest_and_unknown_ones_are_
 
 
 def test_everybody_is_due_at_once_and_again_after_about_an_interval(store: ProbeStore) -> None:
-    assert sorted(store.take_due(now=NOON, interval=INTERVAL)) == ["r1", "r2"]
-    assert store.take_due(now=NOON, interval=INTERVAL) == []
-    assert store.take_due(now=NOON + INTERVAL / 2, interval=INTERVAL) == []
-    assert sorted(store.take_due(now=NOON + 2 * INTERVAL, interval=INTERVAL)) == ["r1", "r2"]
+    assert sorted(store.take_due(now=NOON, interval=INTERVAL, most=MOST)) == ["r1", "r2"]
+    assert store.take_due(now=NOON, interval=INTERVAL, most=MOST) == []
+    assert store.take_due(now=NOON + INTERVAL / 2, interval=INTERVAL, most=MOST) == []
+    assert sorted(store.take_due(now=NOON + 2 * INTERVAL, interval=INTERVAL, most=MOST)) == ["r1", "r2"]
+
+
+def test_no_more_are_taken_than_asked_for_and_the_longest_due_first(store: ProbeStore) -> None:
+    (first,) = store.take_due(now=NOON, interval=INTERVAL, most=1)
+    (second,) = store.take_due(now=NOON + INTERVAL / 3, interval=INTERVAL, most=1)
+    assert {first, second} == {"r1", "r2"}
+    assert store.take_due(now=NOON + 3 * INTERVAL, interval=INTERVAL, most=1) == [first]
+
+
+def test_a_next_probe_further_away_than_any_is_due(store: ProbeStore) -> None:
+    """It was stamped by a clock that was ahead, or the interval was shortened."""
+    store.take_due(now=NOON + timedelta(hours=1), interval=INTERVAL, most=MOST)
+    assert sorted(store.take_due(now=NOON, interval=INTERVAL, most=MOST)) == ["r1", "r2"]
 
 
 def test_targets_are_those_that_exist_as_their_rows_say(store: ProbeStore) -> None:
@@ -95,7 +109,7 @@ def test_targets_are_those_that_exist_as_their_rows_say(store: ProbeStore) -> No
 
 def test_each_probe_of_a_subcloud_has_the_next_number(store: ProbeStore) -> None:
     (before,) = store.targets(["r1"])
-    store.take_due(now=NOON, interval=INTERVAL)
+    store.take_due(now=NOON, interval=INTERVAL, most=MOST)
     (after,) = store.targets(["r1"])
     assert after.probes == before.probes + 1
 

@@ -32,7 +32,7 @@ EXPECTED = ("Couldn't ack", "Couldn't reject")
 """Faults Celery itself tells with a traceback, once for each message at hand when Redis goes."""
 
 KNOWN_KEYS = re.compile(
-    r"_kombu\.binding(_permanent)?\..+|_kombu\.binding_deadlines|unacked|unacked_index|unacked_mutex|dcsync:sweep:(tick|last)|dcsync:lock:.+"
+    r"_kombu\.binding(_permanent)?\..+|_kombu\.binding_deadlines|unacked|unacked_index|unacked_mutex|dcsync:(tick|ended|hint):.+|dcsync:late|dcsync:lock:.+"
     r"|control|sync|audit|state|.+\.reply\.celery\.pidbox|/0\.celery\.pidbox|.+\.celery\.pidbox"
 )
 

@@ -15,8 +15,9 @@ from celery import Celery
 from kombu.exceptions import BatchPublishError, KombuError, OperationalError
 
 from dcsync.adapters.broker.redis_client import translated_errors
+from dcsync.adapters.broker.ticks import Ticks
 from dcsync.model.errors import BrokerUnreachable
-from dcsync.model.messages import PAYLOAD_VERSION, QUEUE_OF, AuditHint, Queue, SyncHint, TaskName
+from dcsync.model.messages import QUEUE_OF, AuditHint, Queue, SyncHint, TaskName
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,10 +40,12 @@ def _broker_errors(call: Callable[P, T]) -> Callable[P, T]:
 class CeleryMessenger:
     """Messenger over a Celery app's producer pool; thread-safe."""
 
-    def __init__(self, app: Celery, client: redis.Redis, *, sweep_expires_seconds: float) -> None:
+    def __init__(self, app: Celery, client: redis.Redis, *, hint_seconds: float) -> None:
+        """`hint_seconds`: how long a sweep that was hinted at may wait in the queue before another hint is sent."""
         self._app = app
         self._client = client
-        self._sweep_expires = sweep_expires_seconds
+        self._ticks = Ticks(client)
+        self._hint_seconds = hint_seconds
 
     @_broker_errors
     def send_sync(self, hints: Sequence[SyncHint]) -> None:
@@ -52,31 +55,23 @@ class CeleryMessenger:
     def send_audits(self, hints: Sequence[AuditHint]) -> None:
         self._send_batch(TaskName.AUDIT, hints)
 
-    @_broker_errors
     def send_sweep(self) -> None:
-        self._send(TaskName.SWEEP, {"hinted": True}, expires=self._sweep_expires)
+        self._hint(TaskName.SWEEP)
 
-    @_broker_errors
     def send_audit_sweep(self) -> None:
-        self._send(TaskName.AUDIT_SWEEP, {"hinted": True}, expires=self._sweep_expires)
+        self._hint(TaskName.AUDIT_SWEEP)
 
-    @_broker_errors
-    def send_probes(self, chunks: Sequence[Sequence[str]], *, expires_seconds: float) -> None:
-        """Sends one message per chunk; it expires when the next round of probes is due."""
-        with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
-            for chunk in chunks:
-                payload = {"version": PAYLOAD_VERSION, "region_names": list(chunk)}
-                self._send(
-                    TaskName.PROBE,
-                    payload,
-                    producer=producer,
-                    expires=expires_seconds,
-                    kwargsrepr=f"{{{len(chunk)} subclouds}}",
-                )
+    def send_availability_sweep(self) -> None:
+        self._hint(TaskName.AVAILABILITY_SWEEP)
 
-    @_broker_errors
     def send_key_rotation(self) -> None:
-        self._send(TaskName.ROTATE_KEYS, {}, expires=self._sweep_expires)
+        self._hint(TaskName.ROTATE_KEYS)
+
+    @_broker_errors
+    def _hint(self, name: TaskName) -> None:
+        """One hint waits at a time: a thousand changed rows are found by one sweep."""
+        if self._ticks.may_hint(name.value, seconds=self._hint_seconds):
+            self._send(name, {"hinted": True})
 
     def _send_batch(self, name: TaskName, hints: Sequence[SyncHint] | Sequence[AuditHint]) -> None:
         with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):

@@ -14,16 +14,32 @@ from dcsync.probe.ports import ProbeTarget
 SPREAD = 0.2
 """The share of the interval by which the next probe may vary, half of it earlier and half later."""
 
-# In the order of ids, so that concurrent sweeps wait for each other; a subcloud is taken by one of them only.
+LEEWAY = timedelta(seconds=2)
+"""A next probe further away than one interval and this is not one that was planned; it is due."""
+
+# Concurrent sweeps skip each other's rows. Subclouds without a row are new.
 _TAKE_DUE = text("""
-    INSERT INTO subcloud_probe AS probe (subcloud_id, next_probe_at, probes)
-    SELECT s.id, :now + make_interval(secs => :seconds * (1 - :spread / 2 + :spread * random())), 1
-    FROM subcloud AS s LEFT JOIN subcloud_probe AS p ON p.subcloud_id = s.id
-    WHERE p.subcloud_id IS NULL OR p.next_probe_at <= :now
-    ORDER BY s.id
-    ON CONFLICT (subcloud_id) DO UPDATE SET next_probe_at = excluded.next_probe_at, probes = probe.probes + 1
-        WHERE probe.next_probe_at <= :now
-    RETURNING (SELECT region_name FROM subcloud WHERE id = subcloud_id)
+    WITH new AS (
+        INSERT INTO subcloud_probe (subcloud_id, next_probe_at, probes)
+        SELECT s.id, :now + make_interval(secs => :seconds * (1 - :spread / 2 + :spread * random())), 1
+        FROM subcloud AS s
+        WHERE NOT EXISTS (SELECT FROM subcloud_probe AS p WHERE p.subcloud_id = s.id)
+        ORDER BY s.id LIMIT :most
+        ON CONFLICT (subcloud_id) DO NOTHING
+        RETURNING subcloud_id
+    ), due AS (
+        SELECT subcloud_id FROM subcloud_probe
+        WHERE next_probe_at <= :now OR next_probe_at > :latest
+        ORDER BY next_probe_at LIMIT greatest(:most - (SELECT count(*) FROM new), 0)
+        FOR UPDATE SKIP LOCKED
+    ), taken AS (
+        UPDATE subcloud_probe AS probe SET probes = probe.probes + 1,
+            next_probe_at = :now + make_interval(secs => :seconds * (1 - :spread / 2 + :spread * random()))
+        FROM due WHERE probe.subcloud_id = due.subcloud_id
+        RETURNING probe.subcloud_id
+    )
+    SELECT s.region_name FROM subcloud AS s
+    JOIN (SELECT subcloud_id FROM new UNION ALL SELECT subcloud_id FROM taken) AS found ON found.subcloud_id = s.id
 """)
 _TARGETS = text("""
     SELECT s.region_name, s.management_ip, s.availability_status, s.audit_fail_count, s.id + coalesce(p.probes, 0)
@@ -35,7 +51,8 @@ _TARGETS = text("""
 _NOTE_SEEN = text("""
     INSERT INTO subcloud_probe AS probe (subcloud_id, next_probe_at, probes, seen_at)
     SELECT id, :now, 0, :now FROM subcloud WHERE region_name = ANY(:region_names) ORDER BY id
-    ON CONFLICT (subcloud_id) DO UPDATE SET seen_at = greatest(probe.seen_at, excluded.seen_at)
+    ON CONFLICT (subcloud_id) DO UPDATE SET seen_at =
+        CASE WHEN probe.seen_at > :void_after THEN excluded.seen_at ELSE greatest(probe.seen_at, excluded.seen_at) END
 """)
 
 
@@ -46,8 +63,9 @@ class SqlProbeStore:
         self._engine = engine
 
     @database_errors()
-    def take_due(self, *, now: datetime, interval: timedelta) -> list[str]:
-        values = {"now": now, "seconds": interval.total_seconds(), "spread": SPREAD}
+    def take_due(self, *, now: datetime, interval: timedelta, most: int) -> list[str]:
+        latest = now + interval * (1 + SPREAD / 2) + LEEWAY
+        values = {"now": now, "seconds": interval.total_seconds(), "spread": SPREAD, "latest": latest, "most": most}
         with self._engine.begin() as connection:
             return list(connection.scalars(_TAKE_DUE, values))
 
@@ -61,4 +79,5 @@ class SqlProbeStore:
     @database_errors()
     def note_seen(self, region_names: Sequence[str], *, now: datetime) -> None:
         with self._engine.begin() as connection:
-            connection.execute(_NOTE_SEEN, {"region_names": list(region_names), "now": now})
+            values = {"region_names": list(region_names), "now": now, "void_after": now + LEEWAY}
+            connection.execute(_NOTE_SEEN, values)

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from dcsync.model.reports import MAX_FAIL_COUNT, AvailabilityReport, Mark
 from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.probe.availability import (
-    MAX_PER_MESSAGE,
+    MAX_AT_ONCE,
     OFFLINE_AFTER,
     REPORT_EVERY,
     AvailabilityProbe,
-    AvailabilitySweep,
     Observed,
     observe,
 )
@@ -85,18 +84,23 @@ def a_target(region_name: str, status: AvailabilityStatus = OFFLINE, *, fail_cou
     return ProbeTarget(region_name, "10.0.0.1", status, fail_count, probes=1)
 
 
-def probed(
-    *targets: ProbeTarget, dead: Sequence[str] = (), names: Sequence[str] | None = None
-) -> tuple[Any, list[Any]]:
-    reports: list[AvailabilityReport] = []
-    probe = AvailabilityProbe(
-        store=FakeProbeStore(*targets),
+def a_probe(
+    store: FakeProbeStore, reports: list[AvailabilityReport], *, dead: Sequence[str] = (), others: FakeMessenger
+) -> Any:
+    return AvailabilityProbe(
+        store=store,
+        messenger=others,
         prober=FakeProber(dead),
         loop=OwnLoop(),
         mark=lambda: Mark(NOON, 1),
         report=reports.append,
+        interval=timedelta(seconds=30),
     )
-    return probe.run(names or [target.region_name for target in targets]), reports
+
+
+def probed(*targets: ProbeTarget, dead: Sequence[str] = ()) -> tuple[Any, list[Any]]:
+    reports: list[AvailabilityReport] = []
+    return a_probe(FakeProbeStore(*targets), reports, dead=dead, others=FakeMessenger()).run(now=NOON), reports
 
 
 def test_only_what_is_news_is_reported() -> None:
@@ -115,24 +119,28 @@ def test_a_first_bad_probe_is_counted_and_changes_nothing() -> None:
     assert tally.changed == []
 
 
-def test_a_message_for_subclouds_that_are_gone_is_harmless() -> None:
-    tally, reports = probed(names=["gone"])
-    assert (tally.good, tally.bad, reports) == (0, 0, [])
+def test_one_that_is_deleted_meanwhile_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, reports = FakeProbeStore(a_target("a")), list[AvailabilityReport]()
+    monkeypatch.setattr(store, "targets", lambda region_names: [])
+    tally = a_probe(store, reports, others=FakeMessenger()).run(now=NOON)
+    assert (tally.taken, tally.good, tally.bad, reports) == (1, 0, 0, [])
 
 
 @pytest.mark.parametrize(
-    ("due", "sizes"),
+    ("due", "looks", "asked"),
     [
-        (0, []),
-        (1, [1]),
-        (MAX_PER_MESSAGE, [MAX_PER_MESSAGE]),
-        (2 * MAX_PER_MESSAGE + 3, [MAX_PER_MESSAGE, MAX_PER_MESSAGE, 3]),
+        (0, [0], 0),
+        (1, [1], 0),
+        (MAX_AT_ONCE, [MAX_AT_ONCE, 0], 1),
+        (2 * MAX_AT_ONCE + 3, [MAX_AT_ONCE, MAX_AT_ONCE, 3], 2),
     ],
 )
-def test_a_message_carries_many_subclouds(due: int, sizes: list[int]) -> None:
-    messenger = FakeMessenger()
-    store = FakeProbeStore(*(a_target(f"r{number}") for number in range(due)))
-    sweep = AvailabilitySweep(store=store, messenger=messenger, interval=timedelta(seconds=30))
-    assert sweep.run(now=NOON) == due
-    assert list(map(len, messenger.probes)) == sizes
-    assert len({name for chunk in messenger.probes for name in chunk}) == due
+@pytest.mark.parametrize("are_away", [False, True])
+def test_many_are_taken_at_once_and_others_are_asked_to_help_with_more(
+    due: int, looks: list[int], asked: int, are_away: bool
+) -> None:
+    others, reports = FakeMessenger(is_away=are_away), list[AvailabilityReport]()
+    probe = a_probe(FakeProbeStore(*(a_target(f"r{number}") for number in range(due))), reports, others=others)
+    assert [probe.run(now=NOON).taken for _ in looks] == looks
+    assert others.availability_sweeps == (0 if are_away else asked)
+    assert len({report.region_name for report in reports}) == due
