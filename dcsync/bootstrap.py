@@ -39,7 +39,7 @@ from dcsync.adapters.postgres.probes import SqlProbeStore
 from dcsync.adapters.postgres.runs import SqlRunStore
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.audit.endpoints import audited_types
-from dcsync.audit.engine import Audit, AuditLimits
+from dcsync.audit.engine import LONGEST_AUDIT_INTERVALS, Audit, AuditLimits
 from dcsync.audit.ports import AuditReports
 from dcsync.audit.sweep import AuditSweep
 from dcsync.audit.watch import CentralWatch
@@ -265,6 +265,7 @@ def sync_services(
             messenger=messenger(settings, app),
             limits=_sweep_limits(settings),
             reports=_audit_reports(reporter, Observer(clock.now)),
+            longest=max(_audit_interval(settings) * LONGEST_AUDIT_INTERVALS, timedelta(seconds=settings.hold_off_max)),
         ),
         central_watch=CentralWatch(store=audit_store, clouds=http_clouds, loop=loop),
         reporter=reporter,
@@ -292,7 +293,7 @@ def audit_engine(
             preview_seconds=settings.run_deadline,
             users_at_once=settings.users_at_once,
             max_deletes=settings.max_deletes,
-            interval=timedelta(seconds=settings.audit_interval or NEVER_SECONDS),
+            interval=_audit_interval(settings),
             hold_off=timedelta(seconds=settings.hold_off),
             hold_off_max=timedelta(seconds=settings.hold_off_max),
             token_lifetime=timedelta(seconds=settings.token_lifetime),
@@ -424,6 +425,10 @@ def alarm_sinks(settings: Settings) -> list[AlarmSink]:
 def reports(app: Celery) -> CeleryReports:
     """Returns the sender of reports to the state service."""
     return CeleryReports(app)
+
+
+def _audit_interval(settings: Settings) -> timedelta:
+    return timedelta(seconds=settings.audit_interval or NEVER_SECONDS)
 
 
 def _sweep_limits(settings: Settings) -> SweepLimits:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dcsync.audit.endpoints import audited_types
@@ -25,6 +25,7 @@ from dcsync.audit.standing import standing_of
 from dcsync.model.ending import Failure
 from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
+from dcsync.model.marks import is_void_deadline
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AUDIT, AuditEvent, AuditStatus
@@ -33,6 +34,7 @@ from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementSt
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
 from tests.builders import NOON
+from tests.fakes_sync import was_before
 
 
 @dataclass
@@ -180,13 +182,23 @@ class MemoryAuditStore:
 
     # --- the sweep ---
 
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
+    def in_progress_since_before(self, moment: datetime, *, now: datetime) -> list[RunInProgress]:
         found = {
             (region, row.run_id, row.claimed_at, row.abandoned)
             for (region, _), row in self.rows.items()
-            if row.run_id is not None and row.claimed_at is not None and row.claimed_at < moment
+            if row.run_id is not None and row.claimed_at is not None and was_before(moment, row.claimed_at, now=now)
         }
         return [RunInProgress(*each) for each in sorted(found)]
+
+    def void_deadlines(self, *, now: datetime, longest: timedelta) -> int:
+        void = [
+            row
+            for row in self.rows.values()
+            if row.status is not AuditStatus.IN_PROGRESS and is_void_deadline(row.due_at, now=now, longest=longest)
+        ]
+        for row in void:
+            row.due_at = now
+        return len(void)
 
     def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
         died = [(run, run.deaths + 1) for run in abandoned]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from dcsync.initial_sync.ports import Claim, Run
@@ -17,6 +17,7 @@ from dcsync.initial_sync.standing import RunAndRow, standing_of
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable, WorkerStopping
 from dcsync.model.identity import NewIds, Placed
+from dcsync.model.marks import is_void, is_void_deadline
 from dcsync.model.messages import SyncHint
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud
@@ -84,24 +85,24 @@ class MemoryRunStore:
 
     # --- the sweep ---
 
-    def requeue_due(self, *, now: datetime) -> int:
+    def requeue_due(self, *, now: datetime, longest: timedelta) -> int:
         due = [
             row.subcloud
             for row in self.rows.values()
             if row.subcloud.initial_sync_state is InitialSyncState.FAILED
             and row.subcloud.retry_at is not None
-            and row.subcloud.retry_at <= now
+            and (row.subcloud.retry_at <= now or is_void_deadline(row.subcloud.retry_at, now=now, longest=longest))
         ]
         for subcloud in due:
             self.rows[subcloud.region_name].dispatched_at = None
             self._move(subcloud.region_name, InitialSyncEvent.RETRY_DUE, retry_at=None, requested_at=now)
         return len(due)
 
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
+    def in_progress_since_before(self, moment: datetime, *, now: datetime) -> list[RunInProgress]:
         return [
             RunInProgress(s.region_name, s.run_id, s.claimed_at, self.rows[s.region_name].abandoned)
             for s in self._in(InitialSyncState.IN_PROGRESS)
-            if s.run_id is not None and s.claimed_at is not None and s.claimed_at < moment
+            if s.run_id is not None and s.claimed_at is not None and was_before(moment, s.claimed_at, now=now)
         ]
 
     def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
@@ -126,12 +127,12 @@ class MemoryRunStore:
             changed.append(run.region_name)
         return changed
 
-    def unowned_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+    def unowned_attempts(self, *, started_before: datetime, now: datetime) -> list[tuple[str, str]]:
         return [
             (attempt.region_name, run_id)
             for run_id, attempt in self.attempts.items()
             if attempt.ending is None
-            and attempt.started_at < started_before
+            and was_before(started_before, attempt.started_at, now=now)
             and self.rows[attempt.region_name].subcloud.run_id != run_id
         ]
 
@@ -299,6 +300,11 @@ class MemoryRunStore:
     def _set(self, region_name: str, **changes: Any) -> None:
         row = self.rows[region_name]
         row.subcloud = replace(row.subcloud, **changes)
+
+
+def was_before(moment: datetime, stamped: datetime, *, now: datetime) -> bool:
+    """As the real stores have it: what is stamped in the future counts as long ago."""
+    return stamped < moment or is_void(stamped, now=now)
 
 
 def _hint(subcloud: Subcloud) -> SyncHint:

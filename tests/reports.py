@@ -24,6 +24,10 @@ def at(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
+NOW = at(250)
+"""When reports are taken; what they tell was observed before."""
+
+
 def mark(seconds: float, sequence: int = 0) -> Mark:
     return Mark(at(seconds), sequence)
 

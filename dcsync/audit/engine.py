@@ -48,6 +48,10 @@ def _summary(finding: Finding) -> str:
     return "repaired" if finding.repaired else str(finding.result)
 
 
+LONGEST_AUDIT_INTERVALS = 1.1
+"""Audits are spread by a tenth of their interval before and after its end."""
+
+
 @dataclass(frozen=True)
 class AuditLimits:
     """Limits of an audit. `preview_seconds` is the deadline of a preview; `max_deletes` applies to one run on one
@@ -352,7 +356,7 @@ class Audit:
 
     def _next_due(self, now: datetime) -> datetime:
         """Returns the next due time: the interval +-10 %, so that subclouds audited together spread out."""
-        return now + self.limits.interval * (0.9 + 0.2 * self.jitter())
+        return now + self.limits.interval * (0.9 + (LONGEST_AUDIT_INTERVALS - 0.9) * self.jitter())
 
     def _hold_off(self, part: AuditPart, failure: Failure | None) -> timedelta:
         back_off = hold_off(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol, TypedDict
 
 from dcsync.model.ending import Failure
@@ -182,6 +182,10 @@ class DueAudits(DueRows[AuditHint], Protocol):
     def lost_reports(self, *, since: datetime | None, before: datetime) -> list[LostReport]:
         """Returns what audits that settled between `since` (None: ever) and `before` reported, where the subcloud is
         eligible and its status row shows nothing observed at that time or later."""
+
+    def void_deadlines(self, *, now: datetime, longest: timedelta) -> int:
+        """Makes audits due that are further away than `longest`, the longest time between two audits; returns how
+        many."""
 
     def take_follow_ups(self, *, now: datetime) -> int:
         """Makes rows due for the audits that the state service requested; returns the number of requests."""

@@ -47,10 +47,13 @@ class AuditSweep:
     messenger: AuditMessenger
     limits: SweepLimits
     reports: AuditReports
+    longest: timedelta
+    """The longest time between two audits of a subcloud, hold-offs included."""
     searched_all_at: datetime | None = field(default=None, init=False)
 
     def run(self, *, now: datetime) -> AuditSweepReport:
         """Sweeps once. Raises BrokerUnreachable or DatabaseUnreachable; the next sweep then starts over."""
+        self.store.void_deadlines(now=now, longest=self.longest)
         reported_again = self._report_again(now)
         follow_ups = self.store.take_follow_ups(now=now)
         taken_back = self._dispatcher.take_back_abandoned(now)

@@ -16,6 +16,7 @@ from dcsync.audit.endpoints.base import AuditedEndpoint
 from dcsync.audit.ports import CentralState, CentralStates
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import CentralData
+from dcsync.model.marks import is_void
 from dcsync.model.subcloud import EndpointType
 from dcsync.runs.clouds import Clouds
 from dcsync.runs.ports import Loop
@@ -81,7 +82,8 @@ def _is_changed(seen: CentralState, old: CentralState, *, now: datetime) -> bool
         return True
     if seen.events_fingerprint == old.events_fingerprint:
         return False
-    return old.changed_at is None or now - old.changed_at >= EVENTS_MIN_INTERVAL
+    changed_at = old.changed_at
+    return changed_at is None or now - changed_at >= EVENTS_MIN_INTERVAL or is_void(changed_at, now=now)
 
 
 def _state_of(data: CentralData, endpoint: AuditedEndpoint[Any]) -> CentralState:

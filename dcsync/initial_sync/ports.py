@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from dcsync.model.ending import Ending, Failure
@@ -39,11 +39,15 @@ class Claim:
 class DueSyncs(DueRows[SyncHint], Protocol):
     """Rows for the sweep."""
 
-    def requeue_due(self, *, now: datetime) -> int:
-        """Moves rows whose hold-off is over from failed to requested; returns the number of rows."""
+    def requeue_due(self, *, now: datetime, longest: timedelta) -> int:
+        """Moves rows whose hold-off is over, or longer than `longest`, from failed to requested; returns the number of
+        rows."""
 
-    def unowned_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
-        """Returns (region name, run id) of unended attempts that no longer own a row: unmanaged or requested again."""
+    def unowned_attempts(self, *, started_before: datetime, now: datetime) -> list[tuple[str, str]]:
+        """Returns (region name, run id) of unended attempts that no longer own a row: unmanaged or requested again.
+
+        They were started before that moment, or in the future.
+        """
 
     def end_unowned(self, run_ids: Collection[str], *, now: datetime) -> None:
         """Ends attempts whose workers died before they recorded the end themselves."""

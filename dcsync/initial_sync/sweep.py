@@ -41,7 +41,7 @@ class Sweep:
 
     def run(self, *, now: datetime) -> SweepReport:
         """Sweeps once. Raises BrokerUnreachable or DatabaseUnreachable; the next sweep then starts over."""
-        retried = self.store.requeue_due(now=now)
+        retried = self.store.requeue_due(now=now, longest=self.limits.quarantine)
         taken_back = self._dispatcher.take_back_abandoned(now)
         self._end_unowned(now)
         lost, sent = self._dispatcher.send_due(now)
@@ -55,7 +55,7 @@ class Sweep:
 
     def _end_unowned(self, now: datetime) -> None:
         """Ends attempts that lost their row and whose worker died before it recorded the end."""
-        unended = self.store.unowned_attempts(started_before=now - self.limits.lock_ttl)
+        unended = self.store.unowned_attempts(started_before=now - self.limits.lock_ttl, now=now)
         unlocked = self._dispatcher.without_lock(unended)
         if unlocked:
             self.store.end_unowned(sorted(unlocked), now=now)

@@ -28,6 +28,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from dcsync.model.identity import FernetKeys, KeySet
+from dcsync.model.marks import is_void
 from dcsync.rotation.ports import Spread
 
 STAGED = 0
@@ -68,8 +69,9 @@ def refusal(
     now: datetime,
 ) -> str | None:
     """Returns why a rotation is not safe now, None if it is. An operator may force it."""
-    if last_rotated_at is not None and now - last_rotated_at < token_lifetime:
-        since = int((now - last_rotated_at).total_seconds())
+    # One in the future was stamped by a wrong clock, at some time around now.
+    if last_rotated_at is not None and abs(now - last_rotated_at) < token_lifetime:
+        since = max(0, int((now - last_rotated_at).total_seconds()))
         return (
             f"the last rotation was {since} s ago and tokens live {int(token_lifetime.total_seconds())} s: "
             "another one would invalidate tokens that have not expired"
@@ -92,5 +94,6 @@ def next_due(
     """
     if not interval:
         return None
-    latest = (last_rotated_at or now) + interval
+    rotated_at = now if last_rotated_at is None or is_void(last_rotated_at, now=now) else last_rotated_at
+    latest = rotated_at + interval
     return latest if due is None else min(due, latest)

@@ -93,8 +93,8 @@ class KeyRotationStore(Protocol):
         """Sets when the next rotation is due, if it was due at `was`."""
 
     def claim(self, *, run_id: str, now: datetime, stale_before: datetime) -> KeyRotationRow | None:
-        """Claims a rotation that is due and not claimed, or whose claim is older than `stale_before`. None: it is not
-        due, or another process was faster."""
+        """Claims a rotation that is due and not claimed, or whose claim is older than `stale_before`; a claim from the
+        future counts as made now. None: it is not due, or another process was faster."""
 
     def remember(self, *, run_id: str, before: KeySet, now: datetime) -> bool:
         """Stores the keys found before the rotation; False when the claim is lost, and then nothing may be rotated."""

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from dcsync.model.errors import CloudError, KeyRotationFailed
 from dcsync.model.identity import FernetKeys, KeySet, key_set
+from dcsync.model.marks import is_void
 from dcsync.model.states.rotation import RotationEvent, RotationState
 from dcsync.rotation.key_rotation import is_rotation_of, next_due, refusal, rotated
 from dcsync.rotation.ports import CentralKeys, KeyRotationRow, KeyRotationStore
@@ -193,7 +194,10 @@ class KeyRotation:
 
     def _distribute(self, row: KeyRotationRow) -> Outcome:
         now = self.now()
-        start = (row.last_rotated_at or now) + self.limits.distribution_delay
+        rotated_at = row.last_rotated_at
+        if rotated_at is None or is_void(rotated_at, now=now):
+            rotated_at = now - self.limits.distribution_delay
+        start = rotated_at + self.limits.distribution_delay
         if now < start:
             return Outcome(Result.DISTRIBUTING)
         fingerprint = self._read().fingerprint()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dcsync.model.ending import Failure
+from dcsync.model.marks import is_void
 from dcsync.model.reasons import Reason
 
 ABANDONED_LIMIT = 3
@@ -34,5 +35,8 @@ class RunInProgress:
 
 
 def is_abandoned(*, claimed_at: datetime, lock_is_missing: bool, now: datetime, lock_ttl: timedelta) -> bool:
-    """Returns whether a run in progress lost its lock and was claimed longer ago than one lock lifetime."""
-    return lock_is_missing and now - claimed_at > lock_ttl
+    """Returns whether a run in progress lost its lock and was claimed longer ago than one lock lifetime.
+
+    A claim from the future was stamped with a wrong clock: it counts as long ago, and the lock alone decides.
+    """
+    return lock_is_missing and (now - claimed_at > lock_ttl or is_void(claimed_at, now=now))

@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from dcsync.model.ending import Failure
 from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.marks import is_void
 from dcsync.model.messages import AuditHint, SyncHint
 from dcsync.runs.abandoned import QUARANTINED, RunInProgress, is_abandoned
 from dcsync.runs.ports import Locks
@@ -23,8 +24,8 @@ Hint = TypeVar("Hint", SyncHint, AuditHint)
 class DueRows(Protocol[Hint]):
     """The rows of one service, as used by a sweep."""
 
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
-        """Returns runs claimed before `moment` and still in progress."""
+    def in_progress_since_before(self, moment: datetime, *, now: datetime) -> list[RunInProgress]:
+        """Returns runs still in progress that were claimed before `moment`, or in the future."""
 
     def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
         """Makes their rows due again where run id and `deaths` are unchanged; returns the region names."""
@@ -85,7 +86,7 @@ class Dispatcher(Generic[Hint]):
 
     def _abandoned(self, now: datetime) -> list[RunInProgress]:
         lock_ttl = self.limits.lock_ttl
-        old = self.rows.in_progress_since_before(now - lock_ttl)
+        old = self.rows.in_progress_since_before(now - lock_ttl, now=now)
         gone = self.without_lock([(run.region_name, run.run_id) for run in old])
         return [
             run
@@ -122,7 +123,8 @@ class Dispatcher(Generic[Hint]):
     def _on_their_way(self, now: datetime) -> tuple[int, list[Hint]]:
         """Returns how many hints are pending, and which are lost: sent a while ago, not started, and not queued."""
         unstarted = self.rows.unstarted_hints()
-        late = [hint for hint, sent_at in unstarted if now - sent_at > self.limits.patience]
+        patience = self.limits.patience
+        late = [hint for hint, sent_at in unstarted if now - sent_at > patience or is_void(sent_at, now=now)]
         waiting = self.waiting_ids() if late else set()
         lost = [hint for hint in late if hint.task_id not in waiting]
         return len(unstarted) - len(lost), lost

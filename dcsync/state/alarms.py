@@ -36,7 +36,7 @@ class AlarmFeed:
 
     def _deliver_to(self, sink: AlarmSink) -> int:
         now = self.now()
-        turn = self.store.take_turn(sink.name, now=now, until=now + TURN)
+        turn = self.store.take_turn(sink.name, now=now, until=now + TURN, longest=max(TURN, HOLD_OFF_MAX))
         if turn is None:
             return 0
         sent, position = 0, turn.position

@@ -12,15 +12,54 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from dcsync.model.marks import is_void
 from dcsync.model.reports import Mark
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
 from dcsync.state.ports import EndpointRow, ObservedColumns, StateChanges, StateRow
-from dcsync.state.rules import EndpointFact, Facts
+from dcsync.state.rules import LONG_AGO, EndpointFact, Facts
 
 
-def facts_of(row: StateRow) -> Facts:
-    """Returns the facts from the subcloud's rows and from anything newer in its memory."""
-    return _with_memory(_facts_of_rows(row), row.memory) if row.memory else _facts_of_rows(row)
+def facts_of(row: StateRow, *, now: datetime) -> Facts:
+    """Returns the facts from the subcloud's rows and from anything newer in its memory; future marks are void."""
+    facts = _facts_of_rows(_without_void_marks(row, now=now))
+    return _with_memory(facts, row.memory, now=now) if row.memory else facts
+
+
+def _without_void_marks(row: StateRow, *, now: datetime) -> StateRow:
+    """Returns the row as it is, with marks that any true report outranks in place of those in the future."""
+    online, offline = _believed(row.online_mark, now=now), _believed(row.offline_mark, now=now)
+    is_online = row.availability_status is AvailabilityStatus.ONLINE
+    if is_online and online is not None and offline is not None and offline >= online:
+        offline = None
+    oldest_shown = online if is_online and online is not None else LONG_AGO
+    return replace(
+        row,
+        online_mark=online,
+        offline_mark=offline,
+        fail_mark=None if _is_void(row.fail_mark, now=now) else row.fail_mark,
+        unmanaged_at=_moment(row.unmanaged_at, now=now),
+        endpoints={
+            endpoint_type: replace(
+                endpoint,
+                mark=oldest_shown if _is_void(endpoint.mark, now=now) else endpoint.mark,
+                verified_at=_moment(endpoint.verified_at, now=now),
+                last_good_at=_moment(endpoint.last_good_at, now=now),
+            )
+            for endpoint_type, endpoint in row.endpoints.items()
+        },
+    )
+
+
+def _moment(moment: datetime | None, *, now: datetime) -> datetime | None:
+    return None if moment is None or is_void(moment, now=now) else moment
+
+
+def _is_void(mark: Mark | None, *, now: datetime) -> bool:
+    return mark is not None and is_void(mark.observed_at, now=now)
+
+
+def _believed(mark: Mark | None, *, now: datetime) -> Mark | None:
+    return LONG_AGO if _is_void(mark, now=now) else mark
 
 
 def _facts_of_rows(row: StateRow) -> Facts:
@@ -49,9 +88,10 @@ def _facts_of_rows(row: StateRow) -> Facts:
     )
 
 
-def write_changes(changes: StateChanges, row: StateRow, facts: Facts) -> None:
-    """Adds to `changes` the writes that make this row and its memory hold these facts."""
-    columns = _columns(row, facts)
+def write_changes(changes: StateChanges, row: StateRow, facts: Facts, *, now: datetime) -> None:
+    """Adds to `changes` the writes that make this row and its memory hold these facts, also in place of marks in the
+    future."""
+    columns = _columns(row, facts, now=now)
     if columns is not None:
         changes.columns.append(columns)
     written: dict[EndpointType, EndpointRow] = {}
@@ -67,16 +107,18 @@ def write_changes(changes: StateChanges, row: StateRow, facts: Facts) -> None:
             changes.endpoints.append((row.subcloud_id, endpoint_type, endpoint))
         written[endpoint_type] = endpoint
     changes.removed_endpoints += [(row.subcloud_id, each) for each in row.endpoints if each not in facts.endpoints]
-    if facts.online_marks and facts.online_marks != facts_of(row).online_marks:
+    if facts.online_marks and facts.online_marks != facts_of(row, now=now).online_marks:
         changes.seen.append((row.subcloud_id, facts.online_marks[-1].observed_at))
-    memory = _memory(facts, _facts_of_rows(_row_after(row, columns, written)))
+    after = _without_void_marks(_row_after(row, columns, written), now=now)
+    memory = _memory(facts, _facts_of_rows(after))
     _keep_endpoints_not_read(memory, row)
     if memory and memory != row.memory:
         changes.memories.append((row.subcloud_id, memory))
 
 
-def _columns(row: StateRow, facts: Facts) -> ObservedColumns | None:
-    """Returns the row's new columns; None if nothing shown changed and there was no outage in between."""
+def _columns(row: StateRow, facts: Facts, *, now: datetime) -> ObservedColumns | None:
+    """Returns the row's new columns; None if nothing shown changed, there was no outage in between and no mark is
+    void."""
     online = facts.online_marks[0] if facts.online_marks else row.online_mark
     if online is None and facts.has_been_online:
         online = facts.offline_mark  # a late report says it was online before that
@@ -88,7 +130,8 @@ def _columns(row: StateRow, facts: Facts) -> ObservedColumns | None:
     outage = bool(
         facts.online_marks and row.online_mark and facts.offline_mark and row.online_mark <= facts.offline_mark
     )
-    if same and not outage:
+    is_void_mark = any(_is_void(mark, now=now) for mark in (row.online_mark, row.offline_mark, row.fail_mark))
+    if same and not outage and not is_void_mark:
         return None
     return ObservedColumns(
         subcloud_id=row.subcloud_id,
@@ -152,10 +195,10 @@ def _is_outdated(fact: EndpointFact, offline_mark: Mark | None) -> bool:
     return fact.mark is not None and offline_mark is not None and fact.mark <= offline_mark
 
 
-def _with_memory(rows: Facts, memory: Mapping[str, Any]) -> Facts:
-    """Takes the newer of both for each fact; marks from before the newest outage are dropped."""
-    offline = _latest([rows.offline_mark, *_marks([memory["off"]] if "off" in memory else [])])
-    online = sorted({*rows.online_marks, *_marks(memory.get("on", ()))})
+def _with_memory(rows: Facts, memory: Mapping[str, Any], *, now: datetime) -> Facts:
+    """Takes the newer of both for each fact; marks from before the newest outage, or in the future, are dropped."""
+    offline = _latest([rows.offline_mark, *_marks([memory["off"]] if "off" in memory else [], now=now)])
+    online = sorted({*rows.online_marks, *_marks(memory.get("on", ()), now=now)})
     endpoints = dict(rows.endpoints)
     for name, (status, alarmable, observed_at, sequence, *reason) in memory.get("endpoints", {}).items():
         key = EndpointType(name)
@@ -168,16 +211,19 @@ def _with_memory(rows: Facts, memory: Mapping[str, Any]) -> Facts:
             mark=_mark((observed_at, sequence)),
             reason=reason[0] if reason else None,
         )
+        if _is_void(fact.mark, now=now):
+            continue
         if fact.is_newer_than(endpoints[key]) and not _is_outdated(fact, offline):
             endpoints[key] = fact
     return replace(
         rows,
         offline_mark=offline,
         online_marks=tuple(mark for mark in online if offline is None or mark > offline),
-        fail_mark=_latest([rows.fail_mark, *_marks([memory["fail"]] if "fail" in memory else [])]),
+        fail_mark=_latest([rows.fail_mark, *_marks([memory["fail"]] if "fail" in memory else [], now=now)]),
         endpoints=endpoints,
         type_marks={
-            EndpointType(name): (_mark(mark), present) for name, (present, *mark) in memory.get("types", {}).items()
+            EndpointType(name): (_believed(_mark(mark), now=now) or LONG_AGO, present)
+            for name, (present, *mark) in memory.get("types", {}).items()
         },
     )
 
@@ -195,5 +241,6 @@ def _mark(stored: Iterable[Any]) -> Mark:
     return Mark(datetime.fromisoformat(observed_at), sequence)
 
 
-def _marks(stored: Iterable[Any]) -> list[Mark]:
-    return [_mark(each) for each in stored]
+def _marks(stored: Iterable[Any], *, now: datetime) -> list[Mark]:
+    """Those that can be believed."""
+    return [mark for mark in map(_mark, stored) if not _is_void(mark, now=now)]

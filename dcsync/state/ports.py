@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from dcsync.model.reports import Mark
@@ -166,8 +166,9 @@ class SinkTurn:
 class AlarmStore(Protocol):
     """Alarms to send to sinks; they are raised and cleared through `StateTransaction`."""
 
-    def take_turn(self, sink: str, *, now: datetime, until: datetime) -> SinkTurn | None:
-        """Takes the turn to send to this sink; None while another process has it or the sink's hold-off lasts."""
+    def take_turn(self, sink: str, *, now: datetime, until: datetime, longest: timedelta) -> SinkTurn | None:
+        """Takes the turn to send to this sink; None while another process has it or the sink's hold-off lasts, at most
+        for `longest`."""
 
     def changed_after(self, position: AlarmPosition, *, limit: int) -> tuple[list[AlarmNotice], AlarmPosition]:
         """Returns the alarms raised or cleared after that position, in order, and the position reached."""

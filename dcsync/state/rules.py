@@ -20,10 +20,11 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from dcsync.model.errors import BadReport
+from dcsync.model.marks import is_void
 from dcsync.model.pair import Pair, pair_change
 from dcsync.model.reasons import Unproven
 from dcsync.model.reports import AvailabilityReport, BulkReport, EndpointReport, EndpointTypesReport, Mark, Report
@@ -33,8 +34,8 @@ from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementSt
 ONLINE_MARKS_KEPT = 8
 """How many "online" reports are kept to find when the subcloud returned from an outage that is reported late."""
 
-MAX_CLOCK_LEAD = timedelta(minutes=5)
-"""Reports from further in the future are rejected: they would override all correct reports until then."""
+LONG_AGO = Mark(datetime.min.replace(tzinfo=UTC), 0)
+"""Replaces a mark in the future: any true report is newer."""
 
 _WEIGHT = {SyncStatus.UNKNOWN: 0, SyncStatus.IN_SYNC: 1, SyncStatus.OUT_OF_SYNC: 2}
 
@@ -233,9 +234,11 @@ def touched(report: Report) -> frozenset[EndpointType] | None:
 
 
 def reject_future(report: Report, *, now: datetime) -> None:
-    """Raises BadReport for a report observed in the future, which `apply` rejects for every subcloud."""
-    if report.mark.observed_at - now > MAX_CLOCK_LEAD:
-        raise BadReport("observed in the future: check the observer's clock")
+    """Raises BadReport for a report observed in the future, which `apply` rejects for every subcloud: it would override
+    all correct reports until then."""
+    if is_void(report.mark.observed_at, now=now):
+        ahead = (report.mark.observed_at - now).total_seconds()
+        raise BadReport(f"observed {ahead:.0f} s in the future: the observer's clock is ahead of the database's")
 
 
 def concerns(facts: Facts, report: Report) -> bool:

@@ -157,7 +157,7 @@ class StateService:
         self, row: StateRow, reports: Sequence[Report], changes: StateChanges, tally: Tally, *, now: datetime
     ) -> None:
         """Applies the reports in the order observed and adds their combined effects to `changes`."""
-        facts = memory.facts_of(row)
+        facts = memory.facts_of(row, now=now)
         total = Outcome(facts=facts, verdict=Verdict.UNCHANGED)
         for report in sorted(reports, key=lambda report: report.mark):
             if not rules.concerns(total.facts, report):
@@ -169,7 +169,7 @@ class StateService:
                 continue
             tally.count(outcome.verdict)
             total = rules.followed_by(total, outcome)
-        memory.write_changes(changes, row, total.facts)
+        memory.write_changes(changes, row, total.facts, now=now)
         _gather_alarms(changes, row, total.alarms)
         if total.event is not None and _is_applicable(row, total.event):
             changes.events.setdefault(total.event, []).append(row.subcloud_id)

@@ -115,7 +115,7 @@ def _sql_rows(engine: Engine) -> Rows:
     return Rows(
         store=SqlAuditStore(engine),
         leave=lambda name: leave(engine, name),
-        delete=inventory.delete,
+        delete=lambda name: inventory.delete(name, now=NOON),
         ask_follow_up=follow_up,
         plan_rotation=plan,
         observe=observe,
@@ -530,8 +530,8 @@ def test_a_claim_answers_every_hint_of_its_subcloud(rows: Rows) -> None:
     run = claimed(rows)
     assert rows.store.unstarted_hints() == []
     assert rows.store.in_progress_count() == 1
-    assert rows.store.in_progress_since_before(LATER) == [died("run-1")]
-    assert rows.store.in_progress_since_before(NOON) == []
+    assert rows.store.in_progress_since_before(LATER, now=LATER) == [died("run-1")]
+    assert rows.store.in_progress_since_before(NOON, now=NOON) == []
     settle(rows, run)
     assert rows.store.in_progress_count() == 0
 
@@ -540,7 +540,7 @@ def test_taking_back_makes_due_again_and_counts_and_quarantine_holds_off(rows: R
     assert rows.store.take_back([died("another")], now=NOON) == []
     for number in range(2):
         claimed(rows, run_id=f"run-{number}")
-        assert rows.store.in_progress_since_before(LATER) == [died(f"run-{number}", deaths=number)]
+        assert rows.store.in_progress_since_before(LATER, now=LATER) == [died(f"run-{number}", deaths=number)]
         assert rows.store.take_back([died(f"run-{number}", deaths=number)], now=NOON) == ["s1"]
         assert (rows.row().audit_status, rows.row().due_at) == (AuditStatus.FAILED, NOON)
     claimed(rows, run_id="run-2")
@@ -548,7 +548,24 @@ def test_taking_back_makes_due_again_and_counts_and_quarantine_holds_off(rows: R
     row = rows.row()
     assert (row.audit_status, row.reason, row.due_at) == (AuditStatus.FAILED, Reason.QUARANTINED, LATER)
     claimed(rows, run_id="run-3", now=LATER)
-    assert rows.store.in_progress_since_before(NEXT) == [RunInProgress("s1", "run-3", LATER, 0)]
+    assert rows.store.in_progress_since_before(NEXT, now=NEXT) == [RunInProgress("s1", "run-3", LATER, 0)]
+
+
+def test_a_run_claimed_in_the_future_counts_as_claimed_long_ago(rows: Rows) -> None:
+    claimed(rows)
+    earlier = NOON - timedelta(hours=1)
+    assert rows.store.in_progress_since_before(earlier - timedelta(seconds=30), now=earlier) == [died("run-1")]
+
+
+def test_an_audit_further_away_than_any_is_planned_is_due(rows: Rows) -> None:
+    longest = timedelta(minutes=22)
+    settle_as(rows, claimed(rows), [a_finding(PLATFORM)], now=NOON)
+    due_at = rows.row(type_=PLATFORM).due_at
+    assert rows.store.void_deadlines(now=due_at - longest, longest=longest) == 0
+    assert rows.row(type_=PLATFORM).due_at == due_at
+    earlier = due_at - longest - timedelta(seconds=3)
+    assert rows.store.void_deadlines(now=earlier, longest=longest) >= 1
+    assert rows.row(type_=PLATFORM).due_at == earlier
 
 
 def test_rows_of_one_run_that_died_are_told_apart_by_how_often_theirs_did(rows: Rows) -> None:
@@ -556,7 +573,7 @@ def test_rows_of_one_run_that_died_are_told_apart_by_how_often_theirs_did(rows: 
     rows.store.take_back([died("run-1")], now=NOON)
     run = claimed(rows, run_id="run-2", now=NEXT)
     assert {part.endpoint_type for part in run.parts} == set(audited_types())
-    found = rows.store.in_progress_since_before(NEXT + timedelta(minutes=1))
+    found = rows.store.in_progress_since_before(NEXT + timedelta(minutes=1), now=NEXT + timedelta(minutes=1))
     assert sorted((run.run_id, run.deaths) for run in found) == [("run-2", 0), ("run-2", 1)]
     (first,) = [run for run in found if run.deaths]
     assert rows.store.quarantine([first], QUARANTINED, now=NEXT, retry_at=NEXT) == ["s1"]

@@ -31,6 +31,8 @@ from tests.requested_rows import leave, request, requested_rows
 HELD = (Held(MemoryRunStore, DueSyncs, RunStore),)
 
 LATER = NOON + timedelta(minutes=5)
+LONGEST = timedelta(minutes=15)
+"""A hold-off may last."""
 USERS = ResourceType.USERS
 
 
@@ -136,7 +138,7 @@ def test_a_claim_of_an_unknown_region_gets_nothing(rows: Rows) -> None:
 def test_completing_clears_what_failed_before(rows: Rows) -> None:
     run = claimed(rows)
     rows.store.fail(run, Failure(Reason.TIMEOUT, "slow"), now=NOON, retry_at=NOON)
-    rows.store.requeue_due(now=NOON)
+    rows.store.requeue_due(now=NOON, longest=LONGEST)
     run = claimed(rows, run_id="run-2")
     assert run.subcloud.attempt == 2
     assert rows.store.complete(run, now=LATER, audits_due_at=LATER)
@@ -154,8 +156,8 @@ def test_failing_stores_the_reason_and_when_to_try_again(rows: Rows) -> None:
         InitialSyncState.FAILED, Reason.AUTH_FAILED, "401", LATER, 1,
     )  # fmt: skip
     assert rows.ending("run-1") is Ending.FAILED
-    assert rows.store.requeue_due(now=LATER - timedelta(seconds=1)) == 0
-    assert rows.store.requeue_due(now=LATER) == 1
+    assert rows.store.requeue_due(now=LATER - timedelta(seconds=1), longest=LONGEST) == 0
+    assert rows.store.requeue_due(now=LATER, longest=LONGEST) == 1
     assert rows.subcloud("s1").initial_sync_state is InitialSyncState.REQUESTED
 
 
@@ -265,7 +267,7 @@ def test_taking_back_needs_the_run_id_to_stand_still(rows: Rows) -> None:
 def test_the_deaths_of_a_request_are_counted_until_it_is_quarantined(rows: Rows) -> None:
     for number in range(2):
         claimed(rows, run_id=f"run-{number}")
-        assert rows.store.in_progress_since_before(LATER) == [died(f"run-{number}", deaths=number)]
+        assert rows.store.in_progress_since_before(LATER, now=LATER) == [died(f"run-{number}", deaths=number)]
         rows.store.take_back([died(f"run-{number}", deaths=number)], now=NOON)
     claimed(rows, run_id="run-2")
     quarantined = rows.store.quarantine(
@@ -277,28 +279,51 @@ def test_the_deaths_of_a_request_are_counted_until_it_is_quarantined(rows: Rows)
         InitialSyncState.FAILED, Reason.QUARANTINED, QUARANTINED.detail, LATER,
     )  # fmt: skip
     assert rows.ending("run-2") is Ending.ABANDONED
-    rows.store.requeue_due(now=LATER)
+    rows.store.requeue_due(now=LATER, longest=LONGEST)
     claimed(rows, run_id="run-3")
-    assert rows.store.in_progress_since_before(LATER) == [died("run-3", deaths=0)]
+    assert rows.store.in_progress_since_before(LATER, now=LATER) == [died("run-3", deaths=0)]
 
 
 def test_in_progress_rows_are_found_by_their_age(rows: Rows) -> None:
     claimed(rows)
-    assert rows.store.in_progress_since_before(NOON) == []
-    assert rows.store.in_progress_since_before(LATER) == [died("run-1")]
+    assert rows.store.in_progress_since_before(NOON, now=NOON) == []
+    assert rows.store.in_progress_since_before(LATER, now=LATER) == [died("run-1")]
     assert rows.store.in_progress_count() == 1
+
+
+def test_a_run_claimed_in_the_future_counts_as_claimed_long_ago(rows: Rows) -> None:
+    """Its worker's clock was ahead; whether it still works, its lock tells."""
+    claimed(rows)
+    earlier = NOON - timedelta(hours=1)
+    (found,) = rows.store.in_progress_since_before(earlier - timedelta(seconds=30), now=earlier)
+    assert found == died("run-1")
+    nearly = NOON - timedelta(seconds=2)
+    assert rows.store.in_progress_since_before(nearly - timedelta(seconds=30), now=nearly) == []
+
+
+def test_an_overtaken_attempt_that_began_in_the_future_is_found(rows: Rows) -> None:
+    claimed(rows)
+    rows.leave("s1")
+    earlier = NOON - timedelta(hours=1)
+    assert rows.store.unowned_attempts(started_before=earlier, now=earlier) == [("s1", "run-1")]
+
+
+def test_a_hold_off_longer_than_there_are_is_over(rows: Rows) -> None:
+    assert rows.store.fail(claimed(rows), Failure(Reason.AUTH_FAILED, "401"), now=NOON, retry_at=LATER)
+    assert rows.store.requeue_due(now=LATER - LONGEST, longest=LONGEST) == 0
+    assert rows.store.requeue_due(now=LATER - LONGEST - timedelta(seconds=3), longest=LONGEST) == 1
 
 
 @pytest.mark.parametrize("overtake", ["ask", "leave"])
 def test_an_attempt_without_an_end_whose_row_moved_on_is_found_and_ended(rows: Rows, overtake: str) -> None:
     claimed(rows)
     claimed(rows, "s2", "run-2")
-    assert rows.store.unowned_attempts(started_before=LATER) == []
+    assert rows.store.unowned_attempts(started_before=LATER, now=LATER) == []
     getattr(rows, overtake)("s1")
-    assert rows.store.unowned_attempts(started_before=NOON) == []
-    assert rows.store.unowned_attempts(started_before=LATER) == [("s1", "run-1")]
+    assert rows.store.unowned_attempts(started_before=NOON, now=NOON) == []
+    assert rows.store.unowned_attempts(started_before=LATER, now=LATER) == [("s1", "run-1")]
     rows.store.end_unowned(["run-1"], now=LATER)
-    assert rows.store.unowned_attempts(started_before=LATER) == []
+    assert rows.store.unowned_attempts(started_before=LATER, now=LATER) == []
     assert (rows.ending("run-1"), rows.ending("run-2")) == (Ending.ABANDONED, None)
 
 
@@ -448,7 +473,7 @@ def test_of_a_request_that_fails_for_ever_the_latest_attempt_stays(engine: Engin
         run = claim(rows, run_id=f"run-{number}", now=now)
         assert run is not None
         rows.store.fail(run, Failure(Reason.TIMEOUT, ""), now=now, retry_at=now)
-        rows.store.requeue_due(now=now)
+        rows.store.requeue_due(now=now, longest=LONGEST)
     assert rows.store.delete_history(ended_before=NOON + timedelta(hours=1), limit=2) == 2
     assert rows.store.delete_history(ended_before=NOON + timedelta(hours=1), limit=2) == 1
     (asked,) = SqlInventory(engine).history("s1")

@@ -196,6 +196,18 @@ def test_a_process_killed_after_the_rotation_costs_no_second_one(world: World) -
     assert world.centre.rotations == 1
 
 
+def test_a_claim_from_the_future_is_taken_over_in_the_usual_time(world: World) -> None:
+    """Of a process that was killed, and whose clock was an hour ahead."""
+    world.ask()
+    world.pass_(timedelta(hours=1))
+    with pytest.raises(Killed):
+        world.process(command=killed).run()
+    world.pass_(timedelta(hours=-1))
+    assert world.process().run().result is Result.IDLE, "it may be at work"
+    world.pass_(LIMITS.claim_lifetime + SECOND)
+    assert world.process(command=world.centre.rotate_by_itself).run().result is Result.ROTATED
+
+
 def test_a_process_killed_before_the_rotation_leaves_it_to_the_next(world: World) -> None:
     world.ask()
     with pytest.raises(Killed):

@@ -85,7 +85,8 @@ READS = {
     *("in_progress_since_before", "in_progress_count", "unstarted_hints", "unowned_attempts", "standing"),
     *("audits", "read_run", "central_state", "row", "spread", "lost_reports"),
 }
-ELSEWHERE = {"refuse_central", "confirm_central"}  # write to what is known of the central cloud alone
+ELSEWHERE = {"refuse_central", "confirm_central", "void_deadlines"}
+"""The first two write to what is known of the central cloud alone, the last to due times."""
 
 
 @dataclass
@@ -231,7 +232,13 @@ def _operations() -> Iterator[Operation]:
     for event in (InitialSyncEvent.BECAME_ELIGIBLE, InitialSyncEvent.LEFT, InitialSyncEvent.ASKED):
         yield Operation("subcloud", event, lambda w, e=event: w.apply(e), (event,), is_of_a_run=False)
     due, later = InitialSyncEvent.RETRY_DUE, NOON + timedelta(days=1)
-    yield Operation("subcloud", "requeue", lambda w: w.runs.requeue_due(now=later), (due,), is_of_a_run=False)
+    yield Operation(
+        "subcloud",
+        "requeue",
+        lambda w: w.runs.requeue_due(now=later, longest=timedelta(days=1)),
+        (due,),
+        is_of_a_run=False,
+    )
     yield Operation("subcloud", "claim", World.claim, (InitialSyncEvent.CLAIMED,), is_of_a_run=False)
     for name, of_run, call in (
         ("complete", InitialSyncEvent.SUCCEEDED, lambda w: w.runs.complete(w.run, now=w.now, audits_due_at=w.now)),

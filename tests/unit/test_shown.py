@@ -218,8 +218,8 @@ def _report(kind: str, at: datetime, value: Any) -> Report:
 def _applied(row: StateRow, report: Report, *, now: datetime) -> StateRow:
     """The row after the state service has applied the report and the memory was lost."""
     changes = StateChanges()
-    facts = rules.apply(memory.facts_of(row), report, now=now).facts
-    memory.write_changes(changes, row, facts)
+    facts = rules.apply(memory.facts_of(row, now=now), report, now=now).facts
+    memory.write_changes(changes, row, facts, now=now)
     endpoints = dict(row.endpoints) | {type_: written for _, type_, written in changes.endpoints}
     row = replace(row, endpoints=endpoints)
     for columns in changes.columns:

@@ -7,13 +7,14 @@ one: with row ids alone it would miss a row whose transaction committed late.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger, Engine, RowMapping, delete, func, literal, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.rows import has_passed
 from dcsync.adapters.postgres.states import reconcile_alarms
 from dcsync.adapters.postgres.tables import alarm, alarm_sink, rejected_report
 from dcsync.state.ports import AlarmNotice, AlarmPosition, SinkTurn
@@ -49,7 +50,7 @@ class SqlAlarmStore:
             return [_notice(row) for row in connection.execute(wanted).mappings()]
 
     @database_errors()
-    def take_turn(self, sink: str, *, now: datetime, until: datetime) -> SinkTurn | None:
+    def take_turn(self, sink: str, *, now: datetime, until: datetime, longest: timedelta) -> SinkTurn | None:
         with self._engine.begin() as connection:
             connection.execute(
                 insert(alarm_sink)
@@ -58,7 +59,7 @@ class SqlAlarmStore:
             )
             taken = connection.execute(
                 update(alarm_sink)
-                .where(alarm_sink.c.name == sink, alarm_sink.c.next_attempt_at <= now)
+                .where(alarm_sink.c.name == sink, has_passed(alarm_sink.c.next_attempt_at, now=now, longest=longest))
                 .values(next_attempt_at=until)
                 .returning(alarm_sink.c.told_xid, alarm_sink.c.told_id, alarm_sink.c.attempt)
             ).first()

@@ -16,7 +16,14 @@ from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import AUDIT_MOVES, ROTATION_MOVES
-from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off, placed_body, placed_from_body, subcloud_from_row
+from dcsync.adapters.postgres.rows import (
+    IS_ELIGIBLE,
+    is_held_off,
+    placed_body,
+    placed_from_body,
+    subcloud_from_row,
+    was_before,
+)
 from dcsync.adapters.postgres.tables import (
     central_state,
     endpoint_status,
@@ -31,6 +38,7 @@ from dcsync.audit.standing import standing_of
 from dcsync.model.ending import Failure
 from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
+from dcsync.model.marks import TOLERANCE
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent
@@ -170,13 +178,13 @@ class SqlAuditStore:
     # --- the sweep ---
 
     @database_errors()
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
+    def in_progress_since_before(self, moment: datetime, *, now: datetime) -> list[RunInProgress]:
         query = (
             sa.select(
                 subcloud.c.region_name, _ROW.run_id, sa.func.min(_ROW.claimed_at).label("claimed_at"), _ROW.abandoned
             )
             .select_from(_WITH_SUBCLOUD)
-            .where(_ROW.run_id.is_not(None), _ROW.claimed_at < moment)
+            .where(_ROW.run_id.is_not(None), was_before(moment, _ROW.claimed_at, now=now))
             .group_by(subcloud.c.region_name, _ROW.run_id, _ROW.abandoned)
         )
         with self._engine.connect() as connection:
@@ -209,6 +217,16 @@ class SqlAuditStore:
             ids = set(connection.scalars(ended.returning(_ROW.subcloud_id))) if mine else set()
             names = sa.select(subcloud.c.region_name).where(subcloud.c.id.in_(ids))
             return sorted(connection.scalars(names))
+
+    @database_errors()
+    def void_deadlines(self, *, now: datetime, longest: timedelta) -> int:
+        void = sa.and_(_is_audited(), _MAY_BE_CLAIMED, _ROW.due_at > now + longest + TOLERANCE)
+        with self._engine.begin() as connection:
+            keys = sa.select(*_IN_ORDER).where(void).order_by(*_IN_ORDER).with_for_update(skip_locked=True)
+            found = [tuple(row) for row in connection.execute(keys)]
+            if found:
+                connection.execute(sa.update(subcloud_sync).where(_KEY.in_(found)).values(due_at=now))
+            return len(found)
 
     @database_errors()
     def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
@@ -472,7 +490,8 @@ def _owns(connection: Connection, run: AuditRun) -> bool:
 def _is_rotating(*, now: datetime) -> sa.ColumnElement[bool]:
     """Returns the condition that keys are being rotated or were just rotated. The rotation records the central state
     itself and distributes the keys in waves; data read meanwhile may be older."""
-    rotating = sa.or_(ROTATION_MOVES.where(RotationEvent.ROTATED), key_rotation.c.last_rotated_at > now - JUST_ROTATED)
+    just_rotated = key_rotation.c.last_rotated_at.between(now - JUST_ROTATED, now + TOLERANCE)
+    rotating = sa.or_(ROTATION_MOVES.where(RotationEvent.ROTATED), just_rotated)
     return sa.exists(sa.select(key_rotation.c.id).where(rotating))
 
 

@@ -16,10 +16,11 @@ from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES, ROTATION_MOVES
-from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off
+from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off, was_before
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
 from dcsync.audit.endpoints import endpoint_type_of_keys
 from dcsync.model.identity import KeySet
+from dcsync.model.marks import TOLERANCE
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.states.rotation import RotationEvent
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState
@@ -76,7 +77,9 @@ class SqlKeyRotationStore:
             .values(**ROTATION_MOVES.to(RotationEvent.CLAIMED), run_id=run_id, claimed_at=now)
             .returning(key_rotation)
         )
+        claim_in_future = sa.update(key_rotation).where(_ROW.claimed_at > now + TOLERANCE).values(claimed_at=now)
         with self._engine.begin() as connection:
+            connection.execute(claim_in_future)
             claimed = connection.execute(update).one_or_none()
             return None if claimed is None else _row(claimed)
 
@@ -158,7 +161,7 @@ class SqlKeyRotationStore:
                 sa.select(_SYNC.subcloud_id)
                 .select_from(_WITH_SUBCLOUD)
                 .where(_ELIGIBLE, _lacks(fingerprint), ~is_held_off())
-                .where(sa.or_(_SYNC.requested_at.is_(None), _SYNC.requested_at < requested_before))
+                .where(sa.or_(_SYNC.requested_at.is_(None), was_before(requested_before, _SYNC.requested_at, now=now)))
                 .order_by(_SYNC.subcloud_id)
                 .limit(room)
                 .with_for_update(of=subcloud_sync, skip_locked=True)

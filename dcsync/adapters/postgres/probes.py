@@ -51,8 +51,8 @@ _TARGETS = text("""
 _NOTE_SEEN = text("""
     INSERT INTO subcloud_probe AS probe (subcloud_id, next_probe_at, probes, seen_at)
     SELECT id, :now, 0, :now FROM subcloud WHERE region_name = ANY(:region_names) ORDER BY id
-    ON CONFLICT (subcloud_id) DO UPDATE SET seen_at =
-        CASE WHEN probe.seen_at > :void_after THEN excluded.seen_at ELSE greatest(probe.seen_at, excluded.seen_at) END
+    ON CONFLICT (subcloud_id) DO UPDATE SET seen_at = greatest(
+        CASE WHEN probe.seen_at <= clock_timestamp() + interval '2 seconds' THEN probe.seen_at END, excluded.seen_at)
 """)
 
 
@@ -79,5 +79,4 @@ class SqlProbeStore:
     @database_errors()
     def note_seen(self, region_names: Sequence[str], *, now: datetime) -> None:
         with self._engine.begin() as connection:
-            values = {"region_names": list(region_names), "now": now, "void_after": now + LEEWAY}
-            connection.execute(_NOTE_SEEN, values)
+            connection.execute(_NOTE_SEEN, {"region_names": list(region_names), "now": now})

@@ -7,7 +7,7 @@ Each method is one transaction. Every write of a run is conditional on its run i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from dcsync.adapters.postgres import run_statements
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
-from dcsync.adapters.postgres.rows import placed_body, placed_from_body, subcloud_from_row
+from dcsync.adapters.postgres.rows import has_passed, placed_body, placed_from_body, subcloud_from_row, was_before
 from dcsync.adapters.postgres.run_statements import NO_RUN, moved
 from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_attempt
 from dcsync.initial_sync.ports import Claim, Run
@@ -42,10 +42,13 @@ class SqlRunStore:
     # --- the sweep ---
 
     @database_errors()
-    def requeue_due(self, *, now: datetime) -> int:
+    def requeue_due(self, *, now: datetime, longest: timedelta) -> int:
         due = (
             sa.select(subcloud.c.id)
-            .where(INITIAL_SYNC_MOVES.where(InitialSyncEvent.RETRY_DUE), subcloud.c.retry_at <= now)
+            .where(
+                INITIAL_SYNC_MOVES.where(InitialSyncEvent.RETRY_DUE),
+                has_passed(subcloud.c.retry_at, now=now, longest=longest),
+            )
             .order_by(subcloud.c.id)
             .with_for_update(skip_locked=True)
         )
@@ -58,9 +61,9 @@ class SqlRunStore:
             return connection.execute(update).rowcount
 
     @database_errors()
-    def in_progress_since_before(self, moment: datetime) -> list[RunInProgress]:
+    def in_progress_since_before(self, moment: datetime, *, now: datetime) -> list[RunInProgress]:
         query = sa.select(subcloud.c.region_name, subcloud.c.run_id, subcloud.c.claimed_at, subcloud.c.abandoned).where(
-            INITIAL_SYNC_MOVES.where(InitialSyncEvent.ABANDONED), subcloud.c.claimed_at < moment
+            INITIAL_SYNC_MOVES.where(InitialSyncEvent.ABANDONED), was_before(moment, subcloud.c.claimed_at, now=now)
         )
         with self._single.connect() as connection:
             return [RunInProgress(*row) for row in connection.execute(query)]
@@ -96,13 +99,13 @@ class SqlRunStore:
             return changed
 
     @database_errors()
-    def unowned_attempts(self, *, started_before: datetime) -> list[tuple[str, str]]:
+    def unowned_attempts(self, *, started_before: datetime, now: datetime) -> list[tuple[str, str]]:
         query = (
             sa.select(subcloud.c.region_name, sync_attempt.c.run_id)
             .join(subcloud, subcloud.c.id == sync_attempt.c.subcloud_id)
             .where(
                 sync_attempt.c.ended_at.is_(None),
-                sync_attempt.c.started_at < started_before,
+                was_before(started_before, sync_attempt.c.started_at, now=now),
                 subcloud.c.run_id.is_distinct_from(sync_attempt.c.run_id),
             )
         )

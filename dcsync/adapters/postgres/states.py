@@ -303,7 +303,8 @@ def _write_seen(cursor: Any, seen: Sequence[tuple[int, datetime]]) -> None:
         cursor,
         "INSERT INTO subcloud_probe AS p (subcloud_id, next_probe_at, probes, seen_at)",
         sorted((id_, at, 0, at) for id_, at in seen),
-        conflict="ON CONFLICT (subcloud_id) DO UPDATE SET seen_at = greatest(p.seen_at, excluded.seen_at)",
+        conflict="ON CONFLICT (subcloud_id) DO UPDATE SET seen_at = greatest("
+        "CASE WHEN p.seen_at <= clock_timestamp() + interval '2 seconds' THEN p.seen_at END, excluded.seen_at)",
     )
 
 

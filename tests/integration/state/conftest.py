@@ -24,12 +24,14 @@ class Rows:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.now = at(0)
+        """The moment of the newest observation that was reported."""
         self.inventory = SqlInventory(engine, endpoint_types=SEVEN_TYPES)
         self.messenger = FakeMessenger()
         self.service = StateService(
             store=SqlStateStore(engine),
             messenger=self.messenger,
-            now=lambda: at(0),
+            now=lambda: self.now,
             endpoint_types=SEVEN_TYPES,
             follow_ups=frozenset(EndpointType),
         )
@@ -48,6 +50,7 @@ class Rows:
 
     def tell(self, *reports: Report) -> Tally:
         """In one message."""
+        self.now = max([self.now, *(report.mark.observed_at for report in reports)])
         return self.service.apply_payloads([report_payload(report) for report in reports])
 
     def subcloud(self, region_name: str = "subcloud1") -> Subcloud:

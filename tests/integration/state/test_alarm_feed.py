@@ -26,6 +26,8 @@ from tests.processes import wait_until
 from tests.reports import FIRMWARE, IN_SYNC, OUT_OF_SYNC, at, endpoint, offline, online
 from tests.webhook import receiving
 
+LONGEST = timedelta(minutes=5)
+
 
 class Clock:
     def __init__(self) -> None:
@@ -84,10 +86,20 @@ def test_a_sink_that_is_away_is_held_off_and_told_later_and_delays_no_other(rows
 
 def test_a_sink_is_told_by_one_process_at_a_time_until_its_turn_is_over(rows: Rows, clock: Clock) -> None:
     store = SqlAlarmStore(rows.engine)
-    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60)) is not None
-    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60)) is None
+    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60), longest=LONGEST) is not None
+    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60), longest=LONGEST) is None
     clock.pass_(61)
-    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60)) is not None
+    assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60), longest=LONGEST) is not None
+
+
+def test_a_turn_that_ends_later_than_any_does_keeps_nobody_waiting(rows: Rows, clock: Clock) -> None:
+    """Somebody took it whose clock was an hour ahead, and died."""
+    store = SqlAlarmStore(rows.engine)
+    ahead = clock() + timedelta(hours=1)
+    assert store.take_turn("sink", now=ahead, until=ahead + timedelta(seconds=60), longest=LONGEST) is not None
+    until = clock() + timedelta(seconds=60)
+    assert store.take_turn("sink", now=clock(), until=until, longest=LONGEST) is not None
+    assert store.take_turn("sink", now=clock(), until=until, longest=LONGEST) is None
 
 
 def test_an_alarm_whose_transaction_commits_late_is_not_skipped(rows: Rows, clock: Clock) -> None:

@@ -21,7 +21,7 @@ from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.state.service import StateService
 from tests.fake_messenger import FakeMessenger
 from tests.integration.state.conftest import Rows
-from tests.reports import FIRMWARE, OUT_OF_SYNC, SEVEN_TYPES, at, endpoint, offline, online
+from tests.reports import FIRMWARE, NOW, OUT_OF_SYNC, SEVEN_TYPES, endpoint, offline, online
 
 SUBCLOUDS = 5_000
 OBSERVERS = 8
@@ -96,7 +96,7 @@ def test_a_flood_ends_in_exactly_the_right_rows_and_alarms_with_one_request_each
 
     def work() -> int:
         """A state worker: takes what is there until all was told and the queue is empty."""
-        service = StateService(store=SqlStateStore(rows.engine), messenger=FakeMessenger(), now=lambda: at(0))
+        service = StateService(store=SqlStateStore(rows.engine), messenger=FakeMessenger(), now=lambda: NOW)
         applied = 0
         while True:
             last = all_told.is_set()

@@ -33,6 +33,7 @@ from tests.reports import (
     FIRMWARE,
     IDENTITY,
     IN_SYNC,
+    NOW,
     OFFLINE,
     ONLINE,
     OUT_OF_SYNC,
@@ -383,7 +384,7 @@ def test_a_database_that_takes_no_writes_is_no_fault_of_the_reports(
         connection.execute(text(trouble.format(database=database)))
     engine = make_engine(database_url)
     try:
-        service = StateService(store=SqlStateStore(engine), messenger=rows.messenger, now=lambda: at(0))
+        service = StateService(store=SqlStateStore(engine), messenger=rows.messenger, now=lambda: NOW)
         with pytest.raises(error):
             service.apply([online(1)])
     finally:
@@ -486,7 +487,7 @@ def test_the_alarms_that_sql_expects_are_those_the_rules_expect(rows: Rows) -> N
         expected = {
             (alarm.alarm_id.value, alarm.entity(row.name))
             for row in transaction.lock(regions)
-            for alarm in rules.expected_alarms(memory.facts_of(row))
+            for alarm in rules.expected_alarms(memory.facts_of(row, now=NOW))
         }
     assert rows.active_alarms() == expected
     assert len(expected) == len(set(SEVEN_TYPES) - set(audited_types())) + 1
@@ -494,6 +495,6 @@ def test_the_alarms_that_sql_expects_are_those_the_rules_expect(rows: Rows) -> N
 
 def test_a_database_that_is_away_is_said_to_be() -> None:
     engine = make_engine("postgresql://postgres@127.0.0.1:1/none")
-    service = StateService(store=SqlStateStore(engine), messenger=Rows(engine).messenger, now=lambda: at(0))
+    service = StateService(store=SqlStateStore(engine), messenger=Rows(engine).messenger, now=lambda: NOW)
     with pytest.raises(DatabaseUnreachable):
         service.apply([online(1)])

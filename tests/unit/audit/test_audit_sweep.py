@@ -31,6 +31,9 @@ QUARANTINE = timedelta(minutes=15)
 SWEEP = timedelta(seconds=10)
 
 
+LONGEST = timedelta(minutes=22)
+
+
 def three_due() -> MemoryAuditStore:
     return MemoryAuditStore().add(
         *(a_subcloud(f"s{n}", id=n, initial_sync_state=InitialSyncState.COMPLETED) for n in (1, 2, 3))
@@ -62,7 +65,7 @@ class World:
     @property
     def sweeping(self) -> AuditSweep:
         limits = SweepLimits(self.max_in_flight, lock_ttl=TTL, patience=PATIENCE, quarantine=QUARANTINE)
-        return AuditSweep(self.store, self.locks, self.messenger, limits, self.note_report)
+        return AuditSweep(self.store, self.locks, self.messenger, limits, self.note_report, longest=LONGEST)
 
     def sweep(self, now: datetime = NOON) -> AuditSweepReport:
         return self.sweeping.run(now=now)
@@ -145,7 +148,7 @@ def test_an_audit_whose_lock_is_gone_is_taken_back_and_one_at_work_is_not(world:
 
 def test_requests_of_the_state_service_are_sent_in_the_same_sweep(world: World) -> None:
     for row in world.store.rows.values():
-        row.due_at = NOON + timedelta(hours=1)
+        row.due_at = NOON + LONGEST
     world.store.follow_ups.append(("s3", IDENTITY, "somebody asked"))
     assert world.sweep() == AuditSweepReport(follow_ups=1, taken_back=0, lost=0, sent=1, reported_again=0)
     assert world.sent == ["s3.audit.1"]

@@ -225,7 +225,7 @@ def test_the_hold_off_doubles_with_each_failure_and_success_resets_it(world: Wor
         world.just_before("login", raising(CloudError(Reason.UNREACHABLE, "refused")))
         world.run()
         waits.append(world.store.rows[REGION].subcloud.retry_at)
-        world.store.requeue_due(now=NOON + timedelta(hours=1))
+        world.store.requeue_due(now=NOON + timedelta(hours=1), longest=timedelta(hours=1))
     assert waits == [NOON + timedelta(seconds=s) for s in (60, 120, 240)]
     assert world.run().result is Result.COMPLETED
     assert world.store.rows[REGION].subcloud.attempt == 0
@@ -371,7 +371,7 @@ def test_a_run_that_dies_before_any_call_is_finished_by_the_next(world: World, d
         world.run()
     world.clouds.site.before_call = lambda call: None
     world.locks.held.clear()
-    stuck = world.store.in_progress_since_before(NOON + timedelta(seconds=1))
+    stuck = world.store.in_progress_since_before(NOON + timedelta(seconds=1), now=NOON + timedelta(seconds=1))
     world.store.take_back(stuck, now=NOON)
     assert world.run().result is Result.COMPLETED
     assert world.clouds.site.named(ResourceType.USERS, "vim").id == "c-vim"

@@ -110,6 +110,14 @@ def test_two_rotations_within_the_life_of_a_token_are_refused() -> None:
     assert refused(Spread(have=100), since=HOUR) is None
 
 
+def test_a_rotation_stamped_in_the_future_neither_forbids_the_next_for_ever_nor_allows_it_at_once() -> None:
+    everywhere = Spread(have=100)
+    assert "another one would invalidate tokens" in str(refused(everywhere, since=timedelta(minutes=-30)))
+    assert refused(everywhere, since=timedelta(days=-365)) is None
+    ahead = NOON + timedelta(days=365)
+    assert next_due(interval=WEEK, last_rotated_at=ahead, due=ahead + WEEK, now=NOON) == NOON + WEEK
+
+
 def test_the_first_rotation_is_due_one_interval_after_the_first_look() -> None:
     assert next_due(interval=WEEK, last_rotated_at=None, due=None, now=NOON) == NOON + WEEK
 

@@ -23,6 +23,8 @@ def test_only_a_run_without_its_lock_and_older_than_a_lock_is_abandoned() -> Non
     ttl = timedelta(seconds=30)
     assert is_abandoned(claimed_at=NOON, lock_is_missing=True, now=NOON + timedelta(seconds=31), lock_ttl=ttl)
     assert not is_abandoned(claimed_at=NOON, lock_is_missing=True, now=NOON + timedelta(seconds=30), lock_ttl=ttl)
+    assert is_abandoned(claimed_at=NOON + timedelta(hours=1), lock_is_missing=True, now=NOON, lock_ttl=ttl), "void"
+    assert not is_abandoned(claimed_at=NOON + timedelta(hours=1), lock_is_missing=False, now=NOON, lock_ttl=ttl)
     assert not is_abandoned(claimed_at=NOON, lock_is_missing=False, now=NOON + timedelta(hours=1), lock_ttl=ttl)
 
 

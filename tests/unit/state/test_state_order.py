@@ -28,6 +28,7 @@ from tests.reports import (
     IDENTITY,
     IN_SYNC,
     MANAGED,
+    NOW,
     OFFLINE,
     ONLINE,
     OUT_OF_SYNC,
@@ -36,7 +37,6 @@ from tests.reports import (
     UNKNOWN,
     UNMANAGED,
     a_state_row,
-    at,
     bulk,
     endpoint,
     fails,
@@ -121,7 +121,7 @@ def assert_as_modelled(store: FakeStateStore, model: Model) -> None:
     shown = {type_: (each.sync_status, each.alarmable) for type_, each in row.endpoints.items()}
     assert shown == model.statuses
     assert store.alarms() == model.alarms()
-    facts = memory.facts_of(row)
+    facts = memory.facts_of(row, now=NOW)
     assert {(a.alarm_id.value, a.endpoint_type or "") for a in rules.expected_alarms(facts)} == model.alarms()
     eligible = row.management_state is MANAGED and model.availability is ONLINE
     assert row.initial_sync_state is (InitialSyncState.REQUESTED if eligible else InitialSyncState.NONE)
@@ -129,7 +129,7 @@ def assert_as_modelled(store: FakeStateStore, model: Model) -> None:
 
 def deliver(batches: Iterable[Sequence[Report]], **row: Any) -> FakeStateStore:
     store = FakeStateStore(a_state_row(**row))
-    service = StateService(store=store, messenger=FakeMessenger(), now=lambda: at(0))
+    service = StateService(store=store, messenger=FakeMessenger(), now=lambda: NOW)
     for batch in batches:
         assert service.apply(batch).rejected == 0
     return store
@@ -223,7 +223,7 @@ class Deliveries(RuleBasedStateMachine):
     @initialize(management_state=st.sampled_from([MANAGED, UNMANAGED]))
     def add(self, management_state: ManagementState) -> None:
         self.store = FakeStateStore(a_state_row(management_state=management_state))
-        self.service = StateService(store=self.store, messenger=FakeMessenger(), now=lambda: at(0))
+        self.service = StateService(store=self.store, messenger=FakeMessenger(), now=lambda: NOW)
         self.management_state = management_state
         self.clock = 0
         self.undelivered: list[Report] = []

@@ -21,6 +21,7 @@ from tests.reports import (
     FIRMWARE,
     IDENTITY,
     IN_SYNC,
+    NOW,
     OFFLINE,
     ONLINE,
     OUT_OF_SYNC,
@@ -54,7 +55,7 @@ class World:
         self.messenger = FakeMessenger(is_away=broker_is_away)
         more: dict[str, Any] = {"follow_ups": frozenset(EndpointType)} | service
         self.service = StateService(
-            store=self.store, messenger=self.messenger, now=lambda: at(0), batch_subclouds=3, **more
+            store=self.store, messenger=self.messenger, now=lambda: NOW, batch_subclouds=3, **more
         )
 
     def tell(self, *reports: Any) -> dict[str, int]:
