@@ -186,6 +186,19 @@ class Operator:
         now, windows = self.now(), self.settings.windows
         return [view(known, now=now, windows=windows) for known in subclouds]
 
+    def clock_ahead(self) -> float | None:
+        """Returns the seconds by which this host's clock is ahead of the database's; None where no database is
+        configured, or answers."""
+        from dcsync.model.errors import DatabaseUnreachable
+
+        if self.settings.database_url is None:
+            return None
+        try:
+            self.clock.measure()
+        except DatabaseUnreachable:
+            return None
+        return self.clock.seconds_ahead()
+
     def monotonic(self) -> float:
         """Seconds, for measuring durations only."""
         return time.monotonic()

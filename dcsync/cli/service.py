@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcsync.cli.operator import Operator, pass_operator
-from dcsync.cli.output import note, say
+from dcsync.cli.operator import Operator, output_option, pass_operator
+from dcsync.cli.output import json_text, note, say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dcsync.adapters.host.process_records import Role
     from dcsync.local.health import Health, World
 
@@ -45,13 +47,15 @@ def status(operator: Operator, role: str) -> int:
 
 @service.command()
 @_role_option
+@output_option
 @pass_operator
-def monitor(operator: Operator, role: str) -> int:
+def monitor(operator: Operator, role: str, *, as_json: bool) -> int:
     """Check also that these processes do their work.
 
     The loop is responsive, database and broker answer, the queues are consumed, and waiting work is taken.
 
-    Takes a few seconds at most.
+    Also shows which periodic tasks were late, and run by workers in beat's place, and a clock of this host that differs
+    from the database's by more than 2 s. Neither fails the check. Takes a few seconds at most.
 
     \b
     Example:
@@ -68,11 +72,38 @@ def monitor(operator: Operator, role: str) -> int:
     except (BrokerUnreachable, DatabaseUnreachable) as exc:
         what = "broker" if isinstance(exc, BrokerUnreachable) else "database"
         found = health.Health(health.Code.FAILED, f"the {what} does not answer: {exc}")
-    return _print(found)
+    if as_json:
+        click.echo(json_text(_as_json(found, role)))
+        return int(found.code)
+    code = _print(found)
+    for line in _lines(found):
+        note(line) if code else say(line)
+    return code
+
+
+def _as_json(found: Health, role: str) -> dict[str, object]:
+    return {
+        "role": role,
+        "code": int(found.code),
+        "text": found.text,
+        "late_total": dict(found.late),
+        "clock_seconds_ahead": {name: round(ahead, 3) for name, ahead in found.clocks.items()},
+        "wrong_clocks": sorted(found.wrong_clocks),
+    }
+
+
+def _lines(found: Health) -> Iterator[str]:
+    if found.late:
+        yield f"late, and run by a worker: {', '.join(f'{name} {count}x' for name, count in found.late.items())}"
+    for name, ahead in found.wrong_clocks.items():
+        direction = "ahead of" if ahead > 0 else "behind"
+        yield f"the clock of this host is {abs(ahead):.1f} s {direction} the database's, by {name}; check its NTP"
 
 
 def _world(operator: Operator, role: Role) -> World:
     from dcsync.adapters.broker.queues import QueueLengths
+    from dcsync.adapters.broker.redis_client import make_client
+    from dcsync.adapters.broker.ticks import Ticks
     from dcsync.adapters.host import process_records
     from dcsync.adapters.postgres import database
     from dcsync.local.health import World
@@ -84,6 +115,8 @@ def _world(operator: Operator, role: Role) -> World:
         find=lambda: process_records.find(settings.run_folder, role=role, system=system),
         check_database=lambda: database.check(operator.database_url, seconds=ANSWER_SECONDS),
         waiting=QueueLengths(url or "redis://", timeout_seconds=ANSWER_SECONDS).waiting,
+        late_totals=Ticks(make_client(url or "redis://", timeout_seconds=ANSWER_SECONDS, retries=0)).late_totals,
+        clock_ahead=operator.clock_ahead,
         monotonic=operator.monotonic,
         sleep=operator.sleep,
     )

@@ -8,10 +8,11 @@ Source: docs/upstream/state-service.md section 11, whose `monitor` sees nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from dcsync.adapters.host.process_records import Found, Life, Phase, ProcessRecord, Role
+from dcsync.adapters.postgres.clock import TOLERATED_SECONDS
 from dcsync.model.messages import Queue
 
 
@@ -39,10 +40,22 @@ TAKEN_WITHIN_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Health:
-    """The exit code, and one line that says why."""
+    """The exit code, and one line that says why.
+
+    `late`: how often each periodic task was late so far, and run by a worker in beat's place. `clocks`: by how many
+    seconds this host's clock is ahead of the database's, as each process here and this command measured it. Neither
+    makes a process unhealthy, for dcsync works all the same.
+    """
 
     code: Code
     text: str
+    late: Mapping[str, int] = field(default_factory=dict)
+    clocks: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def wrong_clocks(self) -> dict[str, float]:
+        """Those that differ by more than TOLERATED_SECONDS."""
+        return {name: ahead for name, ahead in self.clocks.items() if abs(ahead) > TOLERATED_SECONDS}
 
 
 def status(found: Sequence[Found], *, role: Role, now: float) -> Health:
@@ -68,6 +81,10 @@ class World:
     """Raises DcsyncError when it does not answer."""
     waiting: Callable[[Sequence[Queue]], Mapping[Queue, int]]
     """Returns the number of queued messages by queue; raises DcsyncError when the broker does not answer."""
+    late_totals: Callable[[], Mapping[str, int]]
+    """How often each periodic task was late; raises DcsyncError when the broker does not answer."""
+    clock_ahead: Callable[[], float | None]
+    """Seconds by which this host's clock is ahead of the database's; None where that is not known."""
     monotonic: Callable[[], float]
     sleep: Callable[[float], None]
 
@@ -75,10 +92,24 @@ class World:
 def monitor(world: World, *, role: Role, busy_seconds: float) -> Health:
     """Checks as `status`, and also the loops, the broker, the database, that queues are consumed and messages taken.
 
+    Also returns which tasks were late, and by how much this host's clock is wrong.
+
     `busy_seconds`: workers are unhealthy when no task has ended for this long. Raises DcsyncError when database or
     broker do not answer.
     """
     found = world.find()
+    health = _monitored(world, found, role=role, busy_seconds=busy_seconds)
+    if health.code is not Code.RUNNING:
+        return health
+    return replace(health, late=world.late_totals(), clocks=_clocks(found, ahead=world.clock_ahead()))
+
+
+def _clocks(found: Sequence[Found], *, ahead: float | None) -> dict[str, float]:
+    clocks = {_name(record): record.clock_ahead for record in _alive(found) if record.clock_ahead is not None}
+    return clocks if ahead is None else clocks | {"this command": ahead}
+
+
+def _monitored(world: World, found: Sequence[Found], *, role: Role, busy_seconds: float) -> Health:
     health = status(found, role=role, now=world.monotonic())
     if health.code is not Code.RUNNING:
         return health

@@ -15,7 +15,7 @@ from celery.worker import state as tasks_of_this_worker
 from dcsync.adapters.host.process_records import Phase, ProcessRecord, RecordFile, Role, start_of, system_of
 from dcsync.model.messages import Queue
 from dcsync.settings import Settings
-from dcsync.tasks.base import process_of
+from dcsync.tasks.base import WorkerProcess, process_of
 
 RECORD_SECONDS = 1.0
 _ROLE_OF = {Queue.SYNC: Role.SYNC, Queue.STATE: Role.STATE}
@@ -35,7 +35,9 @@ def _system(settings: Settings) -> str:
 class WorkerRecord:
     """The record of a worker, written by its own thread, so that a busy worker updates it as well."""
 
-    def __init__(self, worker: Any, settings: Settings) -> None:
+    def __init__(self, worker: Any, process: WorkerProcess) -> None:
+        settings = process.settings
+        self._process = process
         self._worker = worker
         self._system = _system(settings)
         self._file = _file(settings)
@@ -77,7 +79,12 @@ class WorkerRecord:
             active=active,
             taken=taken,
             progressed_at=self._ended_at,
+            clock_ahead=self._clock_ahead(),
         )
+
+    def _clock_ahead(self) -> float | None:
+        clock = self._process.clock_if_made
+        return None if clock is None else clock.seconds_ahead()
 
     def _consumed(self) -> tuple[str, ...]:
         consumer = getattr(self.consumer, "task_consumer", None)
@@ -90,7 +97,7 @@ _worker: list[WorkerRecord] = []
 
 @celeryd_after_setup.connect
 def _keep_record(instance: Any, **_: Any) -> None:
-    record = WorkerRecord(instance, process_of(instance.app).settings)
+    record = WorkerRecord(instance, process_of(instance.app))
     _worker[:] = [record]
     threading.Thread(target=record.keep, name="record", daemon=True).start()
 

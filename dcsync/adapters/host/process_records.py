@@ -61,6 +61,8 @@ class ProcessRecord:
     """Tasks started since its start; for beat: messages sent."""
     progressed_at: float
     """When a task last ended, or beat last sent a message; its start before that."""
+    clock_ahead: float | None = None
+    """Seconds by which its wall clock is ahead of the database's; None: not measured."""
 
 
 class Life(StrEnum):

@@ -56,6 +56,9 @@ def alive(**changes: object) -> Found:
 class Play(World):
     """A world in which each sleep brings the next of these records and queue lengths."""
 
+    late: Mapping[str, int] = {}
+    clock_ahead_seconds: float | None = None
+
     def __init__(self, *steps: tuple[Found, Mapping[Queue, int]]) -> None:
         self._steps = list(steps)
         self._now = NOW
@@ -63,6 +66,8 @@ class Play(World):
             find=lambda: [self._steps[0][0]],
             check_database=lambda: None,
             waiting=self._waiting,
+            late_totals=lambda: self.late,
+            clock_ahead=lambda: self.clock_ahead_seconds,
             monotonic=lambda: self._now,
             sleep=self._pass,
         )
@@ -174,7 +179,8 @@ def test_a_broker_that_is_away_is_an_error_for_the_command_to_tell() -> None:
     def away(queues: Sequence[Queue]) -> dict[Queue, int]:
         raise BrokerUnreachable("Redis: ConnectionError")
 
-    world = World(find=lambda: [alive()], check_database=lambda: None, waiting=away, monotonic=lambda: NOW, sleep=print)
+    world = Play((alive(), {}))
+    world.waiting = away  # type: ignore[misc]
     with pytest.raises(BrokerUnreachable):
         monitor(world, role=Role.SYNC, busy_seconds=BUSY)
 
@@ -228,3 +234,26 @@ def test_a_record_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 
 def test_a_system_is_told_by_its_broker_without_the_password() -> None:
     assert system_of("redis://user:s3cret@redis.example:6380/2") == "redis.example:6380/2"
+
+
+# --- what does not fail the check, and is shown ---
+
+
+def test_what_was_late_is_shown_and_fails_nothing() -> None:
+    world = Play((alive(), {}))
+    world.late = {"dcsync.control.sweep": 3}
+    found = monitor(world, role=Role.SYNC, busy_seconds=BUSY)
+    assert (found.code, found.late) == (Code.RUNNING, {"dcsync.control.sweep": 3})
+
+
+@pytest.mark.parametrize(
+    ("own", "recorded", "wrong"),
+    [(1.9, None, []), (-2.1, 0.1, ["this command"]), (None, 20.0, ["sync@host (process 4711)"])],
+)
+def test_a_clock_that_differs_from_the_databases_is_named_and_fails_nothing(
+    own: float | None, recorded: float | None, wrong: list[str]
+) -> None:
+    world = Play((alive(clock_ahead=recorded), {}))
+    world.clock_ahead_seconds = own
+    found = monitor(world, role=Role.SYNC, busy_seconds=BUSY)
+    assert (found.code, list(found.wrong_clocks)) == (Code.RUNNING, wrong)
