@@ -120,7 +120,8 @@ def _stopping(**_: Any) -> None:
 
 
 class BeatScheduler(PersistentScheduler):
-    """Celery's scheduler with a sign of life at each tick; `beat_max_loop_interval` limits the time between ticks."""
+    """Celery's scheduler with a sign of life at each tick; `beat_max_loop_interval` limits the time between
+    ticks. A clock that is set back does not stop it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._signs: SignsOfLife | None = None
@@ -133,7 +134,19 @@ class BeatScheduler(PersistentScheduler):
             self._record = record.BeatRecord(process_of(self.app).settings)
         self._signs.show()
         self._record.ticked()
+        self._forget_the_future()
         return super().tick(*args, **kwargs)
+
+    def _forget_the_future(self) -> None:
+        """What was sent in the future was sent before this host's clock was set back, and is due again an interval from
+        now: Celery would send nothing until that clock has caught up, also after a restart, for it keeps the times in a
+        file."""
+        now = self.app.now()
+        ahead = [entry for entry in self.schedule.values() if entry.last_run_at > now]
+        for entry in ahead:
+            entry.last_run_at = now
+        if ahead:
+            self._heap = None
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Logs one line when sending fails; Celery would log two tracebacks for every entry at every tick."""

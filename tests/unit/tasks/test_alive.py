@@ -11,14 +11,17 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import time_machine
 from celery.beat import ScheduleEntry, SchedulingError
 from kombu.exceptions import OperationalError
 from structlog.testing import capture_logs
 
+from dcsync.adapters.host.clock import utc_now
 from dcsync.model.messages import TaskName
 from dcsync.settings import load
 from dcsync.tasks.alive import STUCK_SECONDS, BeatScheduler, ConsumerWatch, SignsOfLife
 from dcsync.tasks.app import make_app
+from dcsync.tasks.base import process_of
 
 
 @pytest.fixture
@@ -145,6 +148,29 @@ def test_beat_says_in_one_line_that_the_broker_is_away(tmp_path: Path, monkeypat
     (line,) = scheduled(tmp_path, monkeypatch, raises=OperationalError("connection refused"))
     assert (line["task"], line["error"]) == (TaskName.SWEEP.value, "connection refused")
     assert not line.get("exc_info")
+
+
+def test_beat_goes_on_when_its_clock_was_set_back_by_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a beat started anew, whose schedule file remembers that hour."""
+    app = make_app(load({"DCSYNC_REDIS_URL": "redis://127.0.0.1:1/0", "DCSYNC_RUN_DIR": str(tmp_path)}))
+    sent: list[str] = []
+    monkeypatch.setattr(BeatScheduler, "producer", None)
+    monkeypatch.setattr(app, "send_task", lambda task, *_args, **_options: sent.append(task))
+    filename = str(tmp_path / "schedule")
+    with time_machine.travel(utc_now() + timedelta(hours=1), tick=False):
+        before = BeatScheduler(app, schedule_filename=filename)
+        before.tick()
+        before.close()
+    with time_machine.travel(utc_now(), tick=False) as clock:
+        beat = BeatScheduler(app, schedule_filename=filename)
+        beat.tick()
+        clock.shift(timedelta(seconds=61))
+        for _ in range(20):
+            beat.tick()
+        beat.close()
+    app.close()
+    every_minute = {task for task, seconds in process_of(app).intervals.items() if seconds <= 60}
+    assert set(sent) >= {task.value for task in every_minute}
 
 
 def test_beat_tells_a_fault_of_its_own_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
