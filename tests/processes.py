@@ -31,6 +31,12 @@ STOP_SECONDS = 180.0
 """Far more than is needed: a deadline costs nothing when all goes well, and the machine may be busy."""
 
 
+def python_module(name: str, *, clock_ahead: float = 0.0) -> list[str]:
+    """The words that run this module, with a wall clock that is ahead (or, below zero, behind) by so many seconds."""
+    moved = ["tests.moved_clock", str(clock_ahead)] if clock_ahead else []
+    return [sys.executable, "-m", *moved, name]
+
+
 def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a process of a test sees: nothing named DCSYNC_ but what the test gives it."""
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -163,9 +169,11 @@ class Processes:
         name: str | None = None,
         ready: str | None = None,
         seconds: float = START_SECONDS,
+        clock_ahead: float = 0.0,
     ) -> Running:
-        """`celery -A worker <command> <arguments>`: worker, beat or flower."""
-        argv = (sys.executable, "-m", "celery", "-A", "worker", command, *arguments)
+        """`celery -A worker <command> <arguments>`: worker, beat or flower; with its wall clock moved by so many
+        seconds."""
+        argv = (*python_module("celery", clock_ahead=clock_ahead), "-A", "worker", command, *arguments)
         return self.start(*argv, name=name or command, environ=environ, ready=ready, seconds=seconds)
 
     def cli(
@@ -175,9 +183,12 @@ class Processes:
         seconds: float = STOP_SECONDS,
         expect: int | None = None,
         stdin: str | None = None,
+        clock_ahead: float = 0.0,
     ) -> subprocess.CompletedProcess[str]:
         """`dcsync <arguments>`, to its end; with `expect`, AssertionError unless that is its exit code."""
-        done = run_cli(arguments, environ=environ, seconds=seconds, folder=self.folder, stdin=stdin)
+        done = run_cli(
+            arguments, environ=environ, seconds=seconds, folder=self.folder, stdin=stdin, clock_ahead=clock_ahead
+        )
         assert expect in (None, done.returncode), (
             f"dcsync {' '.join(arguments)} ended with {done.returncode}, not {expect}:\n{done.stdout}{done.stderr}"
         )
@@ -191,9 +202,10 @@ def run_cli(
     folder: Path,
     seconds: float = STOP_SECONDS,
     stdin: str | None = None,
+    clock_ahead: float = 0.0,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "dcsync.cli", *arguments],
+        [*python_module("dcsync.cli", clock_ahead=clock_ahead), *arguments],
         cwd=folder,
         env=clean_environment(_with_run_dir(environ, folder)),
         input=stdin if stdin is not None else "",

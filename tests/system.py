@@ -108,14 +108,25 @@ class System:
         for running in started[:2]:
             running.wait_for("ready.")
 
-    def start_sync_worker(self, name: str = "sync", *, ready: bool = True, **environ: str) -> Running:
-        return self._start_worker(name, SYNC_QUEUES, "20", "-E", ready=ready, environ=environ)
+    def start_sync_worker(
+        self, name: str = "sync", *, ready: bool = True, threads: int = 20, clock_ahead: float = 0.0, **environ: str
+    ) -> Running:
+        return self._start_worker(
+            name, SYNC_QUEUES, str(threads), "-E", ready=ready, environ=environ, clock_ahead=clock_ahead
+        )
 
-    def start_state_worker(self, name: str = "state", *, ready: bool = True) -> Running:
-        return self._start_worker(name, "state", "4", ready=ready, environ={})
+    def start_state_worker(self, name: str = "state", *, ready: bool = True, clock_ahead: float = 0.0) -> Running:
+        return self._start_worker(name, "state", "4", ready=ready, environ={}, clock_ahead=clock_ahead)
 
     def _start_worker(
-        self, name: str, queues: str, threads: str, *options: str, ready: bool, environ: Mapping[str, str]
+        self,
+        name: str,
+        queues: str,
+        threads: str,
+        *options: str,
+        ready: bool,
+        environ: Mapping[str, str],
+        clock_ahead: float,
     ) -> Running:
         arguments = ("-Q", queues, "-P", "threads", "-c", threads, "-n", f"{name}@%h", "--without-gossip")
         return self._started(
@@ -127,12 +138,15 @@ class System:
                 environ={**self.environ, **environ},
                 name=name,
                 ready="ready." if ready else None,
+                clock_ahead=clock_ahead,
             )
         )
 
-    def start_beat(self, name: str = "beat") -> Running:
+    def start_beat(self, name: str = "beat", *, clock_ahead: float = 0.0) -> Running:
         schedule = self.processes.folder / f"{name}-schedule"
-        return self._started(self.processes.celery("beat", "-s", str(schedule), environ=self.environ, name=name))
+        return self._started(
+            self.processes.celery("beat", "-s", str(schedule), environ=self.environ, name=name, clock_ahead=clock_ahead)
+        )
 
     def _started(self, running: Running) -> Running:
         self.running.append(running)
@@ -158,9 +172,11 @@ class System:
 
     # --- the operator ---
 
-    def cli(self, *arguments: str, expect: int | None = 0, stdin: str | None = None) -> str:
+    def cli(self, *arguments: str, expect: int | None = 0, stdin: str | None = None, clock_ahead: float = 0.0) -> str:
         """`dcsync <arguments>`: what it printed on stdout."""
-        return self.processes.cli(*arguments, environ=self.environ, expect=expect, stdin=stdin).stdout
+        return self.processes.cli(
+            *arguments, environ=self.environ, expect=expect, stdin=stdin, clock_ahead=clock_ahead
+        ).stdout
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.cli(*arguments, "-o", "json"))
