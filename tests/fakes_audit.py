@@ -53,6 +53,8 @@ class Kept:
     claimed_at: datetime | None = None
     attempt: int = 0
     abandoned: int = 0
+    failing_since: datetime | None = None
+    failures: int = 0
     reason: Reason | None = None
     detail: str = ""
     result: SyncStatus | None = None
@@ -94,6 +96,8 @@ class MemoryAuditStore:
     keys_planned_until: datetime | None = None
     observed: dict[tuple[str, EndpointType], datetime] = field(default_factory=dict)
     """What the state service's rows have seen."""
+    central_looked_at: datetime | None = None
+    unreadable: tuple[datetime, str] | None = None
 
     def add(self, *subclouds: Subcloud) -> MemoryAuditStore:
         for subcloud in subclouds:
@@ -338,11 +342,19 @@ class MemoryAuditStore:
 
     def refuse_central(self, endpoint_type: EndpointType, *, why: str, now: datetime) -> None:
         if endpoint_type in self.centre:
-            self.centre[endpoint_type] = replace(self.centre[endpoint_type], refused=why)
+            kept = self.centre[endpoint_type]
+            since = min(kept.refused_since or now, now)
+            self.centre[endpoint_type] = replace(kept, refused=why, refused_since=since)
+
+    def note_central_look(self, *, unreadable: str | None, now: datetime) -> None:
+        self.central_looked_at = now
+        since = min(self.unreadable[0], now) if self.unreadable else now
+        self.unreadable = None if unreadable is None else (since, unreadable)
 
     def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
         if endpoint_type in self.centre:
-            self.centre[endpoint_type] = replace(self.centre[endpoint_type], refused=None, shrink_allowed=False)
+            confirmed = replace(self.centre[endpoint_type], refused=None, refused_since=None, shrink_allowed=False)
+            self.centre[endpoint_type] = confirmed
 
     # --- inside ---
 
@@ -388,6 +400,8 @@ class MemoryAuditStore:
                 deletes_allowed=row.deletes_allowed,
                 resource_types=row.resource_types,
                 requested_at=row.requested_at,
+                failing_since=row.failing_since,
+                failures=row.failures,
             )
             for (_, type_), row in sorted(rows.items())
         ]

@@ -32,6 +32,10 @@ class AuditPart:
     """Only these are repaired (None: all); everything is compared."""
     requested_at: datetime | None = None
     """When a central change or a person requested it; central data read earlier must not be used."""
+    failing_since: datetime | None = None
+    """The first of the failures in a row before this run; None if the last audit did not fail."""
+    failures: int = 0
+    """How many failures in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,8 @@ class AuditChanges(TypedDict, total=False):
 
     attempt: int
     abandoned: int
+    failing_since: datetime | None
+    failures: int
     reason: Reason | None
     detail: str
     due_at: datetime
@@ -170,6 +176,7 @@ class CentralState:
     generation: int = 0
     changed_at: datetime | None = None
     refused: str | None = None
+    refused_since: datetime | None = None
     shrink_allowed: bool = False
 
 
@@ -219,6 +226,10 @@ class CentralStates(Protocol):
 
     def refuse_central(self, endpoint_type: EndpointType, *, why: str, now: datetime) -> None:
         """Records that the watch refused what it read; what was accepted stays stored."""
+
+    def note_central_look(self, *, unreadable: str | None, now: datetime) -> None:
+        """Records that the watch looked, and why it could not read the central cloud; None if it could. Also before
+        anything was ever accepted; the time since when it is unreadable is kept until it is readable again."""
 
     def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
         """Records that the watch found no change. Also ends an operator's permission to shrink, which was given for the

@@ -13,12 +13,15 @@ def settlement(run: AuditRun, finding: Finding, *, now: datetime) -> Settlement:
     """Returns what settling writes: always, and depending on whether another audit was requested during the run.
 
     After a request or a central change during the run, the next audit is due at once, with the options of that request,
-    and repairs of the same difference are counted from zero. A failure keeps the attempt count; a finding without a
-    comparison keeps the last result beside its reason.
+    and repairs of the same difference are counted from zero. A failure keeps the attempt count and the time of the
+    first of the failures in a row; a finding without a comparison keeps the last result beside its reason.
     """
     failure = finding.failure
+    (part,) = (part for part in run.parts if part.endpoint_type is finding.endpoint_type)
     always = AuditChanges(
         abandoned=0,
+        failing_since=min(part.failing_since or now, now) if failure else None,
+        failures=part.failures + 1 if failure else 0,
         reason=failure.reason if failure else None,
         detail=failure.detail if failure else "",
     )

@@ -18,7 +18,14 @@ from sqlalchemy import Engine, delete, insert, select, text, update
 
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
-from dcsync.adapters.postgres.tables import audit_request, endpoint_status, key_rotation, subcloud, subcloud_sync
+from dcsync.adapters.postgres.tables import (
+    audit_request,
+    endpoint_status,
+    key_rotation,
+    silence,
+    subcloud,
+    subcloud_sync,
+)
 from dcsync.audit.endpoints import REGISTRY, audited_types
 from dcsync.audit.ports import (
     SETTLED,
@@ -65,6 +72,8 @@ class Rows:
     plan_rotation: Callable[[datetime], None]
     observe: Callable[[str, EndpointType, datetime], None]
     """As if the state service had applied a report observed at that time."""
+    central_look: Callable[[], tuple[datetime | None, tuple[datetime, str] | None]]
+    """When the watch last looked, and since when and why it cannot read."""
 
     def row(self, name: str = "s1", type_: EndpointType = IDENTITY) -> AuditRow:
         (found,) = [row for row in self.store.audits([name]) if row.endpoint_type is type_]
@@ -86,6 +95,7 @@ def _memory_rows() -> Rows:
         ask_follow_up=lambda name, type_: store.follow_ups.append((name, type_, "somebody asked")),
         plan_rotation=plan,
         observe=lambda name, type_, at: store.observed.update({(name, type_): at}),
+        central_look=lambda: (store.central_looked_at, store.unreadable),
     )
 
 
@@ -112,6 +122,11 @@ def _sql_rows(engine: Engine) -> Rows:
         with engine.begin() as connection:
             connection.execute(update(endpoint_status).where(*own).values(observed_at=at))
 
+    def central_look() -> tuple[datetime | None, tuple[datetime, str] | None]:
+        with engine.connect() as connection:
+            row = connection.execute(select(silence)).one()
+        return row.central_looked_at, row.unreadable_since and (row.unreadable_since, row.unreadable_reason)
+
     return Rows(
         store=SqlAuditStore(engine),
         leave=lambda name: leave(engine, name),
@@ -119,6 +134,7 @@ def _sql_rows(engine: Engine) -> Rows:
         ask_follow_up=follow_up,
         plan_rotation=plan,
         observe=observe,
+        central_look=central_look,
     )
 
 
@@ -390,6 +406,19 @@ def test_a_failure_keeps_the_last_good_answer_beside_its_reason(rows: Rows) -> N
     assert rows.row(type_=PLATFORM).reason is None
 
 
+def test_failures_in_a_row_are_counted_since_the_first_until_an_audit_succeeds(rows: Rows) -> None:
+    failed: dict[str, Any] = {"result": None, "failure": Failure(Reason.SERVER_ERROR, "500"), "is_observed": False}
+    settle(rows, claimed(rows), **failed)
+    second = claimed(rows, run_id="run-2", now=NEXT)
+    assert {(part.failing_since, part.failures) for part in second.parts} == {(LATER, 1)}
+    settle_as(rows, second, [a_finding(part.endpoint_type, **failed) for part in second.parts], now=NEXT)
+    third = claimed(rows, run_id="run-3", now=NEXT)
+    assert {(part.failing_since, part.failures) for part in third.parts} == {(LATER, 2)}
+    settle_as(rows, third, [a_finding(part.endpoint_type) for part in third.parts], now=NEXT)
+    fourth = claimed(rows, run_id="run-4", now=NEXT)
+    assert {(part.failing_since, part.failures) for part in fourth.parts} == {(None, 0)}
+
+
 def test_differences_are_kept_when_they_are_gone_and_the_digest_is_not(rows: Rows) -> None:
     named = ("users bob: password",)
     settle(rows, claimed(rows), difference="d1", differences=named, difference_repairs=1, repaired=True)
@@ -626,6 +655,32 @@ def test_a_refusal_is_noted_until_the_central_cloud_is_confirmed_and_allowed_onl
     kept = rows.store.central_state(IDENTITY)
     assert kept is not None
     assert (kept.refused, kept.shrink_allowed) == (None, False)
+
+
+def test_since_when_the_central_cloud_is_unreadable_is_kept_until_it_is_readable_also_before_the_first_sight(
+    rows: Rows,
+) -> None:
+    rows.store.note_central_look(unreadable="central-unreachable: refused", now=NOON)
+    assert rows.central_look() == (NOON, (NOON, "central-unreachable: refused"))
+    rows.store.note_central_look(unreadable="central-auth-failed: 401", now=LATER)
+    assert rows.central_look() == (LATER, (NOON, "central-auth-failed: 401"))
+    rows.store.note_central_look(unreadable=None, now=NEXT)
+    assert rows.central_look() == (NEXT, None)
+    rows.store.note_central_look(unreadable="central-empty: none", now=NEXT)
+    assert rows.central_look() == (NEXT, (NEXT, "central-empty: none"))
+
+
+def test_a_refusal_is_kept_with_its_beginning(rows: Rows) -> None:
+    rows.store.accept_central(SEEN, old=None, now=NOON)
+    rows.store.refuse_central(IDENTITY, why="shrunk", now=LATER)
+    rows.store.refuse_central(IDENTITY, why="shrunk more", now=NEXT)
+    kept = rows.store.central_state(IDENTITY)
+    assert kept is not None
+    assert (kept.refused, kept.refused_since) == ("shrunk more", LATER)
+    rows.store.confirm_central(IDENTITY, now=NEXT)
+    kept = rows.store.central_state(IDENTITY)
+    assert kept is not None
+    assert kept.refused_since is None
 
 
 # --- only PostgreSQL can show this ---------------------------------------------------------------------------------

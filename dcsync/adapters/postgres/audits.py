@@ -28,6 +28,7 @@ from dcsync.adapters.postgres.tables import (
     central_state,
     endpoint_status,
     key_rotation,
+    silence,
     subcloud,
     subcloud_placed,
     subcloud_sync,
@@ -203,6 +204,7 @@ class SqlAuditStore:
         self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
         failed = {"abandoned": 0, "due_at": retry_at, "reason": failure.reason.value, "detail": failure.detail}
+        failed |= {"failing_since": sa.func.least(_ROW.failing_since, now), "failures": _ROW.failures + 1}
         return self._end_abandoned(abandoned, AuditEvent.QUARANTINED, failed)
 
     def _end_abandoned(
@@ -403,6 +405,7 @@ class SqlAuditStore:
             generation=row.generation,
             changed_at=row.changed_at,
             refused=row.refused,
+            refused_since=row.refused_since,
             shrink_allowed=row.shrink_allowed,
         )
 
@@ -424,6 +427,7 @@ class SqlAuditStore:
             "changed_at": now,
             "checked_at": now,
             "refused": None,
+            "refused_since": None,
             "shrink_allowed": False,
         }
         with self._engine.begin() as connection:
@@ -446,11 +450,27 @@ class SqlAuditStore:
 
     @database_errors()
     def refuse_central(self, endpoint_type: EndpointType, *, why: str, now: datetime) -> None:
-        self._update_central(endpoint_type, refused=why, checked_at=now)
+        since = sa.func.least(central_state.c.refused_since, now)
+        self._update_central(endpoint_type, refused=why, refused_since=since, checked_at=now)
+
+    @database_errors()
+    def note_central_look(self, *, unreadable: str | None, now: datetime) -> None:
+        known, is_unreadable = silence.c, unreadable is not None
+        noted = {
+            "central_looked_at": now,
+            "unreadable_since": sa.func.least(known.unreadable_since, now) if is_unreadable else sa.null(),
+            "unreadable_reason": unreadable,
+            "readable_since": sa.null() if is_unreadable else sa.func.least(known.readable_since, now),
+        }
+        first = {"central_looked_at": now, "unreadable_reason": unreadable}
+        first |= {"unreadable_since" if is_unreadable else "readable_since": now}
+        with self._engine.begin() as connection:
+            new = insert(silence).values(id=1, **first)
+            connection.execute(new.on_conflict_do_update(index_elements=["id"], set_=noted))
 
     @database_errors()
     def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
-        self._update_central(endpoint_type, refused=None, shrink_allowed=False, checked_at=now)
+        self._update_central(endpoint_type, refused=None, refused_since=None, shrink_allowed=False, checked_at=now)
 
     def _update_central(self, endpoint_type: EndpointType, **columns: object) -> None:
         with self._engine.begin() as connection:
@@ -595,7 +615,10 @@ def _run(connection: Connection, run_id: str, which: sa.ColumnElement[bool], row
     return AuditRun(
         run_id=run_id,
         subcloud=subcloud_from_row(dict(found)),
-        parts=tuple(_part(row) for row in sorted(rows, key=lambda row: row.endpoint_type.value)),
+        parts=tuple(
+            _part(row, unmanaged_at=found["unmanaged_at"])
+            for row in sorted(rows, key=lambda row: row.endpoint_type.value)
+        ),
         placed=Placed() if body is None else placed_from_body(body),
         groups_to_refill={group: tuple(members) for group, members in found["groups_to_refill"].items()},
         central_counts={what: count for listed in counts for what, count in listed.items()},
@@ -603,7 +626,9 @@ def _run(connection: Connection, run_id: str, which: sa.ColumnElement[bool], row
     )
 
 
-def _part(row: Row[Any]) -> AuditPart:
+def _part(row: Row[Any], *, unmanaged_at: datetime | None) -> AuditPart:
+    """What failed before the subcloud was last unmanaged is forgotten."""
+    is_failing = row.failing_since is not None and (unmanaged_at is None or row.failing_since > unmanaged_at)
     return AuditPart(
         endpoint_type=row.endpoint_type,
         generation=row.generation,
@@ -613,6 +638,8 @@ def _part(row: Row[Any]) -> AuditPart:
         deletes_allowed=row.deletes_allowed,
         resource_types=None if row.resource_types is None else frozenset(row.resource_types),
         requested_at=row.requested_at,
+        failing_since=row.failing_since if is_failing else None,
+        failures=row.failures if is_failing else 0,
     )
 
 

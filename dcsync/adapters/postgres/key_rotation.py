@@ -109,6 +109,7 @@ class SqlKeyRotationStore:
                 changed_at=now,
                 checked_at=now,
                 refused=None,
+                refused_since=None,
             )
         )
         with self._engine.begin() as connection:

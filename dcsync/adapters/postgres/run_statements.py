@@ -34,6 +34,19 @@ def given(column: sa.Column[Any]) -> sa.BindParameter[Any]:
 
 _NOW = sa.bindparam("now", type_=sa.DateTime(timezone=True))
 
+NOT_FAILING: dict[str, Any] = {"failing_since": None, "failures": 0}
+"""What a success writes."""
+
+
+def failed_again(*, now: Any) -> dict[str, Any]:
+    """What one more failure writes to a row of `subcloud`. Those from before it was last unmanaged do not count, and no
+    failure began later than now."""
+    is_void = subcloud.c.failing_since <= subcloud.c.unmanaged_at
+    return {
+        "failing_since": sa.case((is_void, now), else_=sa.func.least(subcloud.c.failing_since, now)),
+        "failures": sa.case((is_void, 1), else_=subcloud.c.failures + 1),
+    }
+
 
 def _claim() -> sa.Select[Any]:
     """Claims many rows, locked in the order of their ids; the state is checked under the lock."""
@@ -149,7 +162,9 @@ def _audit_initialised() -> sa.Select[Any]:
 
 
 def _completed() -> sa.Select[Any]:
-    own = _own_moved(InitialSyncEvent.SUCCEEDED, attempt=0, abandoned=0, reason=None, detail="", retry_at=None)
+    own = _own_moved(
+        InitialSyncEvent.SUCCEEDED, attempt=0, abandoned=0, reason=None, detail="", retry_at=None, **NOT_FAILING
+    )
     is_requested = subcloud_sync.c.generation > subcloud_sync.c.observed_generation
     audits = (
         sa.update(subcloud_sync)
@@ -162,7 +177,12 @@ def _completed() -> sa.Select[Any]:
 def _failed() -> sa.Select[Any]:
     reason, detail = given(subcloud.c.reason), given(subcloud.c.detail)
     own = _own_moved(
-        InitialSyncEvent.STEP_FAILED, reason=reason, detail=detail, retry_at=given(subcloud.c.retry_at), abandoned=0
+        InitialSyncEvent.STEP_FAILED,
+        reason=reason,
+        detail=detail,
+        retry_at=given(subcloud.c.retry_at),
+        abandoned=0,
+        **failed_again(now=_NOW),
     )
     return _with(own, _attempt_ended(own, ending=Ending.FAILED, reason=reason, detail=detail))
 

@@ -18,7 +18,7 @@ from dcsync.adapters.postgres import run_statements
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.rows import has_passed, placed_body, placed_from_body, subcloud_from_row, was_before
-from dcsync.adapters.postgres.run_statements import NO_RUN, moved
+from dcsync.adapters.postgres.run_statements import NO_RUN, failed_again, moved
 from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_attempt
 from dcsync.initial_sync.ports import Claim, Run
 from dcsync.initial_sync.standing import RunAndRow, standing_of
@@ -78,6 +78,7 @@ class SqlRunStore:
         self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
         failed = {"abandoned": 0, "retry_at": retry_at, "reason": failure.reason.value, "detail": failure.detail}
+        failed |= failed_again(now=now)
         return self._end_abandoned(abandoned, InitialSyncEvent.QUARANTINED, failed, now=now)
 
     def _end_abandoned(

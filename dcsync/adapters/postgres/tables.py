@@ -140,6 +140,10 @@ subcloud = Table(
     Column("step", _enum(Step, "step")),
     Column("reason", Text),
     Column("detail", Text, nullable=False, server_default=""),
+    # Of the failures in a row of its initial sync: the first, and how many. Only a completed one ends them; those from
+    # before it was last unmanaged do not count.
+    _timestamp("failing_since"),
+    Column("failures", Integer, nullable=False, server_default="0"),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint(f"({_is(InitialSyncState.IN_PROGRESS)}) = (run_id IS NOT NULL)", name="run_id_while_in_progress"),
@@ -276,6 +280,9 @@ subcloud_sync = Table(
     Column("abandoned", Integer, nullable=False, server_default="0"),
     Column("reason", Text),
     Column("detail", Text, nullable=False, server_default=""),
+    # As in `subcloud`, of its audits.
+    _timestamp("failing_since"),
+    Column("failures", Integer, nullable=False, server_default="0"),
     # The last finished comparison, and the last that found a difference: its digest, and names without values.
     _timestamp("last_good_at"),
     Column("result", _RESULT),
@@ -318,7 +325,25 @@ central_state = Table(
     _timestamp("changed_at", nullable=False),
     _timestamp("checked_at", nullable=False),
     Column("refused", Text),
+    _timestamp("refused_since"),
     Column("shrink_allowed", Boolean, nullable=False, server_default=false()),
+)
+
+silence = Table(
+    "silence",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, server_default="1", autoincrement=False),
+    # When it was first and last checked whether anybody observes, and when a sweep last ended as far as was seen.
+    _timestamp("first_looked_at"),
+    _timestamp("looked_at"),
+    _timestamp("swept_at"),
+    # When the watch last looked at the central cloud, and since when it can or cannot read it.
+    _timestamp("central_looked_at"),
+    _timestamp("readable_since"),
+    _timestamp("unreadable_since"),
+    Column("unreadable_reason", Text),
+    CheckConstraint("id = 1", name="single_row"),
+    CheckConstraint("(unreadable_since IS NULL) = (unreadable_reason IS NULL)", name="unreadable_has_reason"),
 )
 
 _ROTATION_STATE = EnumText(ROTATION.states)

@@ -226,6 +226,16 @@ def test_a_central_cloud_that_cannot_be_read_changes_nothing_and_is_noted(world:
     assert world.store.centre[IDENTITY].refused is None
 
 
+def test_since_when_the_central_cloud_is_unreadable_is_recorded_also_where_it_was_never_read(world: World) -> None:
+    world.clouds.central_error = CloudError(Reason.CENTRAL_AUTH_FAILED, "401")
+    world.look()
+    world.look(NOON + timedelta(minutes=1))
+    assert world.store.unreadable == (NOON, "central-auth-failed: 401")
+    world.clouds.central_error = None
+    world.look(NOON + timedelta(minutes=2))
+    assert (world.store.unreadable, world.store.central_looked_at) == (None, NOON + timedelta(minutes=2))
+
+
 def test_a_central_cloud_that_shrank_is_refused_until_an_operator_allows_it_for_all(world: World) -> None:
     many = tuple(a_user(f"u{n}") for n in range(5))
     world.clouds.central = central_data(records(users=many))

@@ -43,7 +43,8 @@ def test_a_finished_comparison_is_completed_and_due_when_it_says() -> None:
     found = settled(difference="d", differences=("users bob: name",), difference_repairs=2, repaired=True)
     assert (found.run, found.event, found.generation) == (RUN, AuditEvent.SUCCEEDED, 3)
     assert found.always == AuditChanges(
-        abandoned=0, attempt=0, reason=None, detail="", reported=SyncStatus.IN_SYNC, reported_at=LATER,
+        abandoned=0, attempt=0, failing_since=None, failures=0, reason=None, detail="",
+        reported=SyncStatus.IN_SYNC, reported_at=LATER,
         last_audit_time=LATER, result=SyncStatus.IN_SYNC, last_good_at=LATER, difference="d",
         differences=("users bob: name",), difference_at=LATER, repaired_at=LATER, observed_generation=3,
     )  # fmt: skip
@@ -59,7 +60,9 @@ def test_what_was_asked_meanwhile_is_due_at_once_and_keeps_what_it_allows() -> N
 def test_a_failure_without_a_comparison_keeps_the_last_answer_and_the_count_of_attempts() -> None:
     failed = settled(result=None, reported=None, is_observed=False, failure=Failure(Reason.TIMEOUT, "slow"))
     assert failed.event is AuditEvent.FAILED
-    assert failed.always == AuditChanges(abandoned=0, reason=Reason.TIMEOUT, detail="slow")
+    assert failed.always == AuditChanges(
+        abandoned=0, failing_since=LATER, failures=1, reason=Reason.TIMEOUT, detail="slow"
+    )
     assert (failed.unless_requested, failed.if_requested) == (AuditChanges(due_at=NEXT), AuditChanges(due_at=LATER))
 
 
