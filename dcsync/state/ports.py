@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from dcsync.model.reasons import Reason
 from dcsync.model.reports import Mark
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
@@ -68,7 +69,8 @@ class AlarmRow:
 
     alarm_id: str
     entity: str
-    subcloud_id: int
+    subcloud_id: int | None
+    """None: an alarm of the whole fleet."""
     endpoint_type: EndpointType | None
     severity: str
     reason_text: str
@@ -210,3 +212,117 @@ class SweepTrigger(Protocol):
 
     def send_sweep(self) -> None:
         """Raises BrokerUnreachable; the next periodic sweep then finds the same rows."""
+
+
+# --- the check for silence ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedFacts:
+    """How many subclouds have a recent status of one resource."""
+
+    endpoint_type: EndpointType | None
+    """None: the availability."""
+    subclouds: int
+    """How many should have one."""
+    stale: int
+    """How many have none that is inside its window."""
+    names: tuple[str, ...] = ()
+    """Some of the stale ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailingFacts:
+    """A managed subcloud whose initial sync, or audit of one endpoint type, failed at its last run."""
+
+    subcloud_id: int
+    name: str
+    is_online: bool
+    endpoint_type: EndpointType | None
+    """None: the initial sync."""
+    since: datetime
+    """The first of the failures in a row."""
+    failures: int
+    reason: Reason | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFacts:
+    """Central data that the watch could read and refused."""
+
+    endpoint_type: EndpointType
+    since: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CentralFacts:
+    """What the watch recorded of its looks at the central cloud."""
+
+    looked_at: datetime | None = None
+    readable_since: datetime | None = None
+    unreadable_since: datetime | None = None
+    unreadable_reason: str = ""
+    refused: tuple[RefusedFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysFacts:
+    """How far the current central keys got, over managed, online and completed subclouds."""
+
+    changed_at: datetime | None = None
+    """When the central keys last changed, by a rotation or otherwise; None: they were never read."""
+    window_until: datetime | None = None
+    subclouds: int = 0
+    behind: int = 0
+    """Not seen to hold these keys, although their initial sync was requested before `SilenceCutoffs.requested`."""
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilenceFacts:
+    """Everything the check for silence decides from."""
+
+    first_looked_at: datetime
+    """When anybody looked for the first time: what never happened has not happened since then."""
+    swept_at: datetime | None = None
+    observed: tuple[ObservedFacts, ...] = ()
+    failing: tuple[FailingFacts, ...] = ()
+    central: CentralFacts = CentralFacts()
+    keys: KeysFacts = KeysFacts()
+    active: frozenset[tuple[str, str]] = frozenset()
+    """(alarm id, entity) of the alarms of this kind that are active."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilenceCutoffs:
+    """What is older than this counts as stale, or as long enough ago."""
+
+    availability: datetime | None
+    """None: availability has no window."""
+    endpoints: Mapping[EndpointType, datetime]
+    requested: datetime
+
+
+class SilenceStore(Protocol):
+    """The rows that show whether anybody observes. No call keeps a lock while the caller does something else, so a
+    process that is stopped between two calls delays no other."""
+
+    def begin_look(self, *, now: datetime, swept_at: datetime | None, unless_since: datetime) -> bool:
+        """Takes the turn to look and records when a sweep last ended, if that is news. False if another process has
+        taken one since `unless_since`."""
+
+    def facts(self, cutoffs: SilenceCutoffs, *, now: datetime) -> SilenceFacts: ...
+
+    def settle(self, expected: Sequence[AlarmRow], *, looked_at: datetime, now: datetime) -> tuple[int, int] | None:
+        """Makes the active alarms of this kind agree with `expected`, in one transaction, if the turn of `looked_at` is
+        still the latest; (raised, cleared), or None if it is not. The text of an active alarm follows, of which sinks
+        are not notified."""
+
+
+class LastSweep(Protocol):
+    """When a sweep last ended well. Raises BrokerUnreachable."""
+
+    def seconds_since_sweep(self, now: datetime) -> float | None:
+        """None: not known."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Engine, RowMapping, delete, func, literal, literal_column, select, update
+from sqlalchemy import BigInteger, Engine, RowMapping, case, delete, func, literal, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from dcsync.adapters.postgres.database import database_errors
@@ -18,6 +18,7 @@ from dcsync.adapters.postgres.rows import has_passed
 from dcsync.adapters.postgres.states import reconcile_alarms
 from dcsync.adapters.postgres.tables import alarm, alarm_sink, rejected_report
 from dcsync.state.ports import AlarmNotice, AlarmPosition, SinkTurn
+from dcsync.state.silence import alarm_ids
 
 _OLDEST_OPEN_XID = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
 _SHOWN = (
@@ -45,7 +46,9 @@ class SqlAlarmStore:
         if history:
             wanted = wanted.order_by(alarm.c.raised_at.desc(), alarm.c.id.desc())
         else:
-            wanted = wanted.where(alarm.c.cleared_at.is_(None)).order_by(alarm.c.alarm_id, alarm.c.raised_at)
+            fleet_first = case({each: number for number, each in enumerate(alarm_ids())}, value=alarm.c.alarm_id)
+            wanted = wanted.where(alarm.c.cleared_at.is_(None))
+            wanted = wanted.order_by(fleet_first.nulls_last(), alarm.c.alarm_id, alarm.c.raised_at, alarm.c.entity)
         with self._engine.connect() as connection:
             return [_notice(row) for row in connection.execute(wanted).mappings()]
 

@@ -26,6 +26,7 @@ from dcsync.model.reports import Mark
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import AlarmRow, EndpointRow, ObservedColumns, StateChanges, StateRow
+from dcsync.state.rules import AlarmId
 
 BY = "state service"
 REJECTED_KEPT = 10_000
@@ -400,11 +401,15 @@ _EXPECTED = """
 """
 
 
+_OF_RULES = ", ".join(f"'{alarm_id}'" for alarm_id in AlarmId)
+
+
 def reconcile_alarms(cursor: Any, *, now: datetime, subcloud_ids: Sequence[int] | None = None) -> tuple[int, int]:
     """Raises and clears alarms (of these subclouds, None: all) to match the rows; returns (raised, cleared).
 
-    The same rule as `dcsync.state.rules.expected_alarms`; an integration test compares the two. Each statement sees
-    rows and alarms of one snapshot: an alarm that a state worker clears meanwhile is not raised again.
+    The same rule as `dcsync.state.rules.expected_alarms`; an integration test compares the two. Alarms of other ids,
+    which `silence` keeps, are left as they are. Each statement sees rows and alarms of one snapshot: an alarm that a
+    state worker clears meanwhile is not raised again.
     """
     if subcloud_ids is None:
         expected, of_these, parameters = _EXPECTED.format(subcloud="true", endpoint="true"), "true", {"now": now}
@@ -414,7 +419,7 @@ def reconcile_alarms(cursor: Any, *, now: datetime, subcloud_ids: Sequence[int] 
     cursor.execute(
         f"""
         UPDATE alarm AS a SET cleared_at = greatest(%(now)s, a.raised_at), changed_xid = {_XID}
-        WHERE a.cleared_at IS NULL AND {of_these} AND NOT EXISTS (
+        WHERE a.cleared_at IS NULL AND a.alarm_id IN ({_OF_RULES}) AND {of_these} AND NOT EXISTS (
             SELECT FROM ({expected}) AS x WHERE (x.alarm_id, x.entity) = (a.alarm_id, a.entity))
         """,  # noqa: S608 - constants
         parameters,

@@ -1,0 +1,237 @@
+"""The SQL of the check for silence (port `SilenceStore`): few statements, each a transaction of its own.
+
+A statement in autocommit ends whatever becomes of the process that sent it: one that is stopped in the middle of a look
+holds no lock. What it writes after it was continued is void, because another process has looked since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
+from sqlalchemy.engine import Connection, Engine
+
+from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.rows import IS_ELIGIBLE
+from dcsync.adapters.postgres.tables import alarm, central_state, key_rotation, silence, subcloud, subcloud_sync
+from dcsync.audit.endpoints import audited_types, endpoint_type_of_keys
+from dcsync.model.reasons import Reason
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState
+from dcsync.state.ports import (
+    AlarmRow,
+    CentralFacts,
+    FailingFacts,
+    KeysFacts,
+    ObservedFacts,
+    RefusedFacts,
+    SilenceCutoffs,
+    SilenceFacts,
+)
+from dcsync.state.silence import FUTURE, NAMED, alarm_ids
+
+_ROW = silence.c
+_AUDIT = subcloud_sync.c
+_IS_OURS = sa.and_(alarm.c.cleared_at.is_(None), alarm.c.alarm_id.in_(list(alarm_ids())))
+_MANAGED = subcloud.c.management_state == ManagementState.MANAGED
+_ONLINE = subcloud.c.availability_status == AvailabilityStatus.ONLINE
+_AUDITS = subcloud_sync.join(subcloud, subcloud.c.id == _AUDIT.subcloud_id)
+
+
+class SqlSilenceStore:
+    """SilenceStore on an engine that is this process's own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @database_errors()
+    def begin_look(self, *, now: datetime, swept_at: datetime | None, unless_since: datetime) -> bool:
+        new = insert(silence).values(id=1, looked_at=now, first_looked_at=now, swept_at=swept_at)
+        known = sa.case((_ROW.swept_at <= now + FUTURE, _ROW.swept_at))
+        nobody_else = sa.or_(_ROW.looked_at.is_(None), _ROW.looked_at <= unless_since, _ROW.looked_at > now + FUTURE)
+        taken = new.on_conflict_do_update(
+            index_elements=["id"],
+            set_={
+                "looked_at": now,
+                "first_looked_at": sa.func.least(_ROW.first_looked_at, now),
+                "swept_at": sa.func.greatest(known, sa.literal(swept_at, _ROW.swept_at.type)),
+            },
+            where=nobody_else,
+        ).returning(_ROW.id)
+        with self._single.connect() as connection:
+            return connection.execute(taken).first() is not None
+
+    @database_errors()
+    def facts(self, cutoffs: SilenceCutoffs, *, now: datetime) -> SilenceFacts:
+        with self._single.connect() as connection:
+            row = connection.execute(sa.select(silence)).one_or_none()
+            return SilenceFacts(
+                first_looked_at=row.first_looked_at if row is not None and row.first_looked_at else now,
+                swept_at=row.swept_at if row is not None else None,
+                observed=_observed(connection, cutoffs),
+                failing=_failing(connection),
+                central=_central(connection),
+                keys=_keys(connection, cutoffs),
+                active=frozenset(
+                    (each.alarm_id, each.entity)
+                    for each in connection.execute(sa.select(alarm.c.alarm_id, alarm.c.entity).where(_IS_OURS))
+                ),
+            )
+
+    @database_errors()
+    def central(self) -> CentralFacts:
+        """What the watch recorded, for an operator."""
+        with self._single.connect() as connection:
+            return _central(connection)
+
+    @database_errors()
+    def settle(self, expected: Sequence[AlarmRow], *, looked_at: datetime, now: datetime) -> tuple[int, int] | None:
+        given = {
+            "looked_at": looked_at,
+            "now": now,
+            "alarm_ids": [each.alarm_id for each in expected],
+            "entities": [each.entity for each in expected],
+            "subcloud_ids": [each.subcloud_id for each in expected],
+            "endpoint_types": [each.endpoint_type and each.endpoint_type.value for each in expected],
+            "severities": [each.severity for each in expected],
+            "reason_texts": [each.reason_text for each in expected],
+        }
+        with self._single.connect() as connection:
+            turns, raised, cleared = connection.execute(_SETTLE, given).one()
+        return (raised, cleared) if turns else None
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _observed(connection: Connection, cutoffs: SilenceCutoffs) -> tuple[ObservedFacts, ...]:
+    return ()
+
+
+def _failing(connection: Connection) -> tuple[FailingFacts, ...]:
+    rows = [*connection.execute(_FAILING_SYNCS), *connection.execute(_FAILING_AUDITS)]
+    return tuple(
+        FailingFacts(
+            subcloud_id=row.id,
+            name=row.name,
+            is_online=row.availability_status is AvailabilityStatus.ONLINE,
+            endpoint_type=row.endpoint_type,
+            since=row.failing_since,
+            failures=row.failures,
+            reason=None if row.reason is None else Reason(row.reason),
+            detail=row.detail,
+        )
+        for row in rows
+    )
+
+
+def _failing_rows(of: Any, endpoint_type: Any, source: Any, *also: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """What failed before a subcloud was last unmanaged does not count."""
+    shown = subcloud.c.id, subcloud.c.name, subcloud.c.availability_status, endpoint_type.label("endpoint_type")
+    counts = sa.or_(subcloud.c.unmanaged_at.is_(None), of.failing_since > subcloud.c.unmanaged_at)
+    return (
+        sa.select(*shown, of.failing_since, of.failures, of.reason, of.detail)
+        .select_from(source)
+        .where(_MANAGED, of.failing_since.is_not(None), counts, *also)
+    )
+
+
+_FAILING_SYNCS = _failing_rows(subcloud.c, sa.null(), subcloud)
+_FAILING_AUDITS = _failing_rows(_AUDIT, _AUDIT.endpoint_type, _AUDITS, _AUDIT.endpoint_type.in_(audited_types()))
+
+
+def _central(connection: Connection) -> CentralFacts:
+    row = connection.execute(sa.select(silence)).one_or_none()
+    refused = connection.execute(
+        sa.select(
+            central_state.c.kind, central_state.c.refused, central_state.c.refused_since, central_state.c.checked_at
+        )
+        .where(
+            central_state.c.refused.is_not(None), central_state.c.kind.in_([type_.value for type_ in audited_types()])
+        )
+        .order_by(central_state.c.kind)
+    )
+    return CentralFacts(
+        looked_at=row.central_looked_at if row else None,
+        readable_since=row.readable_since if row else None,
+        unreadable_since=row.unreadable_since if row else None,
+        unreadable_reason=(row.unreadable_reason or "") if row else "",
+        refused=tuple(
+            RefusedFacts(EndpointType(each.kind), each.refused_since or each.checked_at, each.refused)
+            for each in refused
+        ),
+    )
+
+
+def _keys(connection: Connection, cutoffs: SilenceCutoffs) -> KeysFacts:
+    carrier = endpoint_type_of_keys()
+    known = connection.execute(
+        sa.select(central_state.c.fingerprint, central_state.c.changed_at).where(central_state.c.kind == carrier.value)
+    ).one_or_none()
+    if known is None:
+        return KeysFacts()
+    lacks = sa.and_(
+        _AUDIT.keys_fingerprint.is_distinct_from(known.fingerprint),
+        sa.or_(subcloud.c.requested_at.is_(None), subcloud.c.requested_at <= cutoffs.requested),
+    )
+    row = connection.execute(
+        sa.select(sa.func.count().label("subclouds"), *_counted("behind", lacks))
+        .select_from(_AUDITS)
+        .where(IS_ELIGIBLE, _AUDIT.endpoint_type == carrier)
+    ).one()
+    return KeysFacts(
+        changed_at=known.changed_at,
+        window_until=connection.execute(sa.select(key_rotation.c.window_until)).scalar_one_or_none(),
+        subclouds=row.subclouds,
+        behind=row.behind,
+        names=tuple(row.names or ()),
+    )
+
+
+def _counted(label: str, which: sa.ColumnElement[bool]) -> tuple[sa.ColumnElement[Any], sa.ColumnElement[Any]]:
+    """How many subclouds, and the names of those that were added first."""
+    names = aggregate_order_by(subcloud.c.name, subcloud.c.id)
+    named = sa.type_coerce(sa.func.array_agg(names).filter(which), sa.ARRAY(sa.Text))
+    return sa.func.count().filter(which).label(label), named[1:NAMED].label("names")
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+_OURS = ", ".join(f"'{alarm_id}'" for alarm_id in alarm_ids())
+_XID = "pg_current_xact_id()::text::bigint"
+
+# All in one statement, for the rows to be compared and written as they were at one moment. A subcloud that was deleted
+# since it was read raises nothing.
+_SETTLE = sa.text(
+    f"""
+    WITH turn AS (
+        SELECT FROM silence WHERE looked_at = :looked_at
+    ), expected AS (
+        SELECT x.* FROM unnest(
+            CAST(:alarm_ids AS text[]), CAST(:entities AS text[]), CAST(:subcloud_ids AS bigint[]),
+            CAST(:endpoint_types AS text[]), CAST(:severities AS text[]), CAST(:reason_texts AS text[])
+        ) AS x (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text)
+        WHERE x.subcloud_id IS NULL OR EXISTS (SELECT FROM subcloud WHERE id = x.subcloud_id)
+    ), cleared AS (
+        UPDATE alarm AS a SET cleared_at = greatest(CAST(:now AS timestamptz), a.raised_at), changed_xid = {_XID}
+        WHERE a.cleared_at IS NULL AND a.alarm_id IN ({_OURS}) AND EXISTS (SELECT FROM turn)
+          AND NOT EXISTS (SELECT FROM expected AS x WHERE (x.alarm_id, x.entity) = (a.alarm_id, a.entity))
+        RETURNING 1
+    ), reworded AS (
+        UPDATE alarm AS a SET reason_text = x.reason_text FROM expected AS x
+        WHERE a.cleared_at IS NULL AND (x.alarm_id, x.entity) = (a.alarm_id, a.entity)
+          AND a.reason_text <> x.reason_text AND EXISTS (SELECT FROM turn)
+    ), raised AS (
+        INSERT INTO alarm (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, raised_at, changed_xid)
+        SELECT alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, CAST(:now AS timestamptz), {_XID}
+        FROM expected AS x WHERE EXISTS (SELECT FROM turn) AND NOT EXISTS (
+            SELECT FROM alarm AS a WHERE a.cleared_at IS NULL AND (a.alarm_id, a.entity) = (x.alarm_id, x.entity))
+        ORDER BY entity
+        ON CONFLICT (entity, alarm_id) WHERE cleared_at IS NULL DO NOTHING
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM turn), (SELECT count(*) FROM raised), (SELECT count(*) FROM cleared)
+    """  # noqa: S608 - constants
+)

@@ -1,0 +1,62 @@
+"""Looks whether anybody observes, and raises and clears the alarms that `silence` decides on.
+
+Every worker process, sync and state alike, looks on a timer of its own, in no queue; whoever looks first does it for
+all. So these alarms are raised also when beat, the broker, or all workers of one kind are stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dcsync.model.errors import BrokerUnreachable
+from dcsync.state import silence
+from dcsync.state.ports import LastSweep, SilenceCutoffs, SilenceStore
+from dcsync.state.silence import SilenceLimits
+
+LOOK_INTERVAL = timedelta(seconds=30)
+"""Between two looks of one process."""
+
+
+@dataclass(frozen=True, slots=True)
+class SilenceLook:
+    """What one look changed: the number of alarms raised and cleared."""
+
+    raised: int
+    cleared: int
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.raised or self.cleared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SilenceCheck:
+    """One object per process; any number of processes may look at the same time."""
+
+    store: SilenceStore
+    sweeps: LastSweep
+    cutoffs: Callable[[datetime], SilenceCutoffs]
+    limits: SilenceLimits
+    now: Callable[[], datetime]
+
+    def look(self) -> SilenceLook | None:
+        """Looks once; None if another process has just done so, or has overtaken this one. Raises DatabaseUnreachable;
+        then the next look starts over."""
+        now = self.now()
+        if not self.store.begin_look(now=now, swept_at=self._swept_at(now), unless_since=now - LOOK_INTERVAL / 2):
+            return None
+        facts = self.store.facts(self.cutoffs(now), now=now)
+        expected = silence.expected(facts, limits=self.limits, now=now)
+        settled = self.store.settle(expected, looked_at=now, now=self.now())
+        return None if settled is None else SilenceLook(*settled)
+
+    def _swept_at(self, now: datetime) -> datetime | None:
+        """Without a broker, what was recorded before stands, and grows old."""
+        with suppress(BrokerUnreachable):
+            seconds = self.sweeps.seconds_since_sweep(now)
+            if seconds is not None and timedelta(seconds=seconds) >= -silence.FUTURE:
+                return now - timedelta(seconds=max(seconds, 0))
+        return None
