@@ -37,6 +37,7 @@ from dcsync.adapters.postgres.database import make_engine
 from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.postgres.probes import SqlProbeStore
 from dcsync.adapters.postgres.runs import SqlRunStore
+from dcsync.adapters.postgres.silence import SqlSilenceStore
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.audit.endpoints import audited_types
 from dcsync.audit.engine import LONGEST_AUDIT_INTERVALS, Audit, AuditLimits
@@ -58,14 +59,19 @@ from dcsync.runs.ports import Owner
 from dcsync.runs.runner import HintT, Runner, Work
 from dcsync.settings import Settings
 from dcsync.state.alarms import AlarmFeed
-from dcsync.state.ports import AlarmSink
+from dcsync.state.ports import AlarmSink, SilenceCutoffs
 from dcsync.state.service import StateService
+from dcsync.state.silence import SilenceLimits
+from dcsync.state.silence_check import SilenceCheck
 
 HINT_PATIENCE_SECONDS = 5.0
 """How long a hint may be unclaimed before the sweep checks whether it is still queued."""
 
 CLOCK_SECONDS = 5.0
 """How long the database may take to say what time it is."""
+SILENT_INTERVALS = 6
+SHORTEST_SILENCE = timedelta(seconds=60)
+"""What should happen in each interval, and has not for so many of them, and at least for so long, is silent."""
 
 NEVER_SECONDS = 100 * 365 * 86400.0
 """The interval of audits that are made only on request."""
@@ -106,6 +112,7 @@ class StateServices:
     service: StateService
     alarm_store: SqlAlarmStore
     alarm_feed: AlarmFeed
+    silence: SilenceCheck
 
 
 @dataclass(frozen=True)
@@ -409,7 +416,41 @@ def state_services(settings: Settings, app: Celery, *, clock: DatabaseClock, wor
         ),
         alarm_store=alarm_store,
         alarm_feed=AlarmFeed(store=alarm_store, sinks=alarm_sinks(settings), now=clock.now, jitter=random.random),
+        silence=silence_check(settings, rows=rows),
     )
+
+
+def silence_check(settings: Settings, *, rows: Engine) -> SilenceCheck:
+    """Looks whether anybody observes; in every worker process."""
+    ticks = SweepTicks(redis_connection(settings), interval_seconds=settings.sweep_interval)
+    limits = silence_limits(settings)
+    return SilenceCheck(
+        store=SqlSilenceStore(rows),
+        seconds_since_sweep=lambda: ticks.seconds_since_sweep(utc_now()),
+        cutoffs=lambda now: silence_cutoffs(limits, now=now),
+        limits=limits,
+        now=utc_now,
+    )
+
+
+def silence_limits(settings: Settings) -> SilenceLimits:
+    """Follow from the intervals of what must happen again and again, and from what an operator set."""
+    watch = timedelta(seconds=settings.central_watch_interval)
+    return SilenceLimits(
+        unobserved_share=settings.unobserved_share,
+        failing_after=timedelta(seconds=settings.failing_after),
+        failing_attempts=settings.failing_attempts,
+        retry_within=timedelta(seconds=settings.hold_off_max + settings.run_deadline),
+        sweep_late_after=max(SILENT_INTERVALS * timedelta(seconds=settings.sweep_interval), SHORTEST_SILENCE),
+        central_unreadable_after=2 * watch,
+        central_silent_after=max(SILENT_INTERVALS * watch, SHORTEST_SILENCE) if settings.audit_interval else None,
+        key_window=timedelta(seconds=settings.key_rotation_window),
+    )
+
+
+def silence_cutoffs(limits: SilenceLimits, *, now: datetime) -> SilenceCutoffs:
+    """What must have been observed, or requested, since when."""
+    return SilenceCutoffs(availability=None, endpoints={}, requested=now - limits.failing_after)
 
 
 def alarm_sinks(settings: Settings) -> list[AlarmSink]:

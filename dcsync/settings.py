@@ -157,6 +157,19 @@ class Settings(BaseModel):
     key_max_behind: float = _setting(
         0.05, "share of the subclouds that may lack the current keys at a rotation", ge=0, le=1
     )
+    unobserved_share: float = _setting(
+        0.1,
+        "share of managed, online subclouds without a recent status that raises an alarm; in a fleet of fewer than 10, "
+        "one is enough",
+        ge=0,
+        lt=1,
+    )
+    failing_after: float = _setting(
+        900, "how long an initial sync or an audit of a subcloud may fail before it raises an alarm", gt=0, le=604800
+    )
+    failing_attempts: int = _setting(
+        5, "how often in a row an initial sync or an audit may fail before it raises an alarm", ge=1, le=1000
+    )
     users_at_once: int = _setting(4, "users written to one subcloud at the same time", ge=1, le=16)
     max_reply_bytes: int = _setting(16 * 1024 * 1024, "the largest reply accepted from a cloud", ge=1024)
     history_days: float = _setting(30, "how long ended attempts are kept", gt=0)

@@ -319,10 +319,3 @@ class SilenceStore(Protocol):
         """Makes the active alarms of this kind agree with `expected`, in one transaction, if the turn of `looked_at` is
         still the latest; (raised, cleared), or None if it is not. The text of an active alarm follows, of which sinks
         are not notified."""
-
-
-class LastSweep(Protocol):
-    """When a sweep last ended well. Raises BrokerUnreachable."""
-
-    def seconds_since_sweep(self, now: datetime) -> float | None:
-        """None: not known."""

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.state import silence
-from dcsync.state.ports import LastSweep, SilenceCutoffs, SilenceStore
+from dcsync.state.ports import SilenceCutoffs, SilenceStore
 from dcsync.state.silence import SilenceLimits
 
 LOOK_INTERVAL = timedelta(seconds=30)
@@ -37,7 +37,8 @@ class SilenceCheck:
     """One object per process; any number of processes may look at the same time."""
 
     store: SilenceStore
-    sweeps: LastSweep
+    seconds_since_sweep: Callable[[], float | None]
+    """Since a sweep last ended well; None: not known. Raises BrokerUnreachable."""
     cutoffs: Callable[[datetime], SilenceCutoffs]
     limits: SilenceLimits
     now: Callable[[], datetime]
@@ -56,7 +57,7 @@ class SilenceCheck:
     def _swept_at(self, now: datetime) -> datetime | None:
         """Without a broker, what was recorded before stands, and grows old."""
         with suppress(BrokerUnreachable):
-            seconds = self.sweeps.seconds_since_sweep(now)
+            seconds = self.seconds_since_sweep()
             if seconds is not None and timedelta(seconds=seconds) >= -silence.FUTURE:
                 return now - timedelta(seconds=max(seconds, 0))
         return None

@@ -34,6 +34,7 @@ def make_app(settings: Settings | None = None) -> Celery:
             "dcsync.tasks.initial_sync",
             "dcsync.tasks.key_rotation",
             "dcsync.tasks.lifecycle",
+            "dcsync.tasks.silence",
             "dcsync.tasks.state",
             "dcsync.tasks.alarms",
         ],

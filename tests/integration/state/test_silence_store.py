@@ -278,7 +278,7 @@ class Sweeps:
     def __init__(self) -> None:
         self.seconds: float | None = 1.0
 
-    def seconds_since_sweep(self, now: datetime) -> float | None:
+    def __call__(self) -> float | None:
         if self.seconds is None:
             raise BrokerUnreachable("away")
         return self.seconds
@@ -299,7 +299,7 @@ def clock() -> Clock:
 
 def a_check(engine: Engine, clock: Clock, sweeps: Sweeps) -> SilenceCheck:
     return SilenceCheck(
-        store=SqlSilenceStore(engine), sweeps=sweeps, cutoffs=lambda _: CUTOFFS, limits=LIMITS, now=clock
+        store=SqlSilenceStore(engine), seconds_since_sweep=sweeps, cutoffs=lambda _: CUTOFFS, limits=LIMITS, now=clock
     )
 
 

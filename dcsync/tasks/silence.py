@@ -1,0 +1,53 @@
+"""The timer of the check for silence: a thread in every worker process, whatever queues it consumes.
+
+It is no task: a task would need beat, Redis and a free worker, which may be what is silent.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import structlog
+from celery.signals import celeryd_after_setup, worker_shutting_down
+
+from dcsync.model.errors import DcsyncError
+from dcsync.state.silence_check import LOOK_INTERVAL
+from dcsync.tasks.base import WorkerProcess, process_of
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+_stopping = threading.Event()
+
+
+@celeryd_after_setup.connect
+def _start(sender: str, instance: Any, **_: Any) -> None:
+    """Also when Redis cannot be reached: the worker waits for it, and the alarms do not."""
+    process = process_of(instance.app)
+    threading.Thread(target=look_until, args=(process, _stopping), name="silence", daemon=True).start()
+
+
+@worker_shutting_down.connect
+def _stop(**_: Any) -> None:
+    _stopping.set()
+
+
+def look_until(process: WorkerProcess, stopping: threading.Event, *, seconds: float | None = None) -> None:
+    """Looks for the first time after one interval, for the workers that were started with this one have to begin."""
+    while not stopping.wait(LOOK_INTERVAL.total_seconds() if seconds is None else seconds):
+        try:
+            look(process)
+        except DcsyncError as exc:
+            log.warning("no look for silence", error=str(exc))
+        except Exception:  # the boundary of this thread: without it nobody would look any more
+            log.exception("look for silence failed")
+
+
+def look(process: WorkerProcess) -> None:
+    """Looks once; whoever raises or clears an alarm also delivers it, without waiting for a worker to do so."""
+    services = process.state
+    result = services.silence.look()
+    if result is None or result.is_idle:
+        return
+    log.warning("alarms for silence", raised=result.raised, cleared=result.cleared)
+    services.alarm_feed.deliver()
