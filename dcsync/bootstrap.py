@@ -69,10 +69,6 @@ HINT_PATIENCE_SECONDS = 5.0
 
 CLOCK_SECONDS = 5.0
 """How long the database may take to say what time it is."""
-SILENT_INTERVALS = 6
-SHORTEST_SILENCE = timedelta(seconds=60)
-"""What should happen in each interval, and has not for so many of them, and at least for so long, is silent."""
-
 NEVER_SECONDS = 100 * 365 * 86400.0
 """The interval of audits that are made only on request."""
 
@@ -435,15 +431,14 @@ def silence_check(settings: Settings, *, rows: Engine) -> SilenceCheck:
 
 def silence_limits(settings: Settings) -> SilenceLimits:
     """Follow from the intervals of what must happen again and again, and from what an operator set."""
-    watch = timedelta(seconds=settings.central_watch_interval)
     return SilenceLimits(
         unobserved_share=settings.unobserved_share,
         failing_after=timedelta(seconds=settings.failing_after),
         failing_attempts=settings.failing_attempts,
         retry_within=timedelta(seconds=settings.hold_off_max + settings.run_deadline),
-        sweep_late_after=max(SILENT_INTERVALS * timedelta(seconds=settings.sweep_interval), SHORTEST_SILENCE),
-        central_unreadable_after=2 * watch,
-        central_silent_after=max(SILENT_INTERVALS * watch, SHORTEST_SILENCE) if settings.audit_interval else None,
+        sweep_late_after=timedelta(seconds=settings.sweep_late_seconds),
+        central_unreadable_after=timedelta(seconds=2 * settings.central_watch_interval),
+        central_silent_after=timedelta(seconds=silent) if (silent := settings.central_silent_seconds) else None,
         key_window=timedelta(seconds=settings.key_rotation_window),
     )
 

@@ -278,6 +278,16 @@ class Settings(BaseModel):
         )
 
     @property
+    def sweep_late_seconds(self) -> float:
+        """No sweep has ended well for too long."""
+        return max(60.0, 6 * self.sweep_interval)
+
+    @property
+    def central_silent_seconds(self) -> float:
+        """Nobody has looked at the central cloud for too long; 0: nobody is meant to."""
+        return max(60.0, 5 * self.central_watch_interval) if self.audit_interval else 0.0
+
+    @property
     def run_folder(self) -> Path:
         """DCSYNC_RUN_DIR, or by default a folder of this user."""
         return self.run_dir or Path(tempfile.gettempdir()) / f"dcsync-{os.geteuid()}"

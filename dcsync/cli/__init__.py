@@ -16,6 +16,7 @@ import click
 
 from dcsync.cli.alarms import alarm
 from dcsync.cli.audit import audit, diff, sync_request
+from dcsync.cli.central import central
 from dcsync.cli.keys import keys
 from dcsync.cli.machine import config, database, demo, up, version
 from dcsync.cli.operator import Operator
@@ -78,8 +79,8 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
 
 
 for _command in (
-    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, wait, history, state, alarm, service, config,
-    version,
+    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, central, wait, history, state, alarm, service,
+    config, version,
 ):  # fmt: skip
     root.add_command(_command)
 

@@ -18,7 +18,15 @@ SHOWN_AT_MOST = 100_000
 
 @click.group()
 def alarm() -> None:
-    """Show alarms: 280.001 (offline) and 280.002 (out-of-sync)."""
+    """Show alarms: 280.001 (offline), 280.002 (out-of-sync), and those that report silence (dcsync.*).
+
+    \b
+    dcsync.nobody-observes      subclouds without a recent status
+    dcsync.central-unreadable   the central cloud cannot be read or is refused
+    dcsync.sweep-late           nothing that is due is started
+    dcsync.keys-behind          subclouds lack the central keys after the window
+    dcsync.sync-failing         an initial sync or audit keeps failing
+    """
 
 
 @alarm.command("list")
@@ -27,7 +35,7 @@ def alarm() -> None:
 @output_option
 @pass_operator
 def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> None:
-    """List the active alarms, most severe and oldest first.
+    """List the active alarms: those that report silence, then by alarm, oldest first.
 
     \b
     Example:
@@ -42,11 +50,14 @@ def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> No
         return
     cleared = ["CLEARED"] if history else []
     say_table(
-        ["ALARM", "SEVERITY", "ENTITY", "REASON", "RAISED", *cleared],
+        ["ALARM", "SEVERITY", "ENTITY", "RAISED", *cleared, "REASON"],
         [_row(each, operator, history=history) for each in alarms],
     )
 
 
 def _row(alarm: AlarmNotice, operator: Operator, *, history: bool) -> list[str]:
-    row = [alarm.alarm_id, alarm.severity, alarm.entity, alarm.reason_text, ago(alarm.raised_at, now=operator.now())]
-    return [*row, ago(alarm.cleared_at, now=operator.now()) if alarm.cleared_at else "active"] if history else row
+    """The reason comes last, for it may be long."""
+    now = operator.now()
+    cleared = [ago(alarm.cleared_at, now=now) if alarm.cleared_at else "active"] if history else []
+    shown = [alarm.alarm_id, alarm.severity, alarm.entity, ago(alarm.raised_at, now=now)]
+    return [*shown, *cleared, alarm.reason_text]

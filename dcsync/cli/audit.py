@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from dcsync.cli import previews, waiting
+from dcsync.cli.central import central_trouble
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
 from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
@@ -218,6 +219,9 @@ def _request(
         f"audits of {many(len(regions))} requested"
         + (f"; {away} of them not managed, online and completed: when they are" if away else "")
     )
+    problem = central_trouble(operator)
+    if problem is not None:
+        note(f"warning: the central cloud is {problem}")
     if not wait_for_it and timeout is None:
         if as_json:
             click.echo(json_text([_object(row) for row in requested]))

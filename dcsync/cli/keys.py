@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcsync.cli import waiting
+from dcsync.cli.central import central_trouble
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
 from dcsync.cli.selection import confirm, yes_option
@@ -163,6 +164,9 @@ def show(operator: Operator, *, as_json: bool) -> None:
         "last": ago(row.last_rotated_at, now=now),
         "next": _next(row, now=now),
     }
+    problem = central_trouble(operator)
+    if problem is not None:
+        lines["central"] = problem
     if row.window_until is not None and row.window_until > now:
         lines["no alarms"] = f"for differing keys, until {span((row.window_until - now).total_seconds())} from now"
     for name, value in lines.items():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dcsync.adapters.postgres.clock import DatabaseClock
     from dcsync.bootstrap import PreviewServices
-    from dcsync.cli.ports import Alarms, AuditRequests, Inventory, RotationRequests, Triggers
+    from dcsync.cli.ports import Alarms, AuditRequests, CentralLooks, Inventory, RotationRequests, Triggers
     from dcsync.model.reports import Report
     from dcsync.model.subcloud import Subcloud
     from dcsync.settings import Settings
@@ -88,6 +88,13 @@ class Operator:
         from dcsync.adapters.postgres.alarms import SqlAlarmStore
 
         return SqlAlarmStore(self.engine)
+
+    @cached_property
+    def central_looks(self) -> CentralLooks:
+        """What the watch recorded of the central cloud."""
+        from dcsync.adapters.postgres.silence import SqlSilenceStore
+
+        return SqlSilenceStore(self.engine)
 
     @cached_property
     def rejected_reports(self) -> RejectedReports:

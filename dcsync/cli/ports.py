@@ -11,7 +11,7 @@ from dcsync.model.history import RequestHistory
 from dcsync.model.states.initial_sync import Transition
 from dcsync.model.subcloud import EndpointType, ManagementState, NewSubcloud, Subcloud
 from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
-from dcsync.state.ports import AlarmNotice
+from dcsync.state.ports import AlarmNotice, CentralFacts
 
 
 class Inventory(Protocol):
@@ -112,4 +112,11 @@ class Alarms(Protocol):
     """Alarms as listed for operators."""
 
     def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
-        """Returns active alarms, most severe and oldest first; with `history` cleared ones as well, newest first."""
+        """Returns active alarms: those that report silence, then by id, oldest first; with `history` cleared ones as
+        well, newest first."""
+
+
+class CentralLooks(Protocol):
+    """What the watch recorded of its looks at the central cloud."""
+
+    def central(self) -> CentralFacts: ...

@@ -5,10 +5,12 @@ Its exit codes are those of OCF resource agents: 0 running, 7 not running, 1 fai
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from dcsync.cli.central import central_trouble
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import json_text, note, say
 
@@ -69,6 +71,8 @@ def monitor(operator: Operator, role: str, *, as_json: bool) -> int:
     busy = float(operator.settings.visibility_timeout)
     try:
         found = health.monitor(_world(operator, Role(role)), role=Role(role), busy_seconds=busy)
+        if role != "beat" and found.code is health.Code.RUNNING:
+            found = _with_central_cloud(operator, found)
     except (BrokerUnreachable, DatabaseUnreachable) as exc:
         what = "broker" if isinstance(exc, BrokerUnreachable) else "database"
         found = health.Health(health.Code.FAILED, f"the {what} does not answer: {exc}")
@@ -98,6 +102,12 @@ def _lines(found: Health) -> Iterator[str]:
     for name, ahead in found.wrong_clocks.items():
         direction = "ahead of" if ahead > 0 else "behind"
         yield f"the clock of this host is {abs(ahead):.1f} s {direction} the database's, by {name}; check its NTP"
+
+
+def _with_central_cloud(operator: Operator, found: Health) -> Health:
+    """No fault of these processes, which restarting them would not repair: the code stays."""
+    problem = central_trouble(operator)
+    return found if problem is None else replace(found, text=f"{found.text}; the central cloud is {problem}")
 
 
 def _world(operator: Operator, role: Role) -> World:

@@ -16,11 +16,22 @@ from dcsync.cli import run
 from dcsync.cli.operator import Operator
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.reports import Report
+from dcsync.state.ports import CentralFacts
 from tests.builders import NOON
 from tests.fake_inventory import FakeInventory
 from tests.fake_messenger import FakeMessenger
 
 ENVIRON = {"DCSYNC_DATABASE_URL": "postgresql://u:s3cret@db.invalid/d", "DCSYNC_REDIS_URL": "redis://:s3cret@r.invalid"}
+
+
+@dataclass(frozen=True)
+class ReadableCentral:
+    """`CentralLooks` of a central cloud that the watch has just read."""
+
+    now: Callable[[], datetime]
+
+    def central(self) -> CentralFacts:
+        return CentralFacts(looked_at=self.now())
 
 
 class FakeOperator(Operator):
@@ -32,6 +43,7 @@ class FakeOperator(Operator):
         self.messenger = self.queue = FakeMessenger()
         self.settings = settings.load(environ)
         self.name = "eve"
+        self.central_looks = ReadableCentral(self.now)
         self.slept = 0.0
         self.answers: list[str] | None = None
         self.meanwhile: Callable[[], None] = lambda: None

@@ -49,8 +49,8 @@ def test_history_shows_when_an_alarm_was_cleared(dcsync: Shell, shown: Callable[
     shown(ACTIVE, CLEARED)
     told = dcsync("alarm", "list", "--history")
     lines = {line.split("subcloud=")[1].split()[0]: line for line in told.out.splitlines() if "subcloud=" in line}
-    assert lines["edge-1"].rstrip().endswith("active")
-    assert lines["edge-2"].rstrip().endswith("5 min ago  0.0 s ago")
+    assert "active" in lines["edge-1"]
+    assert "5 min ago  0.0 s ago  edge-2 is offline" in lines["edge-2"]
 
 
 def test_programs_get_json(dcsync: Shell, shown: Callable[..., None]) -> None:
