@@ -59,7 +59,7 @@ from dcsync.runs.ports import Owner
 from dcsync.runs.runner import HintT, Runner, Work
 from dcsync.settings import Settings
 from dcsync.state.alarms import AlarmFeed
-from dcsync.state.ports import AlarmSink, SilenceCutoffs
+from dcsync.state.ports import AlarmSink
 from dcsync.state.service import StateService
 from dcsync.state.silence import SilenceLimits
 from dcsync.state.silence_check import SilenceCheck
@@ -419,12 +419,11 @@ def state_services(settings: Settings, app: Celery, *, clock: DatabaseClock, wor
 def silence_check(settings: Settings, *, rows: Engine) -> SilenceCheck:
     """Looks whether anybody observes; in every worker process."""
     ticks = SweepTicks(redis_connection(settings), interval_seconds=settings.sweep_interval)
-    limits = silence_limits(settings)
     return SilenceCheck(
         store=SqlSilenceStore(rows),
         seconds_since_sweep=lambda: ticks.seconds_since_sweep(utc_now()),
-        cutoffs=lambda now: silence_cutoffs(limits, now=now),
-        limits=limits,
+        windows=settings.windows,
+        limits=silence_limits(settings),
         now=utc_now,
     )
 
@@ -441,11 +440,6 @@ def silence_limits(settings: Settings) -> SilenceLimits:
         central_silent_after=timedelta(seconds=silent) if (silent := settings.central_silent_seconds) else None,
         key_window=timedelta(seconds=settings.key_rotation_window),
     )
-
-
-def silence_cutoffs(limits: SilenceLimits, *, now: datetime) -> SilenceCutoffs:
-    """What must have been observed, or requested, since when."""
-    return SilenceCutoffs(availability=None, endpoints={}, requested=now - limits.failing_after)
 
 
 def alarm_sinks(settings: Settings) -> list[AlarmSink]:

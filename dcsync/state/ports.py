@@ -219,12 +219,15 @@ class SweepTrigger(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedFacts:
-    """How many subclouds have a recent status of one resource."""
+    """How many subclouds have a recent status of one resource.
+
+    Counted are managed, online subclouds, for audited endpoint types only completed ones: of others it is known why
+    their status is unknown.
+    """
 
     endpoint_type: EndpointType | None
     """None: the availability."""
     subclouds: int
-    """How many should have one."""
     stale: int
     """How many have none that is inside its window."""
     names: tuple[str, ...] = ()
@@ -297,12 +300,14 @@ class SilenceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SilenceCutoffs:
-    """What is older than this counts as stale, or as long enough ago."""
+    """What is older than this is stale, or was requested long enough ago."""
 
-    availability: datetime | None
-    """None: availability has no window."""
-    endpoints: Mapping[EndpointType, datetime]
+    availability: datetime
+    audited: datetime
+    reported: datetime
     requested: datetime
+    future: datetime
+    """What is recorded later than this is void."""
 
 
 class SilenceStore(Protocol):

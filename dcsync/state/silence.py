@@ -15,8 +15,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from dcsync.model.reasons import Reason
+from dcsync.model.shown import CLOCK_TOLERANCE, Windows
 from dcsync.model.subcloud import EndpointType
-from dcsync.state.ports import AlarmRow, FailingFacts, ObservedFacts, SilenceFacts
+from dcsync.state.ports import AlarmRow, FailingFacts, ObservedFacts, SilenceCutoffs, SilenceFacts
 
 
 class SilenceId(StrEnum):
@@ -39,9 +40,6 @@ _SEVERITY = {
 
 SMALL_FLEET = 10
 """In a fleet of fewer subclouds, one that nobody observes is enough."""
-
-FUTURE = timedelta(seconds=2)
-"""What is recorded further ahead than this is void."""
 
 NAMED = 5
 DETAIL_CHARACTERS = 200
@@ -74,6 +72,17 @@ class SilenceLimits:
     key_window: timedelta
 
 
+def cutoffs(windows: Windows, limits: SilenceLimits, *, now: datetime) -> SilenceCutoffs:
+    """Returns the moments with which rows are counted as `dcsync.model.shown` would show them now."""
+    return SilenceCutoffs(
+        availability=now - windows.availability,
+        audited=now - windows.audited,
+        reported=now - windows.reported,
+        requested=now - limits.failing_after,
+        future=now + CLOCK_TOLERANCE,
+    )
+
+
 def expected(facts: SilenceFacts, *, limits: SilenceLimits, now: datetime) -> list[AlarmRow]:
     """Returns the alarms that should be active, each once."""
     return [
@@ -95,9 +104,9 @@ def _nobody_observes(facts: SilenceFacts, limits: SilenceLimits, now: datetime) 
         is_active = (SilenceId.NOBODY_OBSERVES, entity) in facts.active
         if each.stale > _tolerated(each, limits, is_active=is_active):
             text = (
-                f"{each.stale} of {each.subclouds} managed subclouds have no recent {resource} status"
+                f"{each.stale} of {each.subclouds} managed, online subclouds have no recent {resource} status"
                 f" ({_named(each.names, each.stale)}): check that sync workers, state workers and beat run and take"
-                " their queues (dcsync service monitor)"
+                " their queues (dcsync service monitor), and that the central cloud can be read (dcsync central)"
             )
             yield _alarm(SilenceId.NOBODY_OBSERVES, entity, text, now, endpoint_type=each.endpoint_type)
 
@@ -241,7 +250,7 @@ def _alarm(
 
 
 def _past(moment: datetime | None, now: datetime) -> datetime | None:
-    return None if moment is None or moment > now + FUTURE else min(moment, now)
+    return None if moment is None or moment > now + CLOCK_TOLERANCE else min(moment, now)
 
 
 def _named(names: Sequence[str], count: int) -> str:

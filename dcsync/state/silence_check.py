@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.shown import CLOCK_TOLERANCE, Windows
 from dcsync.state import silence
-from dcsync.state.ports import SilenceCutoffs, SilenceStore
+from dcsync.state.ports import SilenceStore
 from dcsync.state.silence import SilenceLimits
 
 LOOK_INTERVAL = timedelta(seconds=30)
@@ -39,7 +40,7 @@ class SilenceCheck:
     store: SilenceStore
     seconds_since_sweep: Callable[[], float | None]
     """Since a sweep last ended well; None: not known. Raises BrokerUnreachable."""
-    cutoffs: Callable[[datetime], SilenceCutoffs]
+    windows: Windows
     limits: SilenceLimits
     now: Callable[[], datetime]
 
@@ -49,7 +50,7 @@ class SilenceCheck:
         now = self.now()
         if not self.store.begin_look(now=now, swept_at=self._swept_at(now), unless_since=now - LOOK_INTERVAL / 2):
             return None
-        facts = self.store.facts(self.cutoffs(now), now=now)
+        facts = self.store.facts(silence.cutoffs(self.windows, self.limits, now=now), now=now)
         expected = silence.expected(facts, limits=self.limits, now=now)
         settled = self.store.settle(expected, looked_at=now, now=self.now())
         return None if settled is None else SilenceLook(*settled)
@@ -58,6 +59,6 @@ class SilenceCheck:
         """Without a broker, what was recorded before stands, and grows old."""
         with suppress(BrokerUnreachable):
             seconds = self.seconds_since_sweep()
-            if seconds is not None and timedelta(seconds=seconds) >= -silence.FUTURE:
+            if seconds is not None and timedelta(seconds=seconds) >= -CLOCK_TOLERANCE:
                 return now - timedelta(seconds=max(seconds, 0))
         return None

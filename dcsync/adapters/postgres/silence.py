@@ -15,11 +15,23 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 from sqlalchemy.engine import Connection, Engine
 
 from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.rows import IS_ELIGIBLE
-from dcsync.adapters.postgres.tables import alarm, central_state, key_rotation, silence, subcloud, subcloud_sync
+from dcsync.adapters.postgres.tables import (
+    alarm,
+    central_state,
+    endpoint_status,
+    key_rotation,
+    silence,
+    subcloud,
+    subcloud_probe,
+    subcloud_sync,
+)
 from dcsync.audit.endpoints import audited_types, endpoint_type_of_keys
 from dcsync.model.reasons import Reason
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState
+from dcsync.model.shown import CLOCK_TOLERANCE
+from dcsync.model.states.initial_sync import InitialSyncEvent
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import (
     AlarmRow,
     CentralFacts,
@@ -30,12 +42,13 @@ from dcsync.state.ports import (
     SilenceCutoffs,
     SilenceFacts,
 )
-from dcsync.state.silence import FUTURE, NAMED, alarm_ids
+from dcsync.state.silence import NAMED, alarm_ids
 
 _ROW = silence.c
 _AUDIT = subcloud_sync.c
 _IS_OURS = sa.and_(alarm.c.cleared_at.is_(None), alarm.c.alarm_id.in_(list(alarm_ids())))
 _MANAGED = subcloud.c.management_state == ManagementState.MANAGED
+_IS_COMPLETED = INITIAL_SYNC_MOVES.after(InitialSyncEvent.SUCCEEDED)
 _ONLINE = subcloud.c.availability_status == AvailabilityStatus.ONLINE
 _AUDITS = subcloud_sync.join(subcloud, subcloud.c.id == _AUDIT.subcloud_id)
 
@@ -49,8 +62,10 @@ class SqlSilenceStore:
     @database_errors()
     def begin_look(self, *, now: datetime, swept_at: datetime | None, unless_since: datetime) -> bool:
         new = insert(silence).values(id=1, looked_at=now, first_looked_at=now, swept_at=swept_at)
-        known = sa.case((_ROW.swept_at <= now + FUTURE, _ROW.swept_at))
-        nobody_else = sa.or_(_ROW.looked_at.is_(None), _ROW.looked_at <= unless_since, _ROW.looked_at > now + FUTURE)
+        known = sa.case((_ROW.swept_at <= now + CLOCK_TOLERANCE, _ROW.swept_at))
+        nobody_else = sa.or_(
+            _ROW.looked_at.is_(None), _ROW.looked_at <= unless_since, _ROW.looked_at > now + CLOCK_TOLERANCE
+        )
         taken = new.on_conflict_do_update(
             index_elements=["id"],
             set_={
@@ -107,7 +122,49 @@ class SqlSilenceStore:
 
 
 def _observed(connection: Connection, cutoffs: SilenceCutoffs) -> tuple[ObservedFacts, ...]:
-    return ()
+    seen_at = sa.func.greatest(subcloud_probe.c.seen_at, subcloud.c.online_observed_at)
+    is_seen = _is_recent(seen_at, sa.literal(cutoffs.availability), cutoffs)
+    seen = connection.execute(
+        sa.select(sa.func.count().label("subclouds"), *_counted("stale", ~is_seen))
+        .select_from(subcloud.outerjoin(subcloud_probe, subcloud_probe.c.subcloud_id == subcloud.c.id))
+        .where(_MANAGED, _ONLINE)
+    ).one()
+    is_audited = endpoint_status.c.endpoint_type.in_(audited_types())
+    is_verified = _is_recent(_PROOF, sa.case((is_audited, cutoffs.audited), else_=cutoffs.reported), cutoffs)
+    statuses = connection.execute(
+        sa.select(endpoint_status.c.endpoint_type, sa.func.count().label("subclouds"), *_counted("stale", ~is_verified))
+        .select_from(endpoint_status.join(subcloud, subcloud.c.id == endpoint_status.c.subcloud_id))
+        .where(_MANAGED, _ONLINE, sa.or_(~is_audited, _IS_COMPLETED))
+        .group_by(endpoint_status.c.endpoint_type)
+    )
+    return (
+        ObservedFacts(endpoint_type=None, subclouds=seen.subclouds, stale=seen.stale, names=tuple(seen.names or ())),
+        *(
+            ObservedFacts(
+                endpoint_type=row.endpoint_type,
+                subclouds=row.subclouds,
+                stale=row.stale,
+                names=tuple(row.names or ()),
+            )
+            for row in sorted(statuses, key=lambda row: row.endpoint_type)
+        ),
+    )
+
+
+def _is_recent(moment: Any, since: Any, cutoffs: SilenceCutoffs) -> sa.ColumnElement[bool]:
+    """As `dcsync.model.shown.is_within`."""
+    return sa.func.coalesce(moment.between(since, cutoffs.future), sa.false())
+
+
+_STATUS = endpoint_status.c
+_PROOF = sa.case(
+    (_STATUS.sync_status != SyncStatus.UNKNOWN, _STATUS.verified_at),
+    else_=sa.func.coalesce(
+        sa.func.greatest(_STATUS.observed_at, _STATUS.verified_at), subcloud.c.requested_at, subcloud.c.created_at
+    ),
+)
+"""What must be recent. An unknown status is observed as long as anybody reports it; one that was never reported counts
+from the request that asked for it."""
 
 
 def _failing(connection: Connection) -> tuple[FailingFacts, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,12 +16,14 @@ from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.silence import SqlSilenceStore
-from dcsync.adapters.postgres.tables import key_rotation, subcloud, subcloud_sync
+from dcsync.adapters.postgres.tables import endpoint_status, key_rotation, subcloud, subcloud_probe, subcloud_sync
+from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import CentralState
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.reasons import Reason
+from dcsync.model.shown import Windows, view
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import (
     AlarmNotice,
     AlarmRow,
@@ -27,13 +31,12 @@ from dcsync.state.ports import (
     FailingFacts,
     KeysFacts,
     RefusedFacts,
-    SilenceCutoffs,
 )
-from dcsync.state.silence import SilenceId, SilenceLimits
+from dcsync.state.silence import SilenceId, SilenceLimits, cutoffs
 from dcsync.state.silence_check import SilenceCheck, SilenceLook
 from tests.builders import NOON
 from tests.integration.state.conftest import Rows
-from tests.reports import at, offline, online
+from tests.reports import SEVEN_TYPES, at, offline, online
 
 IDENTITY, PLATFORM = EndpointType.IDENTITY, EndpointType.PLATFORM
 LIMITS = SilenceLimits(
@@ -46,7 +49,8 @@ LIMITS = SilenceLimits(
     central_silent_after=timedelta(seconds=50),
     key_window=timedelta(hours=1),
 )
-CUTOFFS = SilenceCutoffs(availability=None, endpoints={}, requested=NOON)
+WINDOWS = Windows(availability=timedelta(seconds=90), audited=timedelta(minutes=40), reported=timedelta(days=1))
+CUTOFFS = replace(cutoffs(WINDOWS, LIMITS, now=NOON), requested=NOON)
 
 
 def later(**duration: float) -> datetime:
@@ -269,6 +273,91 @@ def test_keys_are_counted_over_those_that_should_have_them(rows: Rows, store: Sq
     )
 
 
+def put_status(engine: Engine, id_: int, type_: EndpointType, **columns: Any) -> None:
+    own = (endpoint_status.c.subcloud_id == id_) & (endpoint_status.c.endpoint_type == type_)
+    with engine.begin() as connection:
+        connection.execute(update(endpoint_status).where(own).values(**columns))
+
+
+def see(engine: Engine, id_: int, at: datetime | None) -> None:
+    with engine.begin() as connection:
+        connection.execute(insert(subcloud_probe).values(subcloud_id=id_, next_probe_at=NOON, probes=0, seen_at=at))
+
+
+SECOND = timedelta(seconds=1)
+AGES: list[Callable[[timedelta], timedelta] | None] = [
+    None,
+    lambda window: window + SECOND,
+    lambda window: window,
+    lambda window: timedelta(),
+    lambda window: -2 * SECOND,
+    lambda window: -3 * SECOND,
+]
+"""How long ago something was observed, depending on its window: at each of its edges, and never."""
+
+
+def test_what_is_counted_as_stale_is_what_would_be_shown_as_stale(rows: Rows, store: SqlSilenceStore) -> None:
+    kinds = list(
+        itertools.product(
+            AGES, ManagementState, AvailabilityStatus, (InitialSyncState.COMPLETED, InitialSyncState.REQUESTED)
+        )
+    )
+    rows.add(len(kinds))
+    for number, (age, managed, available, initial) in enumerate(kinds, start=1):
+        known = rows.subcloud(f"subcloud{number}")
+        put(
+            rows.engine, known.name, management_state=managed, availability_status=available, initial_sync_state=initial
+        )
+        see(rows.engine, known.id, age and NOON - age(WINDOWS.availability))
+        for place, type_ in enumerate(known.endpoints):
+            window = WINDOWS.of(is_audited=known.endpoints[type_].is_audited)
+            status = (SyncStatus.IN_SYNC, SyncStatus.OUT_OF_SYNC)[place % 2]
+            put_status(rows.engine, known.id, type_, sync_status=status, verified_at=age and NOON - age(window))
+    views = [view(known, now=NOON, windows=WINDOWS) for known in rows.inventory.all()]
+    counted = [
+        shown
+        for shown in views
+        if (shown.subcloud.management_state, shown.subcloud.availability_status) == ("managed", "online")
+    ]
+    found = {each.endpoint_type: each for each in store.facts(CUTOFFS, now=NOON).observed}
+    assert found.keys() == {None, *SEVEN_TYPES}
+    unseen = [shown for shown in counted if shown.availability == "unknown"]
+    assert (found[None].stale, found[None].subclouds) == (len(unseen), len(counted)) == (6, 12)
+    for type_ in SEVEN_TYPES:
+        stale = [shown.subcloud.name for shown in counted if shown.endpoints[type_].is_stale]
+        assert found[type_].stale == len(stale) == (3 if type_ in audited_types() else 6)
+        assert set(found[type_].names) <= set(stale)
+
+
+def stale(store: SqlSilenceStore, type_: EndpointType | None) -> int:
+    (found,) = [each for each in store.facts(CUTOFFS, now=NOON).observed if each.endpoint_type is type_]
+    return found.stale
+
+
+def test_an_unknown_status_is_observed_as_long_as_it_is_reported(rows: Rows, store: SqlSilenceStore) -> None:
+    rows.add()
+    online_and_completed = {
+        "availability_status": AvailabilityStatus.ONLINE,
+        "initial_sync_state": InitialSyncState.COMPLETED,
+    }
+    put(rows.engine, "name-of-subcloud1", requested_at=NOON - WINDOWS.audited, **online_and_completed)
+    id_ = rows.subcloud().id
+    put_status(rows.engine, id_, IDENTITY, observed_at=None)
+    assert stale(store, IDENTITY) == 0, "it was requested just now"
+    put(rows.engine, "name-of-subcloud1", requested_at=NOON - WINDOWS.audited - SECOND)
+    assert stale(store, IDENTITY) == 1
+    put_status(rows.engine, id_, IDENTITY, observed_at=NOON - WINDOWS.audited, reason="timeout")
+    assert stale(store, IDENTITY) == 0, "an audit fails, which somebody reports"
+
+
+def test_a_subcloud_is_seen_also_by_a_report_of_others(rows: Rows, store: SqlSilenceStore) -> None:
+    rows.add()
+    put(rows.engine, "name-of-subcloud1", availability_status=AvailabilityStatus.ONLINE)
+    assert stale(store, None) == 1
+    put(rows.engine, "name-of-subcloud1", online_observed_at=NOON)
+    assert stale(store, None) == 0
+
+
 # --- the check as a whole ----------------------------------------------------------------------------------------
 
 
@@ -299,7 +388,7 @@ def clock() -> Clock:
 
 def a_check(engine: Engine, clock: Clock, sweeps: Sweeps) -> SilenceCheck:
     return SilenceCheck(
-        store=SqlSilenceStore(engine), seconds_since_sweep=sweeps, cutoffs=lambda _: CUTOFFS, limits=LIMITS, now=clock
+        store=SqlSilenceStore(engine), seconds_since_sweep=sweeps, windows=WINDOWS, limits=LIMITS, now=clock
     )
 
 
@@ -342,7 +431,7 @@ def test_a_subcloud_that_is_unmanaged_is_not_failing_any_more(rows: Rows, clock:
     rows.add()
     put(
         rows.engine, "name-of-subcloud1", failing_since=NOON - timedelta(hours=1), failures=9, reason="timeout",
-        availability_status=AvailabilityStatus.ONLINE,
+        availability_status=AvailabilityStatus.ONLINE, online_observed_at=NOON,
     )  # fmt: skip
     check = a_check(rows.engine, clock, Sweeps())
     SqlAuditStore(rows.engine).note_central_look(unreadable=None, now=NOON)

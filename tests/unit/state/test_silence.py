@@ -91,7 +91,9 @@ def test_more_than_a_tenth_or_one_in_a_small_fleet_raises_it(stale: int, of: int
 def test_each_resource_has_an_alarm_of_its_own_that_says_how_many_and_what_to_do() -> None:
     facts = observed(12, 100, PLATFORM, names=("a", "b", "c", "d", "e"))
     assert raised(facts) == [("dcsync.nobody-observes", "fleet.resource=platform")]
-    assert "12 of 100 managed subclouds have no recent platform status (a, b, c, d, e and 7 more)" in text(facts)
+    assert "12 of 100 managed, online subclouds have no recent platform status (a, b, c, d, e and 7 more)" in text(
+        facts
+    )
     assert "dcsync service monitor" in text(facts)
 
 
