@@ -54,13 +54,13 @@ def central_trouble(operator: Operator) -> str | None:
 
 
 def trouble(facts: CentralFacts, *, now: datetime, settings: Settings) -> str | None:
+    if not (silent_after := settings.central_silent_seconds):
+        return None
     if facts.unreadable_since is not None:
         return f"unreadable for {_for(facts.unreadable_since, now)}, {facts.unreadable_reason}"
     if facts.refused:
         first = min(facts.refused, key=lambda refused: refused.since)
         return f"refused for {_for(first.since, now)} in {first.endpoint_type}, {first.reason}"
-    if not (silent_after := settings.central_silent_seconds):
-        return None
     if facts.looked_at is None:
         return "not watched: nobody has looked at it yet"
     is_silent = (now - facts.looked_at).total_seconds() > silent_after

@@ -241,12 +241,14 @@ class FailingFacts:
     subcloud_id: int
     name: str
     is_online: bool
+    online_since: datetime | None
     endpoint_type: EndpointType | None
     """None: the initial sync."""
     since: datetime
     """The first of the failures in a row."""
     failures: int
     reason: Reason | None
+    """Of the last failure; None: none since it was last requested."""
     detail: str
 
 

@@ -68,7 +68,7 @@ class SilenceLimits:
     sweep_late_after: timedelta
     central_unreadable_after: timedelta
     central_silent_after: timedelta | None
-    """None: nobody is meant to look at the central cloud."""
+    """None: nobody is meant to look at the central cloud, and what was recorded of it is old."""
     key_window: timedelta
 
 
@@ -128,13 +128,14 @@ def _central_unreadable(facts: SilenceFacts, limits: SilenceLimits, now: datetim
 
 def _why_central_is_unreadable(facts: SilenceFacts, limits: SilenceLimits, now: datetime) -> str | None:
     central = facts.central
-    if limits.central_silent_after is not None:
-        looked_at = _past(central.looked_at, now) or min(facts.first_looked_at, now)
-        if now - looked_at > limits.central_silent_after:
-            return (
-                f"nobody has looked at the central cloud since {_at(looked_at)}:"
-                " check that sync workers and beat run (dcsync service monitor)"
-            )
+    if limits.central_silent_after is None:
+        return None
+    looked_at = _past(central.looked_at, now) or min(facts.first_looked_at, now)
+    if now - looked_at > limits.central_silent_after:
+        return (
+            f"nobody has looked at the central cloud since {_at(looked_at)}:"
+            " check that sync workers and beat run (dcsync service monitor)"
+        )
     if central.unreadable_since is not None:
         since = min(central.unreadable_since, now)
         is_active = (SilenceId.CENTRAL_UNREADABLE, "central") in facts.active
@@ -203,14 +204,15 @@ def _sync_failing(facts: SilenceFacts, limits: SilenceLimits, now: datetime) -> 
 
 
 def _fails_for_too_long(failing: FailingFacts, facts: SilenceFacts, limits: SilenceLimits, now: datetime) -> bool:
-    if not failing.is_online:
+    """A subcloud is not failing while it is away, nor before a run after its return has failed."""
+    if not failing.is_online or failing.reason is None:
         return False
-    since = min(failing.since, now)
+    since = min(max(failing.since, _past(failing.online_since, now) or failing.since), now)
     if failing.reason not in CENTRAL_REASONS:
         return now - since >= limits.failing_after or failing.failures >= limits.failing_attempts
     # Runs that failed because of the central cloud are tried again after their hold-off: only what still fails then is
     # not explained by the alarm about the central cloud.
-    if facts.central.unreadable_since is not None:
+    if limits.central_silent_after is not None and facts.central.unreadable_since is not None:
         return False
     readable_since = _past(facts.central.readable_since, now) or since
     return now - max(since, readable_since) >= limits.failing_after + limits.retry_within

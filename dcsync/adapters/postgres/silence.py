@@ -6,12 +6,12 @@ holds no lock. What it writes after it was continued is void, because another pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine
 
 from dcsync.adapters.postgres.database import database_errors
@@ -50,6 +50,9 @@ _IS_OURS = sa.and_(alarm.c.cleared_at.is_(None), alarm.c.alarm_id.in_(list(alarm
 _MANAGED = subcloud.c.management_state == ManagementState.MANAGED
 _IS_COMPLETED = INITIAL_SYNC_MOVES.after(InitialSyncEvent.SUCCEEDED)
 _ONLINE = subcloud.c.availability_status == AvailabilityStatus.ONLINE
+_COUNTED = (_MANAGED, _ONLINE)
+_PROBED = subcloud.outerjoin(subcloud_probe, subcloud_probe.c.subcloud_id == subcloud.c.id)
+_STATUSES = endpoint_status.join(subcloud, subcloud.c.id == endpoint_status.c.subcloud_id)
 _AUDITS = subcloud_sync.join(subcloud, subcloud.c.id == _AUDIT.subcloud_id)
 
 
@@ -123,32 +126,36 @@ class SqlSilenceStore:
 
 def _observed(connection: Connection, cutoffs: SilenceCutoffs) -> tuple[ObservedFacts, ...]:
     seen_at = sa.func.greatest(subcloud_probe.c.seen_at, subcloud.c.online_observed_at)
-    is_seen = _is_recent(seen_at, sa.literal(cutoffs.availability), cutoffs)
-    seen = connection.execute(
-        sa.select(sa.func.count().label("subclouds"), *_counted("stale", ~is_seen))
-        .select_from(subcloud.outerjoin(subcloud_probe, subcloud_probe.c.subcloud_id == subcloud.c.id))
-        .where(_MANAGED, _ONLINE)
+    is_stale = ~_is_recent(seen_at, sa.literal(cutoffs.availability), cutoffs)
+    subclouds, stale = connection.execute(
+        sa.select(sa.func.count(), sa.func.count().filter(is_stale)).select_from(_PROBED).where(*_COUNTED)
     ).one()
-    is_audited = endpoint_status.c.endpoint_type.in_(audited_types())
-    is_verified = _is_recent(_PROOF, sa.case((is_audited, cutoffs.audited), else_=cutoffs.reported), cutoffs)
-    statuses = connection.execute(
-        sa.select(endpoint_status.c.endpoint_type, sa.func.count().label("subclouds"), *_counted("stale", ~is_verified))
-        .select_from(endpoint_status.join(subcloud, subcloud.c.id == endpoint_status.c.subcloud_id))
-        .where(_MANAGED, _ONLINE, sa.or_(~is_audited, _IS_COMPLETED))
-        .group_by(endpoint_status.c.endpoint_type)
-    )
-    return (
-        ObservedFacts(endpoint_type=None, subclouds=seen.subclouds, stale=seen.stale, names=tuple(seen.names or ())),
-        *(
-            ObservedFacts(
-                endpoint_type=row.endpoint_type,
-                subclouds=row.subclouds,
-                stale=row.stale,
-                names=tuple(row.names or ()),
-            )
-            for row in sorted(statuses, key=lambda row: row.endpoint_type)
-        ),
-    )
+    names = _names(connection, _PROBED, *_COUNTED, is_stale) if stale else ()
+    seen = ObservedFacts(endpoint_type=None, subclouds=subclouds, stale=stale, names=names)
+    return (seen, *_verified(connection, cutoffs))
+
+
+def _verified(connection: Connection, cutoffs: SilenceCutoffs) -> Iterator[ObservedFacts]:
+    type_ = endpoint_status.c.endpoint_type
+    is_audited = type_.in_(audited_types())
+    is_stale = ~_is_recent(_PROOF, sa.case((is_audited, cutoffs.audited), else_=cutoffs.reported), cutoffs)
+    counted = (*_COUNTED, sa.or_(~is_audited, _IS_COMPLETED))
+    rows = connection.execute(
+        sa.select(type_, sa.func.count().label("subclouds"), sa.func.count().filter(is_stale).label("stale"))
+        .select_from(_STATUSES)
+        .where(*counted)
+        .group_by(type_)
+    ).all()
+    for row in sorted(rows, key=lambda row: row.endpoint_type):
+        own = type_ == row.endpoint_type
+        names = _names(connection, _STATUSES, *counted, own, is_stale) if row.stale else ()
+        yield ObservedFacts(endpoint_type=row.endpoint_type, subclouds=row.subclouds, stale=row.stale, names=names)
+
+
+def _names(connection: Connection, source: sa.FromClause, *which: sa.ColumnElement[bool]) -> tuple[str, ...]:
+    """Returns the names of a few of these subclouds, always the same ones."""
+    query = sa.select(subcloud.c.name).select_from(source).where(*which).order_by(subcloud.c.id).limit(NAMED)
+    return tuple(connection.execute(query).scalars())
 
 
 def _is_recent(moment: Any, since: Any, cutoffs: SilenceCutoffs) -> sa.ColumnElement[bool]:
@@ -174,6 +181,7 @@ def _failing(connection: Connection) -> tuple[FailingFacts, ...]:
             subcloud_id=row.id,
             name=row.name,
             is_online=row.availability_status is AvailabilityStatus.ONLINE,
+            online_since=row.online_observed_at,
             endpoint_type=row.endpoint_type,
             since=row.failing_since,
             failures=row.failures,
@@ -186,7 +194,8 @@ def _failing(connection: Connection) -> tuple[FailingFacts, ...]:
 
 def _failing_rows(of: Any, endpoint_type: Any, source: Any, *also: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """What failed before a subcloud was last unmanaged does not count."""
-    shown = subcloud.c.id, subcloud.c.name, subcloud.c.availability_status, endpoint_type.label("endpoint_type")
+    availability = subcloud.c.availability_status, subcloud.c.online_observed_at
+    shown = subcloud.c.id, subcloud.c.name, *availability, endpoint_type.label("endpoint_type")
     counts = sa.or_(subcloud.c.unmanaged_at.is_(None), of.failing_since > subcloud.c.unmanaged_at)
     return (
         sa.select(*shown, of.failing_since, of.failures, of.reason, of.detail)
@@ -233,25 +242,17 @@ def _keys(connection: Connection, cutoffs: SilenceCutoffs) -> KeysFacts:
         _AUDIT.keys_fingerprint.is_distinct_from(known.fingerprint),
         sa.or_(subcloud.c.requested_at.is_(None), subcloud.c.requested_at <= cutoffs.requested),
     )
-    row = connection.execute(
-        sa.select(sa.func.count().label("subclouds"), *_counted("behind", lacks))
-        .select_from(_AUDITS)
-        .where(IS_ELIGIBLE, _AUDIT.endpoint_type == carrier)
+    counted = (IS_ELIGIBLE, _AUDIT.endpoint_type == carrier)
+    subclouds, behind = connection.execute(
+        sa.select(sa.func.count(), sa.func.count().filter(lacks)).select_from(_AUDITS).where(*counted)
     ).one()
     return KeysFacts(
         changed_at=known.changed_at,
         window_until=connection.execute(sa.select(key_rotation.c.window_until)).scalar_one_or_none(),
-        subclouds=row.subclouds,
-        behind=row.behind,
-        names=tuple(row.names or ()),
+        subclouds=subclouds,
+        behind=behind,
+        names=_names(connection, _AUDITS, *counted, lacks) if behind else (),
     )
-
-
-def _counted(label: str, which: sa.ColumnElement[bool]) -> tuple[sa.ColumnElement[Any], sa.ColumnElement[Any]]:
-    """How many subclouds, and the names of those that were added first."""
-    names = aggregate_order_by(subcloud.c.name, subcloud.c.id)
-    named = sa.type_coerce(sa.func.array_agg(names).filter(which), sa.ARRAY(sa.Text))
-    return sa.func.count().filter(which).label(label), named[1:NAMED].label("names")
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

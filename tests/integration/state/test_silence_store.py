@@ -214,7 +214,7 @@ def test_failing_are_managed_subclouds_whose_sync_or_audit_failed_since_they_wer
     failing: dict[str, Any] = {"failing_since": at(5), "failures": 2, "reason": "timeout", "detail": "slow"}
     for number in (1, 2, 3):
         put(rows.engine, f"name-of-subcloud{number}", **failing)
-    put(rows.engine, "name-of-subcloud1", availability_status=AvailabilityStatus.ONLINE)
+    put(rows.engine, "name-of-subcloud1", availability_status=AvailabilityStatus.ONLINE, online_observed_at=at(4))
     put(rows.engine, "name-of-subcloud2", management_state=ManagementState.UNMANAGED)
     put(rows.engine, "name-of-subcloud3", unmanaged_at=at(5))
     known = rows.subcloud("subcloud4")
@@ -222,12 +222,12 @@ def test_failing_are_managed_subclouds_whose_sync_or_audit_failed_since_they_wer
     found = store.facts(CUTOFFS, now=at(9)).failing
     assert set(found) == {
         FailingFacts(
-            subcloud_id=rows.subcloud().id, name="name-of-subcloud1", is_online=True, endpoint_type=None, since=at(5),
-            failures=2, reason=Reason.TIMEOUT, detail="slow",
+            subcloud_id=rows.subcloud().id, name="name-of-subcloud1", is_online=True, online_since=at(4),
+            endpoint_type=None, since=at(5), failures=2, reason=Reason.TIMEOUT, detail="slow",
         ),
         FailingFacts(
-            subcloud_id=known.id, name="name-of-subcloud4", is_online=False, endpoint_type=IDENTITY, since=at(6),
-            failures=1, reason=Reason.REFUSED, detail="403",
+            subcloud_id=known.id, name="name-of-subcloud4", is_online=False, online_since=None,
+            endpoint_type=IDENTITY, since=at(6), failures=1, reason=Reason.REFUSED, detail="403",
         ),
     }  # fmt: skip
 

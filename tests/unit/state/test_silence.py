@@ -151,6 +151,14 @@ def test_nobody_looking_at_the_central_cloud_is_reported_also_by_a_mark_in_the_f
     assert raised(central(looked_at=looked_at), off) == [], "where nobody is meant to look"
 
 
+def test_what_was_recorded_before_nobody_was_meant_to_look_any_more_raises_nothing() -> None:
+    off = replace(LIMITS, central_silent_after=None)
+    old = central(unreadable_since=ago(days=9), unreadable_reason="central-unreachable: refused")
+    assert raised(old, off) == []
+    fails = failing(reason=Reason.CENTRAL_UNREACHABLE, since=ago(hours=3), online_since=ago(hours=3))
+    assert raised(replace(old, failing=(fails,)), off) == [S1], "no other alarm explains it"
+
+
 def test_a_new_installation_is_given_the_time_to_look_and_to_sweep() -> None:
     new = SilenceFacts(first_looked_at=ago(seconds=40))
     assert raised(new) == []
@@ -207,9 +215,16 @@ def test_a_window_further_away_than_a_window_lasts_is_void() -> None:
 
 def failing(**changes: Any) -> FailingFacts:
     values: dict[str, Any] = {
-        "subcloud_id": 1, "name": "s1", "is_online": True, "endpoint_type": None, "since": ago(seconds=900),
-        "failures": 2, "reason": Reason.SERVER_ERROR, "detail": "500",
-    }  # fmt: skip
+        "subcloud_id": 1,
+        "name": "s1",
+        "is_online": True,
+        "online_since": ago(days=1),
+        "endpoint_type": None,
+        "since": ago(seconds=900),
+        "failures": 2,
+        "reason": Reason.SERVER_ERROR,
+        "detail": "500",
+    }
     return FailingFacts(**(values | changes))
 
 
@@ -228,6 +243,10 @@ S1 = ("dcsync.sync-failing", "subcloud=s1")
         ({"since": ago(seconds=1), "failures": 5}, True),
         ({"since": ago(seconds=1), "failures": 4}, False),
         ({"is_online": False}, False),
+        ({"reason": None, "failures": 9}, False),
+        ({"since": ago(days=3), "online_since": ago(seconds=899)}, False),
+        ({"since": ago(days=3), "online_since": NOON + timedelta(hours=1)}, True),
+        ({"since": ago(days=3), "online_since": None}, True),
         ({"endpoint_type": PLATFORM}, True),
     ],
 )
