@@ -44,10 +44,11 @@ def look_until(process: WorkerProcess, stopping: threading.Event, *, seconds: fl
 
 
 def look(process: WorkerProcess) -> None:
-    """Looks once; whoever raises or clears an alarm also delivers it, without waiting for a worker to do so."""
+    """Looks once; whoever looks also delivers alarms, which otherwise a task of the sync workers does."""
     services = process.state
     result = services.silence.look()
-    if result is None or result.is_idle:
+    if result is None:
         return
-    log.warning("alarms for silence", raised=result.raised, cleared=result.cleared)
+    if not result.is_idle:
+        log.warning("alarms for silence", raised=result.raised, cleared=result.cleared)
     services.alarm_feed.deliver()

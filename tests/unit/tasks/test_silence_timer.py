@@ -32,7 +32,7 @@ class Process:
         self.delivered.append(self.looks)
 
 
-def test_no_fault_ends_the_looks_and_what_one_changes_is_delivered_at_once() -> None:
+def test_no_fault_ends_the_looks_and_whoever_looks_delivers() -> None:
     process: Any = Process()
     stopping = threading.Event()
     thread = threading.Thread(target=silence.look_until, args=(process, stopping), kwargs={"seconds": 0.001})
@@ -42,4 +42,4 @@ def test_no_fault_ends_the_looks_and_what_one_changes_is_delivered_at_once() -> 
     finally:
         stopping.set()
         thread.join(60)
-    assert process.delivered == [3, 6]
+    assert process.delivered == [3, 4, 6]
