@@ -417,7 +417,7 @@ def state_services(settings: Settings, app: Celery, *, clock: DatabaseClock, wor
 
 
 def silence_check(settings: Settings, *, rows: Engine) -> SilenceCheck:
-    """Looks whether anybody observes; in every worker process."""
+    """The check for silence, in every worker process."""
     ticks = SweepTicks(redis_connection(settings), interval_seconds=settings.sweep_interval)
     return SilenceCheck(
         store=SqlSilenceStore(rows),

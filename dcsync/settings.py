@@ -279,12 +279,12 @@ class Settings(BaseModel):
 
     @property
     def sweep_late_seconds(self) -> float:
-        """No sweep has ended well for too long."""
+        """After this long without a sweep that ended well, it is late."""
         return max(60.0, 6 * self.sweep_interval)
 
     @property
     def central_silent_seconds(self) -> float:
-        """Nobody has looked at the central cloud for too long; 0: nobody is meant to."""
+        """The central cloud was not checked for too long; 0: it is not checked periodically."""
         return max(60.0, 5 * self.central_watch_interval) if self.audit_interval else 0.0
 
     @property

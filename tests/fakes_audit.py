@@ -96,7 +96,7 @@ class MemoryAuditStore:
     keys_planned_until: datetime | None = None
     observed: dict[tuple[str, EndpointType], datetime] = field(default_factory=dict)
     """What the state service's rows have seen."""
-    central_looked_at: datetime | None = None
+    central_checked_at: datetime | None = None
     unreadable: tuple[datetime, str] | None = None
 
     def add(self, *subclouds: Subcloud) -> MemoryAuditStore:
@@ -346,8 +346,8 @@ class MemoryAuditStore:
             since = min(kept.refused_since or now, now)
             self.centre[endpoint_type] = replace(kept, refused=why, refused_since=since)
 
-    def note_central_look(self, *, unreadable: str | None, now: datetime) -> None:
-        self.central_looked_at = now
+    def note_central_check(self, *, unreadable: str | None, now: datetime) -> None:
+        self.central_checked_at = now
         since = min(self.unreadable[0], now) if self.unreadable else now
         self.unreadable = None if unreadable is None else (since, unreadable)
 

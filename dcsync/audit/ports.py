@@ -227,8 +227,8 @@ class CentralStates(Protocol):
     def refuse_central(self, endpoint_type: EndpointType, *, why: str, now: datetime) -> None:
         """Records that the watch refused what it read; what was accepted stays stored."""
 
-    def note_central_look(self, *, unreadable: str | None, now: datetime) -> None:
-        """Records that the watch looked, and why it could not read the central cloud; None if it could. Also before
+    def note_central_check(self, *, unreadable: str | None, now: datetime) -> None:
+        """Records a try to read the central cloud, and why it could not be read; None if it could. Also before
         anything was ever accepted; the time since when it is unreadable is kept until it is readable again."""
 
     def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:

@@ -52,11 +52,11 @@ class CentralWatch:
             data = self.loop.run(self.clouds.central_audit_data(max_age=MAX_AGE_SECONDS))
         except CloudError as exc:
             why = f"{exc.reason}: {exc.detail}"
-            self.store.note_central_look(unreadable=why, now=now)
+            self.store.note_central_check(unreadable=why, now=now)
             for endpoint_type in audited_types():
                 self.store.refuse_central(endpoint_type, why=why, now=now)
             return [WatchResult(endpoint_type, refused=why) for endpoint_type in audited_types()]
-        self.store.note_central_look(unreadable=None, now=now)
+        self.store.note_central_check(unreadable=None, now=now)
         results = [self._compare(endpoint, _state_of(data, endpoint), now=now) for endpoint in REGISTRY.values()]
         return [result for result in results if result.raised or result.refused]
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 @output_option
 @pass_operator
 def central(operator: Operator, *, as_json: bool) -> int:
-    """Show when the central cloud was last looked at, since when it cannot be read or is refused, and when it changed.
+    """Show when the central cloud was last checked, since when it cannot be read or is refused, and when it changed.
 
-    Exit 0 it can be read and was accepted, 1 it cannot, was refused, or nobody looks.
+    Exit 0 it can be read and was accepted, 1 it cannot, was refused, or nobody checks.
     """
     from dcsync.audit.endpoints import audited_types
 
-    facts, now = operator.central_looks.central(), operator.now()
+    facts, now = operator.central_checks.central(), operator.now()
     changed = {type_: operator.audit_store.central_state(type_) for type_ in audited_types()}
     problem = trouble(facts, now=now, settings=operator.settings)
     if as_json:
@@ -41,7 +41,7 @@ def central(operator: Operator, *, as_json: bool) -> int:
             )
         )
     else:
-        say(f"{'looked at':<9}  {ago(facts.looked_at, now=now) if facts.looked_at else 'never'}")
+        say(f"{'checked':<9}  {ago(facts.checked_at, now=now) if facts.checked_at else 'never'}")
         say(f"{'state':<9}  {problem or 'readable'}")
         for type_, state in changed.items():
             say(f"{type_:<9}  " + (f"changed {ago(state.changed_at, now=now)}" if state else "not read yet"))
@@ -50,7 +50,7 @@ def central(operator: Operator, *, as_json: bool) -> int:
 
 def central_trouble(operator: Operator) -> str | None:
     """Returns why the central cloud is not known as it is now, in a few words; None: nothing is known to be wrong."""
-    return trouble(operator.central_looks.central(), now=operator.now(), settings=operator.settings)
+    return trouble(operator.central_checks.central(), now=operator.now(), settings=operator.settings)
 
 
 def trouble(facts: CentralFacts, *, now: datetime, settings: Settings) -> str | None:
@@ -61,10 +61,10 @@ def trouble(facts: CentralFacts, *, now: datetime, settings: Settings) -> str | 
     if facts.refused:
         first = min(facts.refused, key=lambda refused: refused.since)
         return f"refused for {_for(first.since, now)} in {first.endpoint_type}, {first.reason}"
-    if facts.looked_at is None:
-        return "not watched: nobody has looked at it yet"
-    is_silent = (now - facts.looked_at).total_seconds() > silent_after
-    return f"not watched: nobody has looked at it for {_for(facts.looked_at, now)}" if is_silent else None
+    if facts.checked_at is None:
+        return "not checked yet"
+    is_silent = (now - facts.checked_at).total_seconds() > silent_after
+    return f"not checked for {_for(facts.checked_at, now)}" if is_silent else None
 
 
 def _for(since: datetime, now: datetime) -> str:
@@ -72,9 +72,9 @@ def _for(since: datetime, now: datetime) -> str:
 
 
 def central_object(facts: CentralFacts) -> dict[str, object]:
-    """What is known of the looks at the central cloud, as JSON."""
+    """What the watch recorded of the central cloud, as JSON."""
     return {
-        "looked_at": facts.looked_at,
+        "checked_at": facts.checked_at,
         "unreadable_since": facts.unreadable_since,
         "unreadable_reason": facts.unreadable_reason or None,
         "refused": [

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dcsync.adapters.postgres.clock import DatabaseClock
     from dcsync.bootstrap import PreviewServices
-    from dcsync.cli.ports import Alarms, AuditRequests, CentralLooks, Inventory, RotationRequests, Triggers
+    from dcsync.cli.ports import Alarms, AuditRequests, CentralChecks, Inventory, RotationRequests, Triggers
     from dcsync.model.reports import Report
     from dcsync.model.subcloud import Subcloud
     from dcsync.settings import Settings
@@ -90,7 +90,7 @@ class Operator:
         return SqlAlarmStore(self.engine)
 
     @cached_property
-    def central_looks(self) -> CentralLooks:
+    def central_checks(self) -> CentralChecks:
         """What the watch recorded of the central cloud."""
         from dcsync.adapters.postgres.silence import SqlSilenceStore
 

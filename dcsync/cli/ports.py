@@ -116,7 +116,7 @@ class Alarms(Protocol):
         well, newest first."""
 
 
-class CentralLooks(Protocol):
-    """What the watch recorded of its looks at the central cloud."""
+class CentralChecks(Protocol):
+    """What the watch recorded of the central cloud."""
 
     def central(self) -> CentralFacts: ...

@@ -263,9 +263,9 @@ class RefusedFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CentralFacts:
-    """What the watch recorded of its looks at the central cloud."""
+    """What the watch recorded of the central cloud."""
 
-    looked_at: datetime | None = None
+    checked_at: datetime | None = None
     readable_since: datetime | None = None
     unreadable_since: datetime | None = None
     unreadable_reason: str = ""
@@ -289,8 +289,8 @@ class KeysFacts:
 class SilenceFacts:
     """Everything the check for silence decides from."""
 
-    first_looked_at: datetime
-    """When anybody looked for the first time: what never happened has not happened since then."""
+    first_checked_at: datetime
+    """The first check of all: what never happened has not happened since then."""
     swept_at: datetime | None = None
     observed: tuple[ObservedFacts, ...] = ()
     failing: tuple[FailingFacts, ...] = ()
@@ -316,13 +316,13 @@ class SilenceStore(Protocol):
     """The rows that show whether anybody observes. No call keeps a lock while the caller does something else, so a
     process that is stopped between two calls delays no other."""
 
-    def begin_look(self, *, now: datetime, swept_at: datetime | None, unless_since: datetime) -> bool:
-        """Takes the turn to look and records when a sweep last ended, if that is news. False if another process has
+    def begin_check(self, *, now: datetime, swept_at: datetime | None, unless_since: datetime) -> bool:
+        """Takes the turn to check and records when a sweep last ended, if that is news. False if another process has
         taken one since `unless_since`."""
 
     def facts(self, cutoffs: SilenceCutoffs, *, now: datetime) -> SilenceFacts: ...
 
-    def settle(self, expected: Sequence[AlarmRow], *, looked_at: datetime, now: datetime) -> tuple[int, int] | None:
-        """Makes the active alarms of this kind agree with `expected`, in one transaction, if the turn of `looked_at` is
-        still the latest; (raised, cleared), or None if it is not. The text of an active alarm follows, of which sinks
-        are not notified."""
+    def settle(self, expected: Sequence[AlarmRow], *, checked_at: datetime, now: datetime) -> tuple[int, int] | None:
+        """Makes the active alarms of this kind agree with `expected`, in one transaction, if the turn of `checked_at`
+        is still the latest; (raised, cleared), or None if it is not. The text of an active alarm follows, of which
+        sinks are not notified."""

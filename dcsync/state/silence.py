@@ -68,7 +68,7 @@ class SilenceLimits:
     sweep_late_after: timedelta
     central_unreadable_after: timedelta
     central_silent_after: timedelta | None
-    """None: nobody is meant to look at the central cloud, and what was recorded of it is old."""
+    """None: the central cloud is not checked periodically, and what was recorded of it is old."""
     key_window: timedelta
 
 
@@ -130,10 +130,10 @@ def _why_central_is_unreadable(facts: SilenceFacts, limits: SilenceLimits, now: 
     central = facts.central
     if limits.central_silent_after is None:
         return None
-    looked_at = _past(central.looked_at, now) or min(facts.first_looked_at, now)
-    if now - looked_at > limits.central_silent_after:
+    checked_at = _past(central.checked_at, now) or min(facts.first_checked_at, now)
+    if now - checked_at > limits.central_silent_after:
         return (
-            f"nobody has looked at the central cloud since {_at(looked_at)}:"
+            f"the central cloud was not checked since {_at(checked_at)}:"
             " check that sync workers and beat run (dcsync service monitor)"
         )
     if central.unreadable_since is not None:
@@ -162,7 +162,7 @@ def _advice(reason: str) -> str:
 
 def _sweep_late(facts: SilenceFacts, limits: SilenceLimits, now: datetime) -> Iterator[AlarmRow]:
     swept_at = _past(facts.swept_at, now)
-    since = swept_at or min(facts.first_looked_at, now)
+    since = swept_at or min(facts.first_checked_at, now)
     if now - since > limits.sweep_late_after:
         text = (
             f"no sweep has ended well since {_at(since)}, so nothing that is due is started:"

@@ -1,7 +1,7 @@
-"""Looks whether anybody observes, and raises and clears the alarms that `silence` decides on.
+"""Checks whether anybody observes, and raises and clears the alarms that `silence` decides on.
 
-Every worker process, sync and state alike, looks on a timer of its own, in no queue; whoever looks first does it for
-all. So these alarms are raised also when beat, the broker, or all workers of one kind are stopped.
+Every worker process, sync and state alike, checks on a timer of its own, in no queue; the first one does it for all. So
+these alarms are raised also when beat, the broker, or all workers of one kind are stopped.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dcsync.state import silence
 from dcsync.state.ports import SilenceStore
 from dcsync.state.silence import SilenceLimits
 
-LOOK_INTERVAL = timedelta(seconds=30)
-"""Between two looks of one process."""
+CHECK_INTERVAL = timedelta(seconds=30)
+"""Time between two checks of one process."""
 
 
 @dataclass(frozen=True, slots=True)
-class SilenceLook:
-    """What one look changed: the number of alarms raised and cleared."""
+class SilenceResult:
+    """What one check changed: the number of alarms raised and cleared."""
 
     raised: int
     cleared: int
@@ -35,7 +35,7 @@ class SilenceLook:
 
 @dataclass(frozen=True, kw_only=True)
 class SilenceCheck:
-    """One object per process; any number of processes may look at the same time."""
+    """One object per process; any number of processes may check at the same time."""
 
     store: SilenceStore
     seconds_since_sweep: Callable[[], float | None]
@@ -44,16 +44,16 @@ class SilenceCheck:
     limits: SilenceLimits
     now: Callable[[], datetime]
 
-    def look(self) -> SilenceLook | None:
-        """Looks once; None if another process has just done so, or has overtaken this one. Raises DatabaseUnreachable;
-        then the next look starts over."""
+    def run(self) -> SilenceResult | None:
+        """Checks once; None if another process has just done so, or has overtaken this one. Raises
+        DatabaseUnreachable; the next check then starts over."""
         now = self.now()
-        if not self.store.begin_look(now=now, swept_at=self._swept_at(now), unless_since=now - LOOK_INTERVAL / 2):
+        if not self.store.begin_check(now=now, swept_at=self._swept_at(now), unless_since=now - CHECK_INTERVAL / 2):
             return None
         facts = self.store.facts(silence.cutoffs(self.windows, self.limits, now=now), now=now)
         expected = silence.expected(facts, limits=self.limits, now=now)
-        settled = self.store.settle(expected, looked_at=now, now=self.now())
-        return None if settled is None else SilenceLook(*settled)
+        settled = self.store.settle(expected, checked_at=now, now=self.now())
+        return None if settled is None else SilenceResult(*settled)
 
     def _swept_at(self, now: datetime) -> datetime | None:
         """Without a broker, what was recorded before stands, and grows old."""

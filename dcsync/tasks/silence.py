@@ -12,7 +12,7 @@ import structlog
 from celery.signals import celeryd_after_setup, worker_shutting_down
 
 from dcsync.model.errors import DcsyncError
-from dcsync.state.silence_check import LOOK_INTERVAL
+from dcsync.state.silence_check import CHECK_INTERVAL
 from dcsync.tasks.base import WorkerProcess, process_of
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -24,7 +24,7 @@ _stopping = threading.Event()
 def _start(sender: str, instance: Any, **_: Any) -> None:
     """Also when Redis cannot be reached: the worker waits for it, and the alarms do not."""
     process = process_of(instance.app)
-    threading.Thread(target=look_until, args=(process, _stopping), name="silence", daemon=True).start()
+    threading.Thread(target=check_until, args=(process, _stopping), name="silence", daemon=True).start()
 
 
 @worker_shutting_down.connect
@@ -32,21 +32,21 @@ def _stop(**_: Any) -> None:
     _stopping.set()
 
 
-def look_until(process: WorkerProcess, stopping: threading.Event, *, seconds: float | None = None) -> None:
-    """Looks for the first time after one interval, for the workers that were started with this one have to begin."""
-    while not stopping.wait(LOOK_INTERVAL.total_seconds() if seconds is None else seconds):
+def check_until(process: WorkerProcess, stopping: threading.Event, *, seconds: float | None = None) -> None:
+    """Checks for the first time after one interval: workers that were started with this one are given time to begin."""
+    while not stopping.wait(CHECK_INTERVAL.total_seconds() if seconds is None else seconds):
         try:
-            look(process)
+            check(process)
         except DcsyncError as exc:
-            log.warning("no look for silence", error=str(exc))
-        except Exception:  # the boundary of this thread: without it nobody would look any more
-            log.exception("look for silence failed")
+            log.warning("check for silence not possible", error=str(exc))
+        except Exception:  # the boundary of this thread: without it this process would not check again
+            log.exception("check for silence failed")
 
 
-def look(process: WorkerProcess) -> None:
-    """Looks once; whoever looks also delivers alarms, which otherwise a task of the sync workers does."""
+def check(process: WorkerProcess) -> None:
+    """Checks once, and delivers alarms, which otherwise depends on a task of the sync workers."""
     services = process.state
-    result = services.silence.look()
+    result = services.silence.run()
     if result is None:
         return
     if not result.is_idle:

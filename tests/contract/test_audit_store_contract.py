@@ -72,8 +72,8 @@ class Rows:
     plan_rotation: Callable[[datetime], None]
     observe: Callable[[str, EndpointType, datetime], None]
     """As if the state service had applied a report observed at that time."""
-    central_look: Callable[[], tuple[datetime | None, tuple[datetime, str] | None]]
-    """When the watch last looked, and since when and why it cannot read."""
+    central_check: Callable[[], tuple[datetime | None, tuple[datetime, str] | None]]
+    """When the watch last tried to read, and since when and why it cannot."""
 
     def row(self, name: str = "s1", type_: EndpointType = IDENTITY) -> AuditRow:
         (found,) = [row for row in self.store.audits([name]) if row.endpoint_type is type_]
@@ -95,7 +95,7 @@ def _memory_rows() -> Rows:
         ask_follow_up=lambda name, type_: store.follow_ups.append((name, type_, "somebody asked")),
         plan_rotation=plan,
         observe=lambda name, type_, at: store.observed.update({(name, type_): at}),
-        central_look=lambda: (store.central_looked_at, store.unreadable),
+        central_check=lambda: (store.central_checked_at, store.unreadable),
     )
 
 
@@ -122,10 +122,10 @@ def _sql_rows(engine: Engine) -> Rows:
         with engine.begin() as connection:
             connection.execute(update(endpoint_status).where(*own).values(observed_at=at))
 
-    def central_look() -> tuple[datetime | None, tuple[datetime, str] | None]:
+    def central_check() -> tuple[datetime | None, tuple[datetime, str] | None]:
         with engine.connect() as connection:
             row = connection.execute(select(silence)).one()
-        return row.central_looked_at, row.unreadable_since and (row.unreadable_since, row.unreadable_reason)
+        return row.central_checked_at, row.unreadable_since and (row.unreadable_since, row.unreadable_reason)
 
     return Rows(
         store=SqlAuditStore(engine),
@@ -134,7 +134,7 @@ def _sql_rows(engine: Engine) -> Rows:
         ask_follow_up=follow_up,
         plan_rotation=plan,
         observe=observe,
-        central_look=central_look,
+        central_check=central_check,
     )
 
 
@@ -660,14 +660,14 @@ def test_a_refusal_is_noted_until_the_central_cloud_is_confirmed_and_allowed_onl
 def test_since_when_the_central_cloud_is_unreadable_is_kept_until_it_is_readable_also_before_the_first_sight(
     rows: Rows,
 ) -> None:
-    rows.store.note_central_look(unreadable="central-unreachable: refused", now=NOON)
-    assert rows.central_look() == (NOON, (NOON, "central-unreachable: refused"))
-    rows.store.note_central_look(unreadable="central-auth-failed: 401", now=LATER)
-    assert rows.central_look() == (LATER, (NOON, "central-auth-failed: 401"))
-    rows.store.note_central_look(unreadable=None, now=NEXT)
-    assert rows.central_look() == (NEXT, None)
-    rows.store.note_central_look(unreadable="central-empty: none", now=NEXT)
-    assert rows.central_look() == (NEXT, (NEXT, "central-empty: none"))
+    rows.store.note_central_check(unreadable="central-unreachable: refused", now=NOON)
+    assert rows.central_check() == (NOON, (NOON, "central-unreachable: refused"))
+    rows.store.note_central_check(unreadable="central-auth-failed: 401", now=LATER)
+    assert rows.central_check() == (LATER, (NOON, "central-auth-failed: 401"))
+    rows.store.note_central_check(unreadable=None, now=NEXT)
+    assert rows.central_check() == (NEXT, None)
+    rows.store.note_central_check(unreadable="central-empty: none", now=NEXT)
+    assert rows.central_check() == (NEXT, (NEXT, "central-empty: none"))
 
 
 def test_a_refusal_is_kept_with_its_beginning(rows: Rows) -> None:

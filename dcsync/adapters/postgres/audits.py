@@ -454,15 +454,15 @@ class SqlAuditStore:
         self._update_central(endpoint_type, refused=why, refused_since=since, checked_at=now)
 
     @database_errors()
-    def note_central_look(self, *, unreadable: str | None, now: datetime) -> None:
+    def note_central_check(self, *, unreadable: str | None, now: datetime) -> None:
         known, is_unreadable = silence.c, unreadable is not None
         noted = {
-            "central_looked_at": now,
+            "central_checked_at": now,
             "unreadable_since": sa.func.least(known.unreadable_since, now) if is_unreadable else sa.null(),
             "unreadable_reason": unreadable,
             "readable_since": sa.null() if is_unreadable else sa.func.least(known.readable_since, now),
         }
-        first = {"central_looked_at": now, "unreadable_reason": unreadable}
+        first = {"central_checked_at": now, "unreadable_reason": unreadable}
         first |= {"unreadable_since" if is_unreadable else "readable_since": now}
         with self._engine.begin() as connection:
             new = insert(silence).values(id=1, **first)

@@ -1,7 +1,7 @@
 """The SQL of the check for silence (port `SilenceStore`): few statements, each a transaction of its own.
 
-A statement in autocommit ends whatever becomes of the process that sent it: one that is stopped in the middle of a look
-holds no lock. What it writes after it was continued is void, because another process has looked since.
+A statement in autocommit ends whatever becomes of the process that sent it: one that is stopped in the middle of a
+check holds no lock. What it writes after it was continued is void, because another process has checked since.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ class SqlSilenceStore:
         self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @database_errors()
-    def begin_look(self, *, now: datetime, swept_at: datetime | None, unless_since: datetime) -> bool:
-        new = insert(silence).values(id=1, looked_at=now, first_looked_at=now, swept_at=swept_at)
+    def begin_check(self, *, now: datetime, swept_at: datetime | None, unless_since: datetime) -> bool:
+        new = insert(silence).values(id=1, checked_at=now, first_checked_at=now, swept_at=swept_at)
         known = sa.case((_ROW.swept_at <= now + CLOCK_TOLERANCE, _ROW.swept_at))
         nobody_else = sa.or_(
-            _ROW.looked_at.is_(None), _ROW.looked_at <= unless_since, _ROW.looked_at > now + CLOCK_TOLERANCE
+            _ROW.checked_at.is_(None), _ROW.checked_at <= unless_since, _ROW.checked_at > now + CLOCK_TOLERANCE
         )
         taken = new.on_conflict_do_update(
             index_elements=["id"],
             set_={
-                "looked_at": now,
-                "first_looked_at": sa.func.least(_ROW.first_looked_at, now),
+                "checked_at": now,
+                "first_checked_at": sa.func.least(_ROW.first_checked_at, now),
                 "swept_at": sa.func.greatest(known, sa.literal(swept_at, _ROW.swept_at.type)),
             },
             where=nobody_else,
@@ -86,7 +86,7 @@ class SqlSilenceStore:
         with self._single.connect() as connection:
             row = connection.execute(sa.select(silence)).one_or_none()
             return SilenceFacts(
-                first_looked_at=row.first_looked_at if row is not None and row.first_looked_at else now,
+                first_checked_at=row.first_checked_at if row is not None and row.first_checked_at else now,
                 swept_at=row.swept_at if row is not None else None,
                 observed=_observed(connection, cutoffs),
                 failing=_failing(connection),
@@ -105,9 +105,9 @@ class SqlSilenceStore:
             return _central(connection)
 
     @database_errors()
-    def settle(self, expected: Sequence[AlarmRow], *, looked_at: datetime, now: datetime) -> tuple[int, int] | None:
+    def settle(self, expected: Sequence[AlarmRow], *, checked_at: datetime, now: datetime) -> tuple[int, int] | None:
         given = {
-            "looked_at": looked_at,
+            "checked_at": checked_at,
             "now": now,
             "alarm_ids": [each.alarm_id for each in expected],
             "entities": [each.entity for each in expected],
@@ -220,7 +220,7 @@ def _central(connection: Connection) -> CentralFacts:
         .order_by(central_state.c.kind)
     )
     return CentralFacts(
-        looked_at=row.central_looked_at if row else None,
+        checked_at=row.central_checked_at if row else None,
         readable_since=row.readable_since if row else None,
         unreadable_since=row.unreadable_since if row else None,
         unreadable_reason=(row.unreadable_reason or "") if row else "",
@@ -265,7 +265,7 @@ _XID = "pg_current_xact_id()::text::bigint"
 _SETTLE = sa.text(
     f"""
     WITH turn AS (
-        SELECT FROM silence WHERE looked_at = :looked_at
+        SELECT FROM silence WHERE checked_at = :checked_at
     ), expected AS (
         SELECT x.* FROM unnest(
             CAST(:alarm_ids AS text[]), CAST(:entities AS text[]), CAST(:subcloud_ids AS bigint[]),

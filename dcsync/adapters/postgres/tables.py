@@ -334,11 +334,11 @@ silence = Table(
     metadata,
     Column("id", SmallInteger, primary_key=True, server_default="1", autoincrement=False),
     # When it was first and last checked whether anybody observes, and when a sweep last ended as far as was seen.
-    _timestamp("first_looked_at"),
-    _timestamp("looked_at"),
+    _timestamp("first_checked_at"),
+    _timestamp("checked_at"),
     _timestamp("swept_at"),
-    # When the watch last looked at the central cloud, and since when it can or cannot read it.
-    _timestamp("central_looked_at"),
+    # When the watch last read, or tried to read, the central cloud, and since when it can or cannot.
+    _timestamp("central_checked_at"),
     _timestamp("readable_since"),
     _timestamp("unreadable_since"),
     Column("unreadable_reason", Text),

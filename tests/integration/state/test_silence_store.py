@@ -33,7 +33,7 @@ from dcsync.state.ports import (
     RefusedFacts,
 )
 from dcsync.state.silence import SilenceId, SilenceLimits, cutoffs
-from dcsync.state.silence_check import SilenceCheck, SilenceLook
+from dcsync.state.silence_check import SilenceCheck, SilenceResult
 from tests.builders import NOON
 from tests.integration.state.conftest import Rows
 from tests.reports import SEVEN_TYPES, at, offline, online
@@ -74,13 +74,13 @@ def an_alarm(entity: str = "central", text: str = "why", subcloud_id: int | None
     )
 
 
-def looked(store: SqlSilenceStore, now: datetime = NOON, swept_at: datetime | None = None) -> bool:
-    return store.begin_look(now=now, swept_at=swept_at, unless_since=now - timedelta(seconds=15))
+def checked(store: SqlSilenceStore, now: datetime = NOON, swept_at: datetime | None = None) -> bool:
+    return store.begin_check(now=now, swept_at=swept_at, unless_since=now - timedelta(seconds=15))
 
 
 def settled(store: SqlSilenceStore, *expected: AlarmRow, now: datetime = NOON) -> tuple[int, int] | None:
-    assert looked(store, now)
-    return store.settle(expected, looked_at=now, now=now)
+    assert checked(store, now)
+    return store.settle(expected, checked_at=now, now=now)
 
 
 def active(engine: Engine) -> list[tuple[str, str, str]]:
@@ -91,37 +91,37 @@ def active(engine: Engine) -> list[tuple[str, str, str]]:
 # --- turns -------------------------------------------------------------------------------------------------------
 
 
-def test_of_all_processes_one_looks_at_a_time(store: SqlSilenceStore) -> None:
+def test_of_all_processes_one_checks_at_a_time(store: SqlSilenceStore) -> None:
     taken: list[bool] = []
-    threads = [threading.Thread(target=lambda: taken.append(looked(store))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: taken.append(checked(store))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     assert sorted(taken) == [False] * 7 + [True]
-    assert not looked(store, later(seconds=14))
-    assert looked(store, later(seconds=15))
+    assert not checked(store, later(seconds=14))
+    assert checked(store, later(seconds=15))
 
 
-def test_a_look_that_was_taken_in_the_future_is_void(store: SqlSilenceStore) -> None:
-    assert looked(store, later(hours=1))
-    assert looked(store)
+def test_a_turn_that_was_taken_in_the_future_is_void(store: SqlSilenceStore) -> None:
+    assert checked(store, later(hours=1))
+    assert checked(store)
 
 
 def test_when_a_sweep_last_ended_is_kept_and_never_goes_back_unless_it_lay_in_the_future(
     store: SqlSilenceStore,
 ) -> None:
     def swept(minutes: float, swept_at: datetime | None) -> datetime | None:
-        assert looked(store, later(minutes=minutes), swept_at)
+        assert checked(store, later(minutes=minutes), swept_at)
         return store.facts(CUTOFFS, now=later(minutes=minutes)).swept_at
 
     assert swept(0, NOON) == NOON
     assert swept(1, None) == NOON
     assert swept(2, later(minutes=2)) == later(minutes=2)
     assert swept(3, NOON) == later(minutes=2)
-    assert looked(store, later(hours=2), later(hours=2))
+    assert checked(store, later(hours=2), later(hours=2))
     assert swept(4, later(minutes=4)) == later(minutes=4)
-    assert store.facts(CUTOFFS, now=NOON).first_looked_at == NOON
+    assert store.facts(CUTOFFS, now=NOON).first_checked_at == NOON
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -142,21 +142,21 @@ def test_alarms_are_raised_once_reworded_quietly_and_cleared(engine: Engine, sto
     assert (notice.cleared_at, gone.raised_at, gone.cleared_at) == (None, NOON, later(seconds=60))
 
 
-def test_a_process_that_was_stopped_in_the_middle_of_its_look_writes_nothing(
+def test_a_process_that_was_stopped_in_the_middle_of_its_check_writes_nothing(
     engine: Engine, store: SqlSilenceStore
 ) -> None:
-    assert looked(store)
+    assert checked(store)
     assert settled(store, an_alarm(), now=later(seconds=30)) == (1, 0)
-    assert store.settle([], looked_at=NOON, now=later(seconds=31)) is None
+    assert store.settle([], checked_at=NOON, now=later(seconds=31)) is None
     assert len(active(engine)) == 1
 
 
 def test_two_that_write_the_same_at_once_do_no_harm(engine: Engine, store: SqlSilenceStore) -> None:
-    assert looked(store)
+    assert checked(store)
     done: list[Any] = []
     many = [an_alarm(f"fleet.resource={number}") for number in range(50)]
     threads = [
-        threading.Thread(target=lambda: done.append(store.settle(many, looked_at=NOON, now=NOON))) for _ in range(4)
+        threading.Thread(target=lambda: done.append(store.settle(many, checked_at=NOON, now=NOON))) for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -235,17 +235,17 @@ def test_failing_are_managed_subclouds_whose_sync_or_audit_failed_since_they_wer
 def test_what_the_watch_recorded_is_read_back(engine: Engine, store: SqlSilenceStore) -> None:
     assert store.central() == CentralFacts()
     watch = SqlAuditStore(engine)
-    watch.note_central_look(unreadable="central-empty: users", now=NOON)
+    watch.note_central_check(unreadable="central-empty: users", now=NOON)
     assert store.central() == CentralFacts(
-        looked_at=NOON, unreadable_since=NOON, unreadable_reason="central-empty: users"
+        checked_at=NOON, unreadable_since=NOON, unreadable_reason="central-empty: users"
     )
-    watch.note_central_look(unreadable=None, now=later(minutes=1))
+    watch.note_central_check(unreadable=None, now=later(minutes=1))
     watch.accept_central(
         CentralState(endpoint_type=IDENTITY, fingerprint="f", events_fingerprint="", counts={}), old=None, now=NOON
     )
     watch.refuse_central(IDENTITY, why="users went from 8 to 3", now=later(minutes=2))
     assert store.facts(CUTOFFS, now=NOON).central == CentralFacts(
-        looked_at=later(minutes=1),
+        checked_at=later(minutes=1),
         readable_since=later(minutes=1),
         refused=(RefusedFacts(IDENTITY, later(minutes=2), "users went from 8 to 3"),),
     )
@@ -400,31 +400,31 @@ def test_any_process_raises_and_any_other_clears(engine: Engine, clock: Clock) -
     sweeps, alarms = Sweeps(), SqlAlarmStore(engine)
     one, other = a_check(engine, clock, sweeps), a_check(engine, clock, sweeps)
     watch = SqlAuditStore(engine)
-    watch.note_central_look(unreadable=None, now=NOON)
-    assert one.look() == SilenceLook(0, 0)
-    assert other.look() is None, "the first has just looked"
+    watch.note_central_check(unreadable=None, now=NOON)
+    assert one.run() == SilenceResult(0, 0)
+    assert other.run() is None, "the first has just checked"
     clock.now = later(seconds=55)
     sweeps.seconds = None
-    assert other.look() == SilenceLook(1, 0)
+    assert other.run() == SilenceResult(1, 0)
     assert names(alarms.alarms(history=False, limit=9)) == ["dcsync.central-unreadable"]
     clock.now = later(seconds=85)
-    assert one.look() == SilenceLook(1, 0)
+    assert one.run() == SilenceResult(1, 0)
     assert names(alarms.alarms(history=False, limit=9)) == ["dcsync.central-unreadable", "dcsync.sweep-late"]
     sweeps.seconds = 0.5
-    watch.note_central_look(unreadable=None, now=later(seconds=114))
+    watch.note_central_check(unreadable=None, now=later(seconds=114))
     clock.now = later(seconds=115)
-    assert other.look() == SilenceLook(0, 2)
+    assert other.run() == SilenceResult(0, 2)
 
 
 def test_a_mark_of_a_sweep_in_the_future_is_void(engine: Engine, clock: Clock) -> None:
     sweeps = Sweeps()
     sweeps.seconds = -3600.0
     check = a_check(engine, clock, sweeps)
-    SqlAuditStore(engine).note_central_look(unreadable=None, now=NOON)
-    check.look()
+    SqlAuditStore(engine).note_central_check(unreadable=None, now=NOON)
+    check.run()
     clock.now = later(seconds=61)
-    SqlAuditStore(engine).note_central_look(unreadable=None, now=clock.now)
-    assert check.look() == SilenceLook(1, 0)
+    SqlAuditStore(engine).note_central_check(unreadable=None, now=clock.now)
+    assert check.run() == SilenceResult(1, 0)
 
 
 def test_a_subcloud_that_is_unmanaged_is_not_failing_any_more(rows: Rows, clock: Clock) -> None:
@@ -434,8 +434,8 @@ def test_a_subcloud_that_is_unmanaged_is_not_failing_any_more(rows: Rows, clock:
         availability_status=AvailabilityStatus.ONLINE, online_observed_at=NOON,
     )  # fmt: skip
     check = a_check(rows.engine, clock, Sweeps())
-    SqlAuditStore(rows.engine).note_central_look(unreadable=None, now=NOON)
-    assert check.look() == SilenceLook(1, 0)
+    SqlAuditStore(rows.engine).note_central_check(unreadable=None, now=NOON)
+    assert check.run() == SilenceResult(1, 0)
     SqlInventory(rows.engine).set_management(None, ManagementState.UNMANAGED, now=later(seconds=1), by="test")
     clock.now = later(seconds=30)
-    assert check.look() == SilenceLook(0, 1)
+    assert check.run() == SilenceResult(0, 1)

@@ -233,7 +233,7 @@ def test_since_when_the_central_cloud_is_unreadable_is_recorded_also_where_it_wa
     assert world.store.unreadable == (NOON, "central-auth-failed: 401")
     world.clouds.central_error = None
     world.look(NOON + timedelta(minutes=2))
-    assert (world.store.unreadable, world.store.central_looked_at) == (None, NOON + timedelta(minutes=2))
+    assert (world.store.unreadable, world.store.central_checked_at) == (None, NOON + timedelta(minutes=2))
 
 
 def test_a_central_cloud_that_shrank_is_refused_until_an_operator_allows_it_for_all(world: World) -> None:

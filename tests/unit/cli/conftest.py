@@ -26,12 +26,12 @@ ENVIRON = {"DCSYNC_DATABASE_URL": "postgresql://u:s3cret@db.invalid/d", "DCSYNC_
 
 @dataclass(frozen=True)
 class ReadableCentral:
-    """`CentralLooks` of a central cloud that the watch has just read."""
+    """`CentralChecks` of a central cloud that the watch has just read."""
 
     now: Callable[[], datetime]
 
     def central(self) -> CentralFacts:
-        return CentralFacts(looked_at=self.now())
+        return CentralFacts(checked_at=self.now())
 
 
 class FakeOperator(Operator):
@@ -43,7 +43,7 @@ class FakeOperator(Operator):
         self.messenger = self.queue = FakeMessenger()
         self.settings = settings.load(environ)
         self.name = "eve"
-        self.central_looks = ReadableCentral(self.now)
+        self.central_checks = ReadableCentral(self.now)
         self.slept = 0.0
         self.answers: list[str] | None = None
         self.meanwhile: Callable[[], None] = lambda: None

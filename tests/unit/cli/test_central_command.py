@@ -14,21 +14,21 @@ from tests.builders import NOON
 from tests.unit.cli.conftest import Shell
 from tests.unit.cli.test_audit_commands import NoAudits
 
-READABLE = CentralFacts(looked_at=NOON - timedelta(seconds=5), readable_since=NOON - timedelta(days=1))
+READABLE = CentralFacts(checked_at=NOON - timedelta(seconds=5), readable_since=NOON - timedelta(days=1))
 UNREADABLE = CentralFacts(
-    looked_at=NOON - timedelta(seconds=5),
+    checked_at=NOON - timedelta(seconds=5),
     unreadable_since=NOON - timedelta(minutes=12),
     unreadable_reason="central-unreachable: refused",
 )
 REFUSED = CentralFacts(
-    looked_at=NOON - timedelta(seconds=5),
+    checked_at=NOON - timedelta(seconds=5),
     refused=(RefusedFacts(EndpointType.IDENTITY, NOON - timedelta(minutes=3), "users went from 8 to 3"),),
 )
-SILENT = CentralFacts(looked_at=NOON - timedelta(seconds=61))
+SILENT = CentralFacts(checked_at=NOON - timedelta(seconds=61))
 
 
-class Looks:
-    """`CentralLooks` that found this."""
+class Checks:
+    """`CentralChecks` that found this."""
 
     def __init__(self, facts: CentralFacts) -> None:
         self.facts = facts
@@ -50,7 +50,7 @@ class States:
 
 
 def told(dcsync: Shell, facts: CentralFacts, *arguments: str) -> Any:
-    dcsync.operator.central_looks = Looks(facts)  # type: ignore[assignment]
+    dcsync.operator.central_checks = Checks(facts)  # type: ignore[assignment]
     dcsync.operator.audit_store = States()  # type: ignore[assignment]
     return dcsync("central", *arguments)
 
@@ -59,7 +59,7 @@ def test_a_readable_central_cloud_is_a_yes(dcsync: Shell) -> None:
     answer = told(dcsync, READABLE)
     assert answer.code == 0
     assert [line.split(None, 1) for line in answer.out.splitlines()] == [
-        ["looked", "at  5.0 s ago"],
+        ["checked", "5.0 s ago"],
         ["state", "readable"],
         ["identity", "not read yet"],
         ["platform", "changed 2 h ago"],
@@ -71,8 +71,8 @@ def test_a_readable_central_cloud_is_a_yes(dcsync: Shell) -> None:
     [
         (UNREADABLE, "unreadable for 12 min, central-unreachable: refused"),
         (REFUSED, "refused for 3 min in identity, users went from 8 to 3"),
-        (SILENT, "not watched: nobody has looked at it for 61 s"),
-        (CentralFacts(), "not watched: nobody has looked at it yet"),
+        (SILENT, "not checked for 61 s"),
+        (CentralFacts(), "not checked yet"),
     ],
 )
 def test_one_that_cannot_be_read_is_a_no_with_the_reason(dcsync: Shell, facts: CentralFacts, words: str) -> None:
@@ -80,7 +80,7 @@ def test_one_that_cannot_be_read_is_a_no_with_the_reason(dcsync: Shell, facts: C
     assert (answer.code, words in answer.out) == (1, True)
 
 
-def test_where_audits_are_only_requested_nobody_is_meant_to_look(dcsync: Shell) -> None:
+def test_where_audits_are_only_requested_nobody_is_meant_to_check(dcsync: Shell) -> None:
     dcsync.set(DCSYNC_AUDIT_INTERVAL="0")
     assert told(dcsync, SILENT).code == told(dcsync, UNREADABLE).code == 0
 
@@ -97,7 +97,7 @@ def test_programs_get_since_when_and_why(dcsync: Shell) -> None:
 
 
 def test_who_requests_an_audit_is_warned_that_it_cannot_succeed(dcsync: Shell) -> None:
-    dcsync.operator.central_looks = Looks(UNREADABLE)  # type: ignore[assignment]
+    dcsync.operator.central_checks = Checks(UNREADABLE)  # type: ignore[assignment]
     dcsync.operator.audit_store = NoAudits()  # type: ignore[assignment]
     answer = dcsync("audit", "--all", "--yes")
     assert "warning: the central cloud is unreadable for 12 min, central-unreachable: refused" in answer.err

@@ -36,10 +36,10 @@ LIMITS = SilenceLimits(
     key_window=timedelta(hours=1),
 )
 HEALTHY = SilenceFacts(
-    first_looked_at=NOON - timedelta(days=9),
+    first_checked_at=NOON - timedelta(days=9),
     swept_at=NOON - timedelta(seconds=5),
     observed=(ObservedFacts(endpoint_type=None, subclouds=100, stale=0),),
-    central=CentralFacts(looked_at=NOON - timedelta(seconds=5), readable_since=NOON - timedelta(days=9)),
+    central=CentralFacts(checked_at=NOON - timedelta(seconds=5), readable_since=NOON - timedelta(days=9)),
 )
 
 
@@ -143,12 +143,12 @@ def test_a_list_that_shrank_is_reported_at_once() -> None:
     assert "--allow-deletes" in text(facts)
 
 
-@pytest.mark.parametrize("looked_at", [ago(seconds=51), None, NOON + timedelta(hours=1)])
-def test_nobody_looking_at_the_central_cloud_is_reported_also_by_a_mark_in_the_future(looked_at: Any) -> None:
-    assert raised(central(looked_at=looked_at)) == [("dcsync.central-unreadable", "central")]
-    assert "nobody has looked at the central cloud since" in text(central(looked_at=looked_at))
+@pytest.mark.parametrize("checked_at", [ago(seconds=51), None, NOON + timedelta(hours=1)])
+def test_nobody_looking_at_the_central_cloud_is_reported_also_by_a_mark_in_the_future(checked_at: Any) -> None:
+    assert raised(central(checked_at=checked_at)) == [("dcsync.central-unreadable", "central")]
+    assert "the central cloud was not checked since" in text(central(checked_at=checked_at))
     off = replace(LIMITS, central_silent_after=None)
-    assert raised(central(looked_at=looked_at), off) == [], "where nobody is meant to look"
+    assert raised(central(checked_at=checked_at), off) == [], "where it is not checked periodically"
 
 
 def test_what_was_recorded_before_nobody_was_meant_to_look_any_more_raises_nothing() -> None:
@@ -159,10 +159,10 @@ def test_what_was_recorded_before_nobody_was_meant_to_look_any_more_raises_nothi
     assert raised(replace(old, failing=(fails,)), off) == [S1], "no other alarm explains it"
 
 
-def test_a_new_installation_is_given_the_time_to_look_and_to_sweep() -> None:
-    new = SilenceFacts(first_looked_at=ago(seconds=40))
+def test_a_new_installation_is_given_the_time_to_check_and_to_sweep() -> None:
+    new = SilenceFacts(first_checked_at=ago(seconds=40))
     assert raised(new) == []
-    assert raised(replace(new, first_looked_at=ago(seconds=61))) == [
+    assert raised(replace(new, first_checked_at=ago(seconds=61))) == [
         ("dcsync.central-unreadable", "central"), ("dcsync.sweep-late", "fleet.resource=sweep"),
     ]  # fmt: skip
 
@@ -299,7 +299,7 @@ def test_every_alarm_has_a_severity_and_no_second_look_at_the_same_facts_changes
         with_failing(failing()),
         observed=(ObservedFacts(endpoint_type=PLATFORM, subclouds=5, stale=5),),
         swept_at=ago(hours=1),
-        central=replace(HEALTHY.central, looked_at=ago(hours=1)),
+        central=replace(HEALTHY.central, checked_at=ago(hours=1)),
         keys=keys().keys,
     )
     assert [each.alarm_id for each in alarms(facts)] == list(SilenceId)

@@ -19,10 +19,10 @@ def upgrade() -> None:
     op.create_table(
         "silence",
         sa.Column("id", sa.SmallInteger, nullable=False, server_default="1", autoincrement=False),
-        _moment("first_looked_at"),
-        _moment("looked_at"),
+        _moment("first_checked_at"),
+        _moment("checked_at"),
         _moment("swept_at"),
-        _moment("central_looked_at"),
+        _moment("central_checked_at"),
         _moment("readable_since"),
         _moment("unreadable_since"),
         sa.Column("unreadable_reason", sa.Text),
