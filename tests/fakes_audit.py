@@ -33,6 +33,7 @@ from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.runs.ports import Standing
+from dcsync.state.ports import CentralFacts, RefusedFacts
 from tests.builders import NOON
 from tests.fakes_sync import was_before
 
@@ -96,8 +97,8 @@ class MemoryAuditStore:
     keys_planned_until: datetime | None = None
     observed: dict[tuple[str, EndpointType], datetime] = field(default_factory=dict)
     """What the state service's rows have seen."""
-    central_checked_at: datetime | None = None
-    unreadable: tuple[datetime, str] | None = None
+    checked: CentralFacts = field(default_factory=CentralFacts)
+    """What the watch recorded beside `centre`."""
 
     def add(self, *subclouds: Subcloud) -> MemoryAuditStore:
         for subcloud in subclouds:
@@ -347,9 +348,21 @@ class MemoryAuditStore:
             self.centre[endpoint_type] = replace(kept, refused=why, refused_since=since)
 
     def note_central_check(self, *, unreadable: str | None, now: datetime) -> None:
-        self.central_checked_at = now
-        since = min(self.unreadable[0], now) if self.unreadable else now
-        self.unreadable = None if unreadable is None else (since, unreadable)
+        before = self.checked.readable_since if unreadable is None else self.checked.unreadable_since
+        since = min(before or now, now)
+        self.checked = (
+            CentralFacts(checked_at=now, readable_since=since)
+            if unreadable is None
+            else CentralFacts(checked_at=now, unreadable_since=since, unreadable_reason=unreadable)
+        )
+
+    def central_facts(self) -> CentralFacts:
+        refused = [
+            RefusedFacts(kind, kept.refused_since, kept.refused)
+            for kind, kept in sorted(self.centre.items())
+            if kept.refused is not None and kept.refused_since is not None
+        ]
+        return replace(self.checked, refused=tuple(refused))
 
     def confirm_central(self, endpoint_type: EndpointType, *, now: datetime) -> None:
         if endpoint_type in self.centre:

@@ -26,7 +26,7 @@ def central(operator: Operator, *, as_json: bool) -> int:
     """
     from dcsync.audit.endpoints import audited_types
 
-    facts, now = operator.central_checks.central(), operator.now()
+    facts, now = operator.central_checks.central_facts(), operator.now()
     changed = {type_: operator.audit_store.central_state(type_) for type_ in audited_types()}
     problem = trouble(facts, now=now, settings=operator.settings)
     if as_json:
@@ -50,7 +50,7 @@ def central(operator: Operator, *, as_json: bool) -> int:
 
 def central_trouble(operator: Operator) -> str | None:
     """Returns why the central cloud is not known as it is now, in a few words; None: nothing is known to be wrong."""
-    return trouble(operator.central_checks.central(), now=operator.now(), settings=operator.settings)
+    return trouble(operator.central_checks.central_facts(), now=operator.now(), settings=operator.settings)
 
 
 def trouble(facts: CentralFacts, *, now: datetime, settings: Settings) -> str | None:

@@ -18,11 +18,11 @@ from sqlalchemy import Engine, delete, insert, select, text, update
 
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.silence import SqlSilenceStore
 from dcsync.adapters.postgres.tables import (
     audit_request,
     endpoint_status,
     key_rotation,
-    silence,
     subcloud,
     subcloud_sync,
 )
@@ -38,7 +38,7 @@ from dcsync.audit.ports import (
     Finding,
 )
 from dcsync.audit.settlement import settlement
-from dcsync.cli.ports import AuditRequests
+from dcsync.cli.ports import AuditRequests, CentralChecks
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import UnknownSubcloud
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
@@ -48,6 +48,7 @@ from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus, new_subcloud
 from dcsync.runs.abandoned import QUARANTINED, RunInProgress
+from dcsync.state.ports import CentralFacts, RefusedFacts
 from tests.builders import NOON, a_subcloud
 from tests.contract.held import Held
 from tests.fakes_audit import MemoryAuditStore
@@ -58,7 +59,7 @@ PLATFORM, IDENTITY = EndpointType.PLATFORM, EndpointType.IDENTITY
 LATER = NOON + timedelta(minutes=5)
 NEXT = NOON + timedelta(minutes=20)
 
-HELD = (Held(MemoryAuditStore, DueAudits, AuditStore, CentralStates, AuditRequests),)
+HELD = (Held(MemoryAuditStore, DueAudits, AuditStore, CentralStates, AuditRequests, CentralChecks),)
 
 
 @dataclass
@@ -72,8 +73,7 @@ class Rows:
     plan_rotation: Callable[[datetime], None]
     observe: Callable[[str, EndpointType, datetime], None]
     """As if the state service had applied a report observed at that time."""
-    central_check: Callable[[], tuple[datetime | None, tuple[datetime, str] | None]]
-    """When the watch last tried to read, and since when and why it cannot."""
+    central: Callable[[], CentralFacts]
 
     def row(self, name: str = "s1", type_: EndpointType = IDENTITY) -> AuditRow:
         (found,) = [row for row in self.store.audits([name]) if row.endpoint_type is type_]
@@ -95,7 +95,7 @@ def _memory_rows() -> Rows:
         ask_follow_up=lambda name, type_: store.follow_ups.append((name, type_, "somebody asked")),
         plan_rotation=plan,
         observe=lambda name, type_, at: store.observed.update({(name, type_): at}),
-        central_check=lambda: (store.central_checked_at, store.unreadable),
+        central=store.central_facts,
     )
 
 
@@ -122,11 +122,6 @@ def _sql_rows(engine: Engine) -> Rows:
         with engine.begin() as connection:
             connection.execute(update(endpoint_status).where(*own).values(observed_at=at))
 
-    def central_check() -> tuple[datetime | None, tuple[datetime, str] | None]:
-        with engine.connect() as connection:
-            row = connection.execute(select(silence)).one()
-        return row.central_checked_at, row.unreadable_since and (row.unreadable_since, row.unreadable_reason)
-
     return Rows(
         store=SqlAuditStore(engine),
         leave=lambda name: leave(engine, name),
@@ -134,7 +129,7 @@ def _sql_rows(engine: Engine) -> Rows:
         ask_follow_up=follow_up,
         plan_rotation=plan,
         observe=observe,
-        central_check=central_check,
+        central=SqlSilenceStore(engine).central_facts,
     )
 
 
@@ -660,14 +655,19 @@ def test_a_refusal_is_noted_until_the_central_cloud_is_confirmed_and_allowed_onl
 def test_since_when_the_central_cloud_is_unreadable_is_kept_until_it_is_readable_also_before_the_first_sight(
     rows: Rows,
 ) -> None:
+    assert rows.central() == CentralFacts()
     rows.store.note_central_check(unreadable="central-unreachable: refused", now=NOON)
-    assert rows.central_check() == (NOON, (NOON, "central-unreachable: refused"))
     rows.store.note_central_check(unreadable="central-auth-failed: 401", now=LATER)
-    assert rows.central_check() == (LATER, (NOON, "central-auth-failed: 401"))
+    assert rows.central() == CentralFacts(
+        checked_at=LATER, unreadable_since=NOON, unreadable_reason="central-auth-failed: 401"
+    )
+    rows.store.note_central_check(unreadable=None, now=LATER)
     rows.store.note_central_check(unreadable=None, now=NEXT)
-    assert rows.central_check() == (NEXT, None)
+    assert rows.central() == CentralFacts(checked_at=NEXT, readable_since=LATER)
     rows.store.note_central_check(unreadable="central-empty: none", now=NEXT)
-    assert rows.central_check() == (NEXT, (NEXT, "central-empty: none"))
+    assert rows.central() == CentralFacts(
+        checked_at=NEXT, unreadable_since=NEXT, unreadable_reason="central-empty: none"
+    )
 
 
 def test_a_refusal_is_kept_with_its_beginning(rows: Rows) -> None:
@@ -677,6 +677,7 @@ def test_a_refusal_is_kept_with_its_beginning(rows: Rows) -> None:
     kept = rows.store.central_state(IDENTITY)
     assert kept is not None
     assert (kept.refused, kept.refused_since) == ("shrunk more", LATER)
+    assert rows.central() == CentralFacts(refused=(RefusedFacts(IDENTITY, LATER, "shrunk more"),))
     rows.store.confirm_central(IDENTITY, now=NEXT)
     kept = rows.store.central_state(IDENTITY)
     assert kept is not None

@@ -99,7 +99,7 @@ class SqlSilenceStore:
             )
 
     @database_errors()
-    def central(self) -> CentralFacts:
+    def central_facts(self) -> CentralFacts:
         """What the watch recorded, for an operator."""
         with self._single.connect() as connection:
             return _central(connection)

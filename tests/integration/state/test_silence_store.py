@@ -233,10 +233,10 @@ def test_failing_are_managed_subclouds_whose_sync_or_audit_failed_since_they_wer
 
 
 def test_what_the_watch_recorded_is_read_back(engine: Engine, store: SqlSilenceStore) -> None:
-    assert store.central() == CentralFacts()
+    assert store.central_facts() == CentralFacts()
     watch = SqlAuditStore(engine)
     watch.note_central_check(unreadable="central-empty: users", now=NOON)
-    assert store.central() == CentralFacts(
+    assert store.central_facts() == CentralFacts(
         checked_at=NOON, unreadable_since=NOON, unreadable_reason="central-empty: users"
     )
     watch.note_central_check(unreadable=None, now=later(minutes=1))

@@ -18,6 +18,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.runs.dispatch import SweepLimits
+from dcsync.state.ports import CentralFacts
 from tests.builders import NOON, a_group, a_subcloud, a_user, central_data, records, some_keys
 from tests.fake_messenger import FakeMessenger
 from tests.fakes_audit import MemoryAuditStore
@@ -230,10 +231,12 @@ def test_since_when_the_central_cloud_is_unreadable_is_recorded_also_where_it_wa
     world.clouds.central_error = CloudError(Reason.CENTRAL_AUTH_FAILED, "401")
     world.look()
     world.look(NOON + timedelta(minutes=1))
-    assert world.store.unreadable == (NOON, "central-auth-failed: 401")
+    found = world.store.central_facts()
+    assert (found.unreadable_since, found.unreadable_reason) == (NOON, "central-auth-failed: 401")
     world.clouds.central_error = None
     world.look(NOON + timedelta(minutes=2))
-    assert (world.store.unreadable, world.store.central_checked_at) == (None, NOON + timedelta(minutes=2))
+    back = NOON + timedelta(minutes=2)
+    assert world.store.central_facts() == CentralFacts(checked_at=back, readable_since=back)
 
 
 def test_a_central_cloud_that_shrank_is_refused_until_an_operator_allows_it_for_all(world: World) -> None:

@@ -20,18 +20,9 @@ from dcsync.state.ports import CentralFacts
 from tests.builders import NOON
 from tests.fake_inventory import FakeInventory
 from tests.fake_messenger import FakeMessenger
+from tests.fakes_audit import MemoryAuditStore
 
 ENVIRON = {"DCSYNC_DATABASE_URL": "postgresql://u:s3cret@db.invalid/d", "DCSYNC_REDIS_URL": "redis://:s3cret@r.invalid"}
-
-
-@dataclass(frozen=True)
-class ReadableCentral:
-    """`CentralChecks` of a central cloud that the watch has just read."""
-
-    now: Callable[[], datetime]
-
-    def central(self) -> CentralFacts:
-        return CentralFacts(checked_at=self.now())
 
 
 class FakeOperator(Operator):
@@ -43,7 +34,7 @@ class FakeOperator(Operator):
         self.messenger = self.queue = FakeMessenger()
         self.settings = settings.load(environ)
         self.name = "eve"
-        self.central_checks = ReadableCentral(self.now)
+        self.central_checks = MemoryAuditStore(checked=CentralFacts(checked_at=NOON))
         self.slept = 0.0
         self.answers: list[str] | None = None
         self.meanwhile: Callable[[], None] = lambda: None
