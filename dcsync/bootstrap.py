@@ -49,6 +49,7 @@ from dcsync.initial_sync.ports import Progress
 from dcsync.initial_sync.preview import SyncPreview, preview
 from dcsync.initial_sync.sweep import Sweep
 from dcsync.model.errors import MisconfiguredError
+from dcsync.model.messages import TaskName
 from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
 from dcsync.probe.availability import AvailabilityProbe
 from dcsync.rotation import rotate_keys
@@ -412,19 +413,19 @@ def state_services(settings: Settings, app: Celery, *, clock: DatabaseClock, wor
         ),
         alarm_store=alarm_store,
         alarm_feed=AlarmFeed(store=alarm_store, sinks=alarm_sinks(settings), now=clock.now, jitter=random.random),
-        silence=silence_check(settings, rows=rows),
+        silence=silence_check(settings, rows=rows, clock=clock),
     )
 
 
-def silence_check(settings: Settings, *, rows: Engine) -> SilenceCheck:
+def silence_check(settings: Settings, *, rows: Engine, clock: DatabaseClock) -> SilenceCheck:
     """The check for silence, in every worker process."""
-    ticks = SweepTicks(redis_connection(settings), interval_seconds=settings.sweep_interval)
+    swept = ticks(settings)
     return SilenceCheck(
         store=SqlSilenceStore(rows),
-        seconds_since_sweep=lambda: ticks.seconds_since_sweep(utc_now()),
+        seconds_since_sweep=lambda: swept.seconds_since(TaskName.SWEEP.value),
         windows=settings.windows,
         limits=silence_limits(settings),
-        now=utc_now,
+        now=clock.now,
     )
 
 
