@@ -56,7 +56,8 @@ class Preview:
 
     @property
     def differs(self) -> bool:
-        return any(part.differences for part in self.parts)
+        """Whether a run would find something, or write something in any case."""
+        return any(part.differences or part.writes for part in self.parts)
 
     def as_object(self) -> dict[str, object]:
         return {
@@ -64,6 +65,7 @@ class Preview:
             "region_name": self.region_name,
             "differs": None if self.error else self.differs,
             "error": self.error,
+            "writes": [write for part in self.parts for write in part.writes],
             "parts": {
                 part.of: {
                     "differences": list(part.differences),
@@ -159,12 +161,10 @@ def _print(previews: Sequence[Preview]) -> None:
 
 
 def _print_part(name: str, part: Part) -> None:
-    if not part.differences:
-        say(f"{name} {part.of}: no difference")
-        return
-    say(f"{name} {part.of}: {many(len(part.differences), 'difference')}")
+    say(f"{name} {part.of}: {many(len(part.differences), 'difference') if part.differences else 'no difference'}")
     for difference in part.differences:
         say(f"  {difference}")
-    say(f"  would be written: {', '.join(part.writes) or 'nothing'}")
+    if part.differences or part.writes:
+        say(f"  would be written: {', '.join(part.writes) or 'nothing'}")
     if part.refused:
         say(f"  but an audit would stop: {part.refused}")

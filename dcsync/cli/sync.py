@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Run the initial sync again now.")
 @names_or_all
 @waiting.wait_options("all are completed")
-@click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if something differs.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be written; exit 1 if there is something.")
 @output_option
 @yes_option
 @pass_operator

@@ -159,11 +159,17 @@ def test_a_sync_can_be_planned_before_it_is_done(system: System) -> None:
     assert code == 1
     assert any("barbican: user.id" in each for each in told["parts"]["initial sync"]["differences"])
     assert told["parts"]["initial sync"]["writes"][-1] == "POST fernet_repo"
+    assert (told["differs"], told["writes"]) == (True, told["parts"]["initial sync"]["writes"])
     assert system.writes(new) == 0
     system.manage(new)
     try:
         system.until_at_rest(new)
-        assert call(system, "sync", new, "--dry-run").returncode == 0
+        code, (told,) = answer(system, "sync", new, "--dry-run")
+        assert (code, told["differs"], told["parts"]["initial sync"]["differences"]) == (1, True, [])
+        before = system.writes(new)
+        system.cli("sync", new, "--wait", *PATIENCE)
+        system.until_at_rest(new)
+        assert system.writes(new) - before == len(told["writes"]) == 4
     finally:
         system.unmanage(new)
 
