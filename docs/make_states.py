@@ -17,7 +17,8 @@ TABLES: dict[str, tuple[StateTable[Any, Any], str]] = {
     "Initial sync": (
         INITIAL_SYNC,
         "`INITIAL_SYNC` in `dcsync/model/states/initial_sync.py`, the column `subcloud.initial_sync_state`. A new "
-        "subcloud begins in `none`; deleting it removes the row from any state.",
+        "subcloud begins in `none`; deleting it removes the row from any state. `completed` means that the run read "
+        "the ids and the fernet keys from the subcloud, on whatever path, and that they were the central ones.",
     ),
     "Audit": (
         AUDIT,

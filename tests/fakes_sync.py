@@ -218,7 +218,7 @@ class MemoryRunStore:
             steps = self.attempts[run.run_id].steps
             self.attempts[run.run_id].steps = [(s, outcome if s is step else o) for s, o in steps]
 
-    def record_identity(self, run: Run, *, fingerprint: str) -> bool:
+    def record_identity(self, run: Run, *, fingerprint: str | None) -> bool:
         if not self._owns(run):
             return False
         self.rows[run.subcloud.region_name].identity_fingerprint = fingerprint

@@ -7,23 +7,27 @@ The runner (`runs/runner.py`) handles start, lock, deadline and errors of a run;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from dcsync.initial_sync.ports import Claim, Progress, Run, RunStore
-from dcsync.initial_sync.steps import align_identity
+from dcsync.initial_sync.steps import IdentityWritten, align_identity, give_fernet_keys
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import CloudError
 from dcsync.model.hold_off import hold_off
 from dcsync.model.identity import NewIds, Placed, Records
 from dcsync.model.messages import SyncHint
 from dcsync.model.subcloud import Step
+from dcsync.planner.plan import ALWAYS_WRITTEN_USERS
 from dcsync.runs.clouds import Clouds, SubcloudSession
-from dcsync.runs.delivery import Stopped, replace_fernet_keys, require_ownership, write_own
+from dcsync.runs.delivery import Stopped, require_ownership, write_own
 from dcsync.runs.outcome import Outcome, Result
 from dcsync.runs.ports import Ownership
 from dcsync.runs.runner import Ended
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,33 +81,47 @@ class InitialSync:
     # --- the work ---
 
     async def _steps(self, run: Run) -> None:
-        """Runs identity, fernet keys and audit init, in this order, with one login."""
+        """Runs identity, fernet keys and audit init, in this order, with one login.
+
+        A subcloud that came back and was last given the current central identity data is read like any other, and
+        written only where it differs. What it was given is recorded after its keys were read, and cleared before its
+        ids change: only sending the keys makes it discard tokens that refer to old ids, and if this run dies before it
+        does, the next one must send them.
+        """
         central = await self.clouds.central_data()
+        was_given = run.subcloud.subsequent_sync and run.identity_fingerprint == central.identity_fingerprint
         async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
-            if self._needs_identity(run, central.identity_fingerprint):
-                await self._identity(run, session, central.records, central.identity_fingerprint)
+            identity = await self._identity(
+                run, session, central.records, always=() if was_given else ALWAYS_WRITTEN_USERS
+            )
+            is_given_anew = not was_given or identity.ids_changed > 0
             await self._in_step(
                 run,
                 Step.FERNET_KEYS,
-                lambda: replace_fernet_keys(
-                    session=session, keys=central.keys, check_ownership=lambda: self._check_ownership(run)
+                lambda: give_fernet_keys(
+                    session=session,
+                    keys=central.keys,
+                    check_ownership=lambda: self._check_ownership(run),
+                    always=is_given_anew,
                 ),
             )
+            if is_given_anew:
+                await self._own(run, lambda: self.store.record_identity(run, fingerprint=central.identity_fingerprint))
         await self._in_step(run, Step.AUDIT_INIT, lambda: self._init_audit(run))
         await self._check_ownership(run)
 
-    def _needs_identity(self, run: Run, fingerprint: str) -> bool:
-        """Returns False if a subcloud that came back was last given the current central identity data."""
-        return not (run.subcloud.subsequent_sync and run.identity_fingerprint == fingerprint)
-
-    async def _identity(self, run: Run, session: SubcloudSession, central: Records, fingerprint: str) -> None:
+    async def _identity(
+        self, run: Run, session: SubcloudSession, central: Records, *, always: Collection[str]
+    ) -> IdentityWritten:
         async def remember(groups: Mapping[str, tuple[str, ...]]) -> None:
             await self._own(run, self.store.remember_groups, run, groups)
 
         async def remember_placed(placed: Placed, new_ids: NewIds) -> None:
+            if new_ids and run.identity_fingerprint is not None:
+                await self._own(run, lambda: self.store.record_identity(run, fingerprint=None))
             await self._own(run, self.store.remember_placed, run, placed, new_ids)
 
-        await self._in_step(
+        return await self._in_step(
             run,
             Step.IDENTITY,
             lambda: align_identity(
@@ -115,20 +133,21 @@ class InitialSync:
                 remember_placed=remember_placed,
                 check_ownership=lambda: self._check_ownership(run),
                 users_at_once=self.limits.users_at_once,
+                always=always,
             ),
         )
-        await self._own(run, lambda: self.store.record_identity(run, fingerprint=fingerprint))
 
     async def _init_audit(self, run: Run) -> None:
         await self._own(run, lambda: self.store.init_audit(run, now=self.now()))
 
-    async def _in_step(self, run: Run, step: Step, work: Callable[[], Awaitable[object]]) -> None:
+    async def _in_step(self, run: Run, step: Step, work: Callable[[], Awaitable[T]]) -> T:
         """Runs one step and records its start and end in the history."""
         await self._own(run, lambda: self._start_step(run, step))
         outcome, detail = "interrupted", ""
         try:
             result = await work()
             outcome, detail = "done", str(result or "")
+            return result
         except CloudError as exc:
             outcome, detail = "failed", str(exc)
             raise

@@ -68,8 +68,10 @@ class RunStore(Protocol):
     def end_step(self, run: Run, step: Step, *, now: datetime, outcome: str, detail: str = "") -> None:
         """Records how a step ended in its history row."""
 
-    def record_identity(self, run: Run, *, fingerprint: str) -> bool:
-        """Records that the subcloud has this central identity data; sets subsequent_sync. False as in start_step."""
+    def record_identity(self, run: Run, *, fingerprint: str | None) -> bool:
+        """Records that the subcloud has this central identity data and the keys that were sent with it; sets
+        subsequent_sync. None: its ids are about to change, so that nothing is known to be there. False as in
+        start_step."""
 
     def remember_groups(self, run: Run, groups: Mapping[str, tuple[str, ...]]) -> bool:
         """Stores the members of groups to be emptied; an empty mapping clears them. False as in start_step."""

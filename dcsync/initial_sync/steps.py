@@ -1,22 +1,30 @@
-"""The identity step of an initial sync; it can be repeated from its start.
+"""The steps of an initial sync that read and write a subcloud; each can be repeated from its start.
 
 `dcsync.planner` plans the writes, `dcsync.runs.delivery` carries them out, `engine.py` orders the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from dcsync.model.errors import CloudError
-from dcsync.model.identity import NewIds, Placed, Records
+from dcsync.model.identity import FernetKeys, NewIds, Placed, Records
 from dcsync.model.reasons import Reason
-from dcsync.planner.plan import plan_initial_sync
+from dcsync.planner.plan import IdentityPlan, plan_initial_sync
 from dcsync.runs.clouds import SubcloudSession
-from dcsync.runs.delivery import OwnershipCheck, carry_out, read_records
+from dcsync.runs.delivery import (
+    OwnershipCheck,
+    carry_out,
+    read_records,
+    replace_fernet_keys,
+)
 
 MAX_PLANS = 2
 """Domains first, if their ids differ, then their contents."""
+
+FEW = 3
+"""How many writes a failure names."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,16 @@ class IdentityWritten:
         return f"{self.written} written, {self.ids_changed} ids changed"
 
 
+@dataclass(frozen=True)
+class KeysGiven:
+    """What the step of the fernet keys did; either way they were read from the subcloud."""
+
+    was_sent: bool
+
+    def __str__(self) -> str:
+        return "sent and read back" if self.was_sent else "read: the central ones already"
+
+
 async def align_identity(
     *,
     session: SubcloudSession,
@@ -40,31 +58,57 @@ async def align_identity(
     remember_placed: Callable[[Placed, NewIds], Awaitable[None]],
     check_ownership: OwnershipCheck,
     users_at_once: int,
+    always: Collection[str],
 ) -> IdentityWritten:
     """Gives the subcloud's same-named records the central ids and all other fields that an audit compares.
 
-    Stores before the first write what it places: what is deleted centrally before the first audit must be deleted
-    here as well. Source: docs/upstream/identity-sync.md section 2; unlike upstream, the precondition is checked
-    before the first write.
+    Always reads the lists and checks the precondition; writes what differs, and the users `always`. After any write it
+    reads the lists again, and raises CloudError identity-not-verified unless the ids agree. Stores before the first
+    write what it places: what is deleted centrally before the first audit must be deleted here as well. Source:
+    docs/upstream/identity-sync.md section 2; unlike upstream, the precondition is checked before the first write.
     """
-    written = ids_changed = 0
-    for _ in range(MAX_PLANS):
-        plan = plan_initial_sync(
+
+    async def plan(always: Collection[str]) -> IdentityPlan:
+        return plan_initial_sync(
             central=central,
             subcloud=await read_records(session.identity),
             region_name=region_name,
             groups_to_refill=groups_to_refill,
+            always=always,
         )
-        await remember_placed(plan.placed, plan.new_ids)
-        if plan.groups_to_refill:
-            await remember_groups(plan.groups_to_refill)
-        await carry_out(plan.writes, session=session, check_ownership=check_ownership, users_at_once=users_at_once)
-        written += len(plan.writes)
-        ids_changed += len(plan.new_ids)
-        if not plan.moves_domains:
+
+    written = ids_changed = 0
+    for _ in range(MAX_PLANS):
+        planned = await plan(always)
+        await remember_placed(planned.placed, planned.new_ids)
+        if planned.groups_to_refill:
+            await remember_groups(planned.groups_to_refill)
+        await carry_out(planned.writes, session=session, check_ownership=check_ownership, users_at_once=users_at_once)
+        written += len(planned.writes)
+        ids_changed += len(planned.new_ids)
+        if not planned.moves_domains:
             break
     else:
         raise CloudError(Reason.IDENTITY_NOT_VERIFIED, "a domain has its old id again")
-    if plan.groups_to_refill or groups_to_refill:
+    if written:
+        _require_agreement(await plan(()))
+    if planned.groups_to_refill or groups_to_refill:
         await remember_groups({})
     return IdentityWritten(written, ids_changed)
+
+
+def _require_agreement(after: IdentityPlan) -> None:
+    """Raises CloudError where the subcloud, read again, still lists another id than the central one."""
+    if after.new_ids:
+        left = ", ".join(after.words[:FEW])
+        raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"read back, the ids do not agree; still to be done: {left}")
+
+
+async def give_fernet_keys(
+    *, session: SubcloudSession, keys: FernetKeys, check_ownership: OwnershipCheck, always: bool
+) -> KeysGiven:
+    """Sends the central keys and reads them back; without `always` only to a subcloud that is read to have others."""
+    if not always and (await session.fernet_repo.read()).fingerprint() == keys.fingerprint():
+        return KeysGiven(was_sent=False)
+    await replace_fernet_keys(session=session, keys=keys, check_ownership=check_ownership)
+    return KeysGiven(was_sent=True)

@@ -34,7 +34,8 @@ from dcsync.planner.writes import Action, AddEvent, Delete, Grant, Revoke, SetPa
 USERS, GROUPS, PROJECTS, ROLES = ResourceType.USERS, ResourceType.GROUPS, ResourceType.PROJECTS, ResourceType.ROLES
 
 ALWAYS_WRITTEN_USERS = frozenset({"admin", "sysinv", "dcmanager"})
-"""Users that an initial sync writes even when nothing differs, because services log in with them."""
+"""Users that an initial sync writes even when nothing differs, because services log in with them; not
+on a subcloud that merely returns."""
 
 ADMIN = "admin"
 
@@ -130,19 +131,24 @@ def plan_audit(
 
 
 def plan_initial_sync(
-    *, central: Records, subcloud: Records, region_name: str, groups_to_refill: ToRefill | None = None
+    *,
+    central: Records,
+    subcloud: Records,
+    region_name: str,
+    groups_to_refill: ToRefill | None = None,
+    always: Collection[str] = ALWAYS_WRITTEN_USERS,
 ) -> IdentityPlan:
     """Returns the plan restricted to updates of same-named records; records of one cloud only are not changed.
 
-    Users admin, sysinv and dcmanager are updated even when nothing differs. Central members and parents that the
-    subcloud does not have are omitted. Carrying out a plan removes the old ids, so every attempt needs a new plan.
+    `always`: names of users that are updated even when nothing differs. Central members and parents that the subcloud
+    does not have are omitted. Carrying out a plan removes the old ids, so every attempt needs a new plan.
     Raises CloudError: central-empty, subcloud-empty, or ids-not-aligned.
     """
     refuse_unusable(central=central, subcloud=subcloud, region_name=region_name)
     parts = {
         type_: resolve(
             match_same_named(central, subcloud, type_, region_name=region_name),
-            always=ALWAYS_WRITTEN_USERS if type_ is USERS else (),
+            always=always if type_ is USERS else (),
         )
         for type_ in ResourceType
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dcsync.fake_cloud.faults import Fault
+from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType
 from tests.acceptance.conftest import Subclouds
 from tests.system import PATIENCE, System
@@ -104,17 +105,50 @@ def test_sync_of_all_runs_those_that_are_managed_and_online(system: System, subc
     system.assert_good(*managed)
 
 
-def test_a_subcloud_that_merely_comes_back_is_given_keys_and_no_identity(system: System, subclouds: Subclouds) -> None:
+def test_a_subcloud_that_merely_comes_back_is_read_and_not_written(system: System, subclouds: Subclouds) -> None:
     name = a_completed_one(system, subclouds)
-    before = system.carried_out(name)
+    before, read = system.carried_out(name), system.requests(name)
     system.report(OFFLINE, name)
     assert system.row(name).initial_sync_state == "none"
     assert system.row(name).subsequent_sync
     system.report(ONLINE, name)
     system.until_completed(name)
-    assert grown(before, system.carried_out(name)) == {KEYS: 1}
-    assert [step.step for step in system.attempts(name)[0].steps] == ["fernet-keys", "audit-init"]
+    assert grown(before, system.carried_out(name)) == {}
+    lists = [f"GET dbsync {kind}" for kind in ("users", "groups", "projects", "roles")]
+    more = grown(read, system.requests(name))
+    assert all(more.get(what) for what in (*lists, "GET sysinv fernet_repo")), more
+    assert [step.step for step in system.attempts(name)[0].steps] == ["identity", "fernet-keys", "audit-init"]
     system.assert_good(name)
+
+
+def test_a_subcloud_that_was_reinstalled_while_away_gets_its_ids_before_its_keys(
+    system: System, subclouds: Subclouds
+) -> None:
+    name = a_completed_one(system, subclouds)
+    system.report(OFFLINE, name)
+    system.cloud.drift(name, "redeploy")
+    assert not system.cloud.state(name)["aligned"]
+    system.report(ONLINE, name)
+    system.until_completed(name)
+    assert system.cloud.state(name)["aligned"]
+    assert system.cloud.state(name)["keys_match"]
+    system.assert_good(name)
+
+
+def test_a_subcloud_that_comes_back_with_service_ids_of_its_own_fails_and_is_never_completed(
+    system: System, subclouds: Subclouds
+) -> None:
+    name = a_completed_one(system, subclouds)
+    before = system.writes(name)
+    system.report(OFFLINE, name)
+    system.cloud.drift(name, "move-id", type="users", name="sysinv")
+    system.report(ONLINE, name)
+    row = system.until_failed(name)
+    assert row.reason is Reason.IDS_NOT_ALIGNED
+    assert "user sysinv" in row.detail
+    assert {attempt.ending for attempt in system.attempts(name)} <= {"failed", None}
+    assert system.writes(name) == before
+    assert system.cloud.state(name)["violations"] == {}
 
 
 def test_what_changed_at_the_central_cloud_meanwhile_is_brought_to_who_comes_back(

@@ -343,6 +343,9 @@ def test_what_a_run_learns_is_there_for_the_next_one(rows: Rows) -> None:
     second = claimed(rows, run_id="run-2")
     assert (second.identity_fingerprint, second.subcloud.subsequent_sync) == ("f1", True)
     assert dict(second.groups_to_refill) == {"g1": ("u1", "u2")}
+    assert rows.store.record_identity(second, fingerprint=None)
+    rows.store.take_back([died("run-2")], now=NOON)
+    assert claimed(rows, run_id="run-3").identity_fingerprint is None
 
 
 def test_what_is_placed_is_added_up_and_its_grants_follow_records_that_take_other_ids(rows: Rows) -> None:

@@ -15,7 +15,7 @@ from dcsync.fake_cloud.control import FakeCloud
 from dcsync.initial_sync.steps import align_identity
 from dcsync.model.identity import CentralData, NewIds, Placed
 from dcsync.planner.match import Cloud
-from dcsync.planner.plan import IdentityPlan, plan_audit
+from dcsync.planner.plan import ALWAYS_WRITTEN_USERS, IdentityPlan, plan_audit
 from dcsync.runs.delivery import read_cloud, replace_fernet_keys
 from tests.builders import a_subcloud
 
@@ -81,6 +81,7 @@ async def first_audit(clouds: HttpClouds, place: Mapping[str, str]) -> IdentityP
             remember_placed=remember_placed,
             check_ownership=no_objection,
             users_at_once=4,
+            always=ALWAYS_WRITTEN_USERS,
         )
         await replace_fernet_keys(session=session, keys=central.keys, check_ownership=no_objection)
         return plan_audit(

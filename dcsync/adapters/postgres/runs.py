@@ -209,7 +209,7 @@ class SqlRunStore:
             connection.execute(run_statements.STEP_ENDED, given | {"now": now})
 
     @database_errors()
-    def record_identity(self, run: Run, *, fingerprint: str) -> bool:
+    def record_identity(self, run: Run, *, fingerprint: str | None) -> bool:
         return self._write(run_statements.IDENTITY_RECORDED, run, given_identity_fingerprint=fingerprint)
 
     @database_errors()

@@ -120,7 +120,7 @@ def test_a_requested_subcloud_is_brought_to_completed_in_the_specified_order(wor
     ]
     assert kinds == [
         "GET data", "login login", "GET users", "GET groups", "GET projects", "GET roles", "PUT ops", "PUT ops",
-        "POST fernet_repo", "login login", "GET fernet_repo",
+        "GET users", "GET groups", "GET projects", "GET roles", "POST fernet_repo", "login login", "GET fernet_repo",
     ]  # fmt: skip
     assert world.clouds.site.keys == world.clouds.central.keys
     assert world.attempt.ending is Ending.COMPLETED
@@ -270,12 +270,109 @@ def test_an_unreachable_central_cloud_writes_nothing_to_the_subcloud(world: Worl
     assert world.clouds.site.calls == []
 
 
-def test_a_subcloud_that_comes_back_skips_identity_if_nothing_changed_centrally(world: World) -> None:
-    world.run()
+READS = ["GET central data", "login", "GET users", "GET groups", "GET projects", "GET roles", "GET fernet_repo"]
+
+
+def come_back(world: World) -> Outcome:
+    """Was synced, went offline, and is online again."""
+    world.store.leave(REGION)
     world.store.ask(REGION, now=NOON)
     world.clouds.site.calls.clear()
-    assert world.run(generation=2).result is Result.COMPLETED
+    return world.run(generation=world.store.rows[REGION].subcloud.generation)
+
+
+def reinstall(world: World) -> None:
+    """Service users and projects have the central ids, as a deployment leaves them; all else is the subcloud's own."""
+    own = records(users=(a_user("vim", "own-vim"),), groups=(a_group("ops", "own-ops", members=("own-vim",)),))
+    fresh = MemorySite(Cloud(own), keys=some_keys("own"))
+    world.clouds.site.tables, world.clouds.site.keys = fresh.tables, fresh.keys
+
+
+def test_a_subcloud_that_comes_back_unchanged_is_read_whole_and_not_written(world: World) -> None:
+    world.run()
+    assert come_back(world).result is Result.COMPLETED
+    assert world.clouds.site.calls == READS
+    steps = list(world.store.attempts.values())[-1].steps
+    assert steps == [(Step.IDENTITY, "done"), (Step.FERNET_KEYS, "done"), (Step.AUDIT_INIT, "done")]
+
+
+def test_a_subcloud_that_was_reinstalled_while_away_gets_ids_first_and_keys_once_they_were_read_back(
+    world: World,
+) -> None:
+    world.run()
+    reinstall(world)
+    assert come_back(world).result is Result.COMPLETED
+    calls = world.clouds.site.calls
+    keys = calls.index("POST fernet_repo")
+    assert calls[keys - 4 : keys] == ["GET users", "GET groups", "GET projects", "GET roles"]
+    assert world.clouds.site.named(ResourceType.USERS, "vim").id == "c-vim"
+    assert world.clouds.site.keys == world.clouds.central.keys
+
+
+def test_a_subcloud_that_comes_back_with_other_service_ids_fails_and_is_not_written(world: World) -> None:
+    world.run()
+    sysinv = world.clouds.site.named(ResourceType.USERS, "sysinv")
+    del world.clouds.site.tables[ResourceType.USERS][sysinv.id]
+    world.clouds.site.put(a_user("sysinv", "own-sysinv"))
+    outcome = come_back(world)
+    assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.IDS_NOT_ALIGNED)
+    assert world.clouds.site.writes == []
+
+
+def test_a_subcloud_that_comes_back_with_other_keys_gets_the_keys_alone(world: World) -> None:
+    world.run()
+    world.clouds.site.keys = some_keys("own")
+    assert come_back(world).result is Result.COMPLETED
     assert world.clouds.site.writes == ["POST fernet_repo"]
+    assert world.clouds.site.calls[-2:] == ["login", "GET fernet_repo"]
+
+
+def test_ids_that_are_not_there_when_read_back_keep_the_keys_from_being_sent(world: World) -> None:
+    """Each write is answered as sent, and one is not kept."""
+    store = world.clouds.site.update
+
+    async def forgetful(old_id: str, record: Any) -> Any:
+        if record.name == "vim":
+            world.clouds.site.note("PUT users vim")
+            return record
+        return await store(old_id, record)
+
+    world.clouds.site.update = forgetful  # type: ignore[method-assign]
+    world.clouds.site.tables[ResourceType.GROUPS].clear()
+    outcome = world.run()
+    assert (outcome.result, outcome.reason) == (Result.FAILED, Reason.IDENTITY_NOT_VERIFIED)
+    assert "users vim" in outcome.detail
+    assert "POST fernet_repo" not in world.clouds.site.calls
+    assert not world.store.rows[REGION].subcloud.subsequent_sync
+
+
+def test_a_subcloud_whose_lists_are_empty_when_read_back_is_not_completed(world: World) -> None:
+    """Nothing that differs is no proof where there is nothing at all."""
+    world.just_before("PUT groups", world.clouds.site.tables[ResourceType.ROLES].clear)
+    assert world.run().reason is Reason.SUBCLOUD_EMPTY
+    assert "POST fernet_repo" not in world.clouds.site.calls
+
+
+@pytest.mark.parametrize("moment", ["PUT groups ops", "POST fernet_repo", "GET fernet_repo"])
+def test_a_run_that_dies_after_ids_changed_is_followed_by_one_that_sends_the_keys(world: World, moment: str) -> None:
+    """Though its keys may be the central ones: it must drop the tokens that refer to old ids."""
+    world.run()
+    keys = world.clouds.site.keys
+    reinstall(world)
+    world.clouds.site.keys = keys
+
+    class Killed(BaseException):
+        pass
+
+    world.just_before(moment, raising(Killed()))  # type: ignore[arg-type]
+    with pytest.raises(Killed):
+        come_back(world)
+    world.locks.held.clear()
+    world.store.take_back(world.store.in_progress_since_before(NOON + timedelta(seconds=1)), now=NOON)
+    assert come_back(world).result is Result.COMPLETED
+    assert "POST fernet_repo" in world.clouds.site.writes
+    assert come_back(world).result is Result.COMPLETED
+    assert world.clouds.site.writes == []
 
 
 def test_a_subcloud_that_comes_back_gets_what_changed_centrally_meanwhile(world: World) -> None:
@@ -355,7 +452,7 @@ def test_grants_placed_earlier_are_remembered_under_the_id_their_user_takes(worl
     assert replace(hers, actor_id="c-vim") in world.store.rows[REGION].placed.assignments
 
 
-@pytest.mark.parametrize("death_before", range(0, 14))
+@pytest.mark.parametrize("death_before", range(0, 17))
 def test_a_run_that_dies_before_any_call_is_finished_by_the_next(world: World, death_before: int) -> None:
     class Killed(BaseException):
         pass

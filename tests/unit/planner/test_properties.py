@@ -19,7 +19,7 @@ from dcsync.model.identity import ActorType, Assignment, NewIds, Placed, Record,
 from dcsync.model.reasons import Reason
 from dcsync.planner.match import Cloud
 from dcsync.planner.order import above
-from dcsync.planner.plan import IdentityPlan, plan_initial_sync
+from dcsync.planner.plan import ALWAYS_WRITTEN_USERS, IdentityPlan, plan_initial_sync
 from dcsync.planner.writes import Create, Update, Write
 from dcsync.runs.delivery import carry_out
 from tests.builders import a_group, a_project, a_role, a_user, records
@@ -63,6 +63,7 @@ def initial_sync(central: Records, site: MemorySite) -> None:
             remember_placed=forget_placed,
             check_ownership=no_objection,
             users_at_once=4,
+            always=ALWAYS_WRITTEN_USERS,
         )
     )
 
