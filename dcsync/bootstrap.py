@@ -57,7 +57,7 @@ from dcsync.runs.dispatch import SweepLimits
 from dcsync.runs.outcome import Outcome
 from dcsync.runs.ownership import BatchedOwnership
 from dcsync.runs.ports import Owner
-from dcsync.runs.runner import HintT, Runner, Work
+from dcsync.runs.runner import FollowUp, HintT, OnEnd, Runner, Work
 from dcsync.settings import Settings
 from dcsync.state.alarms import AlarmFeed
 from dcsync.state.ports import AlarmSink
@@ -95,9 +95,12 @@ class SyncServices:
     central_watch: CentralWatch
     reporter: StateReporter
 
-    def act_on(self, work: Work[HintT, Any], hint: HintT) -> Outcome:
-        """Runs one hint on the event loop of this process, from another thread; returns its outcome."""
-        (outcome,) = self.loop.run(self.runner.run(work, [hint]))
+    def act_on(
+        self, work: Work[HintT, Any], hint: HintT, *, then: FollowUp[Any, Any] | None = None, on_end: OnEnd
+    ) -> Outcome:
+        """Runs one hint on the event loop of this process, from another thread; returns its outcome. `on_end` is called
+        on the event loop."""
+        (outcome,) = self.loop.run(self.runner.run(work, [hint], then=then, on_end=on_end))
         return outcome
 
 
@@ -222,6 +225,7 @@ def sync_services(
         ),
         runner=Runner(
             locks=locks,
+            clouds=http_clouds,
             deadline_seconds=settings.run_deadline,
             now=clock.now,
             new_run_id=_new_run_id,

@@ -28,6 +28,7 @@ from dcsync.model.identity import (
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, Subcloud
 from dcsync.planner.match import Cloud
+from dcsync.runs.clouds import Seen
 from tests.builders import NOON, central_data, records, some_keys
 
 _ACTOR = {ActorType.USER: ResourceType.USERS, ActorType.GROUP: ResourceType.GROUPS}
@@ -67,6 +68,7 @@ class MemorySite:
         self.keystone = MemoryKeystone(self)
         self.fernet_repo = MemoryFernetRepo(self)
         self.services: dict[EndpointType, Any] = {}
+        self.seen = Seen()
 
     def service(self, endpoint_type: EndpointType) -> Any:
         return self.services[endpoint_type]
@@ -314,5 +316,6 @@ class MemoryClouds:
     async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[MemorySite]:
         if self.site_error is not None:
             raise self.site_error
+        self.site.seen = Seen()
         await self.site.login()
         yield self.site

@@ -28,6 +28,7 @@ from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.planner.differences import Difference, digest
 from dcsync.runs.clouds import Clouds, SubcloudSession
 from dcsync.runs.delivery import require_ownership, write_own
+from dcsync.runs.login import Login
 from dcsync.runs.outcome import Outcome, Result
 from dcsync.runs.ports import Loop, Ownership
 from dcsync.runs.runner import Ended, within
@@ -113,10 +114,10 @@ class AuditJob:
 
     run: AuditRun
     progress: list[_Progress]
-    work: Callable[[AuditRun, list[_Progress]], Awaitable[None]]
+    work: Callable[[AuditRun, list[_Progress], Login], Awaitable[None]]
 
-    async def carry_out(self) -> None:
-        await self.work(self.run, self.progress)
+    async def carry_out(self, login: Login) -> None:
+        await self.work(self.run, self.progress, login)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +165,13 @@ class Audit:
 
     # --- the work ---
 
-    async def _audit(self, run: AuditRun, progress: list[_Progress]) -> None:
-        """Audits one endpoint type after another, identity before keys, with one login."""
+    async def _audit(self, run: AuditRun, progress: list[_Progress], login: Login) -> None:
+        """Audits one endpoint type after another, identity before keys, with one login: that of the initial sync, if
+        the run has just completed one."""
         central = await self.clouds.central_audit_data(max_age=self._max_central_age(run))
-        async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
-            for each in progress:
-                await self._audit_endpoint(run, each, session, central)
+        session = await login.session()
+        for each in progress:
+            await self._audit_endpoint(run, each, session, central)
         await self._check_ownership(run)
 
     def _max_central_age(self, run: AuditRun) -> float | None:

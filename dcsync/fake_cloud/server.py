@@ -137,6 +137,8 @@ class Site:
             self.world.watchman.saw(self.cloud.region_name, WRONGLY_DELETED, request.request_id, what)
         if request.service == "sysinv" and response.status in (200, 201, 202):
             self._watch_keys(request, keys_before)
+        if request.verb == "GET" and request.subject == "keystone role_assignments" and response.status == 200:
+            self.world.watchman.began_audit(self.ledger, request_id=request.request_id)
         return response
 
     def _own_answer(self, request: Request, *, collides: bool) -> Response:

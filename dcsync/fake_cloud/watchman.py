@@ -43,7 +43,7 @@ class Ledger:
     """What was seen at one cloud. Runs are remembered in the order of their first write, the newest few only."""
 
     runs: dict[str, bool] = field(default_factory=dict)
-    """request id -> has it read back the central keys after it had delivered them?"""
+    """request id -> has it read back the central keys after it had delivered them, and not begun an audit since?"""
     delivered: set[str] = field(default_factory=set)
     """runs that have delivered keys"""
     last_writer: str | None = None
@@ -103,6 +103,11 @@ class Watchman:
         """Keys were read; after its own delivery this completes a run."""
         if request_id is not None and are_central and request_id in ledger.delivered:
             ledger.runs[request_id] = True
+
+    def began_audit(self, ledger: Ledger, *, request_id: str | None) -> None:
+        """Grants were read, as only an audit does: a run may go on with one, and write what it finds."""
+        if request_id is not None and ledger.runs.get(request_id):
+            ledger.runs[request_id] = False
 
     def saw(self, region_name: str, kind: str, request_id: str | None, what: str) -> None:
         """Takes down one violation."""

@@ -23,6 +23,7 @@ from dcsync.model.subcloud import Step
 from dcsync.planner.plan import ALWAYS_WRITTEN_USERS
 from dcsync.runs.clouds import Clouds, SubcloudSession
 from dcsync.runs.delivery import Stopped, require_ownership, write_own
+from dcsync.runs.login import Login
 from dcsync.runs.outcome import Outcome, Result
 from dcsync.runs.ports import Ownership
 from dcsync.runs.runner import Ended
@@ -46,10 +47,10 @@ class SyncJob:
     """One claimed run."""
 
     run: Run
-    steps: Callable[[Run], Awaitable[None]]
+    steps: Callable[[Run, Login], Awaitable[None]]
 
-    async def carry_out(self) -> None:
-        await self.steps(self.run)
+    async def carry_out(self, login: Login) -> None:
+        await self.steps(self.run, login)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class InitialSync:
     now: Callable[[], datetime]
     jitter: Callable[[], float]
     worker: str
-    noun: str = "run"
+    noun: str = "initial sync"
 
     # --- called by the runner ---
 
@@ -80,7 +81,7 @@ class InitialSync:
 
     # --- the work ---
 
-    async def _steps(self, run: Run) -> None:
+    async def _steps(self, run: Run, login: Login) -> None:
         """Runs identity, fernet keys and audit init, in this order, with one login.
 
         A subcloud that came back and was last given the current central identity data is read like any other, and
@@ -89,24 +90,22 @@ class InitialSync:
         does, the next one must send them.
         """
         central = await self.clouds.central_data()
+        session = await login.session()
         was_given = run.subcloud.subsequent_sync and run.identity_fingerprint == central.identity_fingerprint
-        async with self.clouds.subcloud(run.subcloud, request_id=f"req-{run.run_id}") as session:
-            identity = await self._identity(
-                run, session, central.records, always=() if was_given else ALWAYS_WRITTEN_USERS
-            )
-            is_given_anew = not was_given or identity.ids_changed > 0
-            await self._in_step(
-                run,
-                Step.FERNET_KEYS,
-                lambda: give_fernet_keys(
-                    session=session,
-                    keys=central.keys,
-                    check_ownership=lambda: self._check_ownership(run),
-                    always=is_given_anew,
-                ),
-            )
-            if is_given_anew:
-                await self._own(run, lambda: self.store.record_identity(run, fingerprint=central.identity_fingerprint))
+        identity = await self._identity(run, session, central.records, always=() if was_given else ALWAYS_WRITTEN_USERS)
+        is_given_anew = not was_given or identity.ids_changed > 0
+        await self._in_step(
+            run,
+            Step.FERNET_KEYS,
+            lambda: give_fernet_keys(
+                session=session,
+                keys=central.keys,
+                check_ownership=lambda: self._check_ownership(run),
+                always=is_given_anew,
+            ),
+        )
+        if is_given_anew:
+            await self._own(run, lambda: self.store.record_identity(run, fingerprint=central.identity_fingerprint))
         await self._in_step(run, Step.AUDIT_INIT, lambda: self._init_audit(run))
         await self._check_ownership(run)
 

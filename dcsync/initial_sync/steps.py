@@ -16,7 +16,8 @@ from dcsync.runs.clouds import SubcloudSession
 from dcsync.runs.delivery import (
     OwnershipCheck,
     carry_out,
-    read_records,
+    holds_fernet_keys,
+    read_and_note,
     replace_fernet_keys,
 )
 
@@ -71,7 +72,7 @@ async def align_identity(
     async def plan(always: Collection[str]) -> IdentityPlan:
         return plan_initial_sync(
             central=central,
-            subcloud=await read_records(session.identity),
+            subcloud=await read_and_note(session),
             region_name=region_name,
             groups_to_refill=groups_to_refill,
             always=always,
@@ -108,7 +109,7 @@ async def give_fernet_keys(
     *, session: SubcloudSession, keys: FernetKeys, check_ownership: OwnershipCheck, always: bool
 ) -> KeysGiven:
     """Sends the central keys and reads them back; without `always` only to a subcloud that is read to have others."""
-    if not always and (await session.fernet_repo.read()).fingerprint() == keys.fingerprint():
+    if not always and await holds_fernet_keys(session=session, keys=keys):
         return KeysGiven(was_sent=False)
     await replace_fernet_keys(session=session, keys=keys, check_ownership=check_ownership)
     return KeysGiven(was_sent=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dcsync.model.identity import Assignment, CentralData, FernetKeys, Record, ResourceType, RevocationEvent
+from dcsync.model.identity import Assignment, CentralData, FernetKeys, Record, Records, ResourceType, RevocationEvent
 from dcsync.model.subcloud import EndpointType, Subcloud
 
 
@@ -57,8 +58,31 @@ class FernetRepo(Protocol):
         """Sends the whole set; raises ValueError for an empty one, because an empty POST resets the repository."""
 
 
+@dataclass
+class Seen:
+    """What a run last read of its subcloud and has not written since; None where it must be read again.
+
+    Writes void it (`runs.delivery`), and whoever takes it leaves nothing behind: the reading that ends one piece of
+    work is the first reading of the work that follows, and of no other.
+    """
+
+    records: Records | None = None
+    keys: FernetKeys | None = None
+
+    def take_records(self) -> Records | None:
+        taken, self.records = self.records, None
+        return taken
+
+    def take_keys(self) -> FernetKeys | None:
+        taken, self.keys = self.keys, None
+        return taken
+
+
 class SubcloudSession(Protocol):
     """A logged-in session with one subcloud; closed by its context manager."""
+
+    @property
+    def seen(self) -> Seen: ...
 
     @property
     def identity(self) -> IdentityService: ...

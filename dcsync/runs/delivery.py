@@ -17,7 +17,7 @@ from dcsync.model.reasons import Reason
 from dcsync.planner.differences import stored_as_sent
 from dcsync.planner.match import Cloud
 from dcsync.planner.writes import AddEvent, Create, Delete, Grant, Revoke, SetPassword, Update, Write
-from dcsync.runs.clouds import FernetRepo, IdentityService, SubcloudSession
+from dcsync.runs.clouds import IdentityService, SubcloudSession
 from dcsync.runs.ports import Owner, Ownership, Standing
 
 T = TypeVar("T")
@@ -54,15 +54,30 @@ async def read_records(identity: IdentityService) -> Records:
     return Records(*lists)
 
 
+async def read_and_note(session: SubcloudSession) -> Records:
+    """Reads the four lists, and notes them for what the run does next."""
+    session.seen.records = await read_records(session.identity)
+    return session.seen.records
+
+
 async def read_cloud(session: SubcloudSession) -> Cloud:
-    """Reads everything an identity audit compares, concurrently."""
+    """Reads everything an identity audit compares, concurrently; not the four lists where their note still holds."""
+
+    async def records() -> Records:
+        return session.seen.take_records() or await read_records(session.identity)
+
     reads: list[Coroutine[Any, Any, Any]] = [
-        read_records(session.identity),
+        records(),
         session.keystone.assignments(),
         session.identity.revocation_events(),
     ]
-    records, assignments, events = await all_or_first_error(reads)
-    return Cloud(records, assignments, events)
+    lists, assignments, events = await all_or_first_error(reads)
+    return Cloud(lists, assignments, events)
+
+
+async def read_keys(session: SubcloudSession) -> FernetKeys:
+    """Returns the subcloud's keys; not read where their note still holds."""
+    return session.seen.take_keys() or await session.fernet_repo.read()
 
 
 async def carry_out(
@@ -117,6 +132,7 @@ def _batches(writes: Sequence[Write]) -> Iterator[list[Write]]:
 
 
 async def _send(write: Write, session: SubcloudSession, admin_password: str | None) -> None:
+    session.seen.records = None
     match write.action:
         case Update(old, record):
             _verify(sent=record, stored=await session.identity.update(old.id, record))
@@ -159,24 +175,27 @@ async def all_or_first_error(jobs: list[Coroutine[Any, Any, T]]) -> list[T]:
 async def replace_fernet_keys(*, session: SubcloudSession, keys: FernetKeys, check_ownership: OwnershipCheck) -> None:
     """Sends the whole central key set, then reads it back with a new login.
 
-    The keys are sent even if the subcloud has them already: this makes the subcloud discard cached tokens, which refer
-    to ids that the identity step replaced. Raises CloudError keys-not-verified when the set read back differs.
+    This makes the subcloud discard cached tokens, which refer to ids that earlier writes replaced: so keys are
+    sent then even to a subcloud that has them. Raises CloudError keys-not-verified when the set read back differs.
     Source: docs/upstream/initial-sync.md sections 1 and 6 (step 5); unlike upstream, no error is ignored.
     """
     problems = keys.problems()
     if problems:
         raise CloudError(Reason.CENTRAL_KEYS_INVALID, f"nothing was sent: {'; '.join(problems)}")
     await check_ownership()
+    session.seen.keys = None
     await session.fernet_repo.replace(keys)
     await session.login()
-    await verify_fernet_keys(session.fernet_repo, keys)
-
-
-async def verify_fernet_keys(fernet_repo: FernetRepo, keys: FernetKeys) -> None:
-    """Raises CloudError keys-not-verified unless the subcloud holds exactly these keys."""
-    stored = await fernet_repo.read()
+    stored = await session.fernet_repo.read()
     if stored.fingerprint() != keys.fingerprint():
         raise CloudError(
             Reason.KEYS_NOT_VERIFIED,
             f"the subcloud returned keys {sorted(stored.keys)}, which differ from the central {sorted(keys.keys)}",
         )
+    session.seen.keys = stored
+
+
+async def holds_fernet_keys(*, session: SubcloudSession, keys: FernetKeys) -> bool:
+    """Reads the subcloud's keys, notes them for what the run does next, and returns whether they are exactly these."""
+    session.seen.keys = await session.fernet_repo.read()
+    return session.seen.keys.fingerprint() == keys.fingerprint()

@@ -6,7 +6,7 @@ import structlog
 from celery import shared_task
 
 from dcsync.model.messages import AuditHint, TaskName
-from dcsync.tasks.base import DcsyncTask, WorkerProcess
+from dcsync.tasks.base import DcsyncTask, WorkerProcess, log_outcomes
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
@@ -47,7 +47,5 @@ def watch_central_now(process: WorkerProcess) -> dict[str, object]:
 @shared_task(name=TaskName.AUDIT.value, bind=True)
 def audit_subcloud(self: DcsyncTask, region_name: str, **_: object) -> dict[str, object]:
     """Runs the due audits of one subcloud. The message is acknowledged at the start; a sweep finds abandoned audits."""
-    outcome = self.sync.act_on(self.sync.audit, AuditHint(region_name))
-    write = log.warning if outcome.is_failure else log.info
-    write("audit", task_id=self.request.id, **outcome.as_dict())
-    return outcome.as_dict()
+    on_end = log_outcomes(self.request.id)
+    return self.sync.act_on(self.sync.audit, AuditHint(region_name), on_end=on_end).as_dict()

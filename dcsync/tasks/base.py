@@ -16,6 +16,8 @@ from dcsync.initial_sync.ports import Run
 from dcsync.model.errors import TemporaryError
 from dcsync.model.messages import SyncHint, TaskName
 from dcsync.model.subcloud import Step
+from dcsync.runs.outcome import Outcome
+from dcsync.runs.runner import OnEnd
 from dcsync.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -68,6 +70,16 @@ class DcsyncTask(Task):
     @property
     def state(self) -> bootstrap.StateServices:
         return process_of(self.app).state
+
+
+def log_outcomes(task_id: str) -> OnEnd:
+    """Returns a function that logs the outcomes of a task's runs."""
+
+    def log_outcome(noun: str, outcome: Outcome) -> None:
+        write = log.warning if outcome.is_failure else log.info
+        write(noun, task_id=task_id, **outcome.as_dict())
+
+    return log_outcome
 
 
 class WorkerProcess:

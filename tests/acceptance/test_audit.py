@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
+from dcsync.adapters.broker.locks import RedisLocks
 from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.tables import subcloud_sync
 from dcsync.audit.ports import AuditRow
@@ -16,7 +17,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
 from tests.acceptance.conftest import Subclouds
-from tests.system import FAST, PATIENCE, System, open_system
+from tests.system import FAST, PATIENCE, System, open_system, redis_client
 
 pytestmark = [pytest.mark.xdist_group("audit"), pytest.mark.timeout(600)]
 
@@ -269,6 +270,34 @@ def test_an_audit_whose_worker_is_killed_is_finished_by_another(system: System, 
         until(system, name, lambda row: row.observed_generation == row.generation)
         system.until(lambda: audited(system, name), f"{name} repaired")
         assert system.cloud.state(name)["violations"] == {}
+    finally:
+        end_sync_workers(system)
+        system.start_sync_worker()
+
+
+def test_a_first_audit_whose_worker_is_killed_is_finished_by_another_and_completed_stays_completed(
+    system: System, subclouds: Subclouds
+) -> None:
+    """The run that completed the initial sync was still at work."""
+    brief = {"DCSYNC_LOCK_TTL": "10"}
+    (name,) = subclouds(1)
+    end_sync_workers(system)
+    try:
+        system.start_sync_worker("killed", **brief, DCSYNC_READ_TIMEOUT="100", DCSYNC_REQUEST_TIMEOUT="100")
+        system.cloud.set_fault(name, Fault("hang", path="/v3/role_assignments"))
+        system.manage(name)
+        until(system, name, lambda row: row.audit_status is AuditStatus.IN_PROGRESS)
+        (attempt,) = system.attempts(name)
+        assert attempt.ending == "completed"
+        with redis_client(system) as client:
+            owners = RedisLocks(client, ttl_seconds=1).owners([system.row(name).region_name])
+        assert list(owners.values()) == [attempt.run_id]
+        end_sync_workers(system)
+        system.cloud.set_fault(name, None)
+        system.start_sync_worker("again", **brief)
+        system.until_at_rest(name)
+        assert system.all_attempts(name) == [attempt]
+        system.assert_good(name)
     finally:
         end_sync_workers(system)
         system.start_sync_worker()

@@ -6,6 +6,7 @@ import pytest
 
 from dcsync.fake_cloud.faults import Fault
 from dcsync.model.reasons import Reason
+from dcsync.model.states.audit import AuditStatus
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType
 from tests.acceptance.conftest import Subclouds
 from tests.system import PATIENCE, System
@@ -78,9 +79,33 @@ def test_after_identity_come_keys_a_login_made_with_them_and_a_look_at_them(
     (attempt,) = system.attempts(name)
     calls = [(call["verb"], call["path"]) for call in recent if call["request_id"] == f"req-{attempt.run_id}"]
     keys = calls.index(("POST", "/v1/fernet_repo"))
-    assert keys
     assert all(path.startswith("/v1.0/identity") for _, path in calls[:keys])
-    assert calls[keys + 1 :] == [("POST", "/v3/auth/tokens"), ("GET", "/v1/fernet_repo")]
+    assert {verb for verb, _ in calls[keys - 4 : keys]} == {"GET"}, "the ids are read back first"
+    login = ("POST", "/v3/auth/tokens")
+    assert calls[keys + 1 : keys + 3] == [login, ("GET", "/v1/fernet_repo")]
+    assert login not in calls[keys + 3 :], "the audit goes on with the same login"
+
+
+def test_unmanaged_between_completed_and_the_end_of_the_audit_is_not_written_any_more(
+    system: System, subclouds: Subclouds
+) -> None:
+    (name,) = subclouds(1)
+    system.cloud.set_fault(name, Fault("latency", path="/v3/role_assignments", seconds=3))
+    system.manage(name)
+    system.until(lambda: is_audited_now(system, name), f"{name} is completed and being audited")
+    (attempt,) = system.attempts(name)
+    assert attempt.ending == "completed"
+    before = system.writes(name)
+    system.unmanage(name)
+    system.until_free(name)
+    assert system.writes(name) == before
+    assert not is_audited_now(system, name)
+    assert system.all_attempts(name) == [attempt]
+    assert (system.row(name).initial_sync_state, system.row(name).reason) == ("none", None)
+
+
+def is_audited_now(system: System, name: str) -> bool:
+    return any(row.audit_status is AuditStatus.IN_PROGRESS for row in system.audits.audits([name]))
 
 
 def test_sync_runs_every_step_anew_and_waits_for_it(system: System, subclouds: Subclouds) -> None:
@@ -141,11 +166,11 @@ def test_a_subcloud_that_comes_back_with_service_ids_of_its_own_fails_and_is_nev
     name = a_completed_one(system, subclouds)
     before = system.writes(name)
     system.report(OFFLINE, name)
-    system.cloud.drift(name, "move-id", type="users", name="sysinv")
+    system.cloud.drift(name, "move-id", type="users", name="admin")
     system.report(ONLINE, name)
     row = system.until_failed(name)
     assert row.reason is Reason.IDS_NOT_ALIGNED
-    assert "user sysinv" in row.detail
+    assert "user admin" in row.detail
     assert {attempt.ending for attempt in system.attempts(name)} <= {"failed", None}
     assert system.writes(name) == before
     assert system.cloud.state(name)["violations"] == {}

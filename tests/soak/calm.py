@@ -149,8 +149,11 @@ class Calm:
 
     def _is_initial_sync(self, violation: dict[str, Any]) -> bool:
         told = f'"run_id": "{_run_id(violation)}"'
-        audits = [line for run in self.system.running for line in run.output().splitlines() if told in line]
-        return not any('"event": "audit"' in line for line in audits)
+        ends = [line for run in self.system.running for line in run.output().splitlines() if told in line]
+        is_audit, is_initial_sync = (
+            any(f'"event": "{what}"' in line for line in ends) for what in ("audit", "initial sync")
+        )
+        return is_initial_sync or not is_audit
 
     def _woke_just_before(self, violation: dict[str, Any]) -> bool:
         run_id = _run_id(violation)

@@ -28,6 +28,7 @@ from dcsync.model.identity import CentralData, FernetKeys, Record, Records, Reso
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, Subcloud
 from dcsync.planner.match import MANDATORY
+from dcsync.runs.clouds import Seen
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class HttpSubcloudSession:
         self.keystone = KeystoneApi(session, url=urls.auth)
         self.fernet_repo = SysinvFernetRepo(session, url=urls.sysinv)
         self._services = services_of(session, urls)
+        self.seen = Seen()
 
     def service(self, endpoint_type: EndpointType) -> Service:
         """Returns the adapter registered for this endpoint type (`services.SERVICES`); raises KeyError without one."""

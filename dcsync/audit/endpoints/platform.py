@@ -13,7 +13,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
 from dcsync.planner.differences import Difference
 from dcsync.runs.clouds import SubcloudSession
-from dcsync.runs.delivery import replace_fernet_keys
+from dcsync.runs.delivery import read_keys, replace_fernet_keys
 
 KEYS = "fernet_repo"
 
@@ -33,7 +33,7 @@ class Platform(AuditedEndpoint[FernetKeys]):
         return {"fernet keys": len(central.keys.keys)}
 
     async def read(self, session: SubcloudSession) -> FernetKeys:
-        return await session.fernet_repo.read()
+        return await read_keys(session)
 
     def held_fingerprint(self, held: FernetKeys) -> str:
         return held.fingerprint()

@@ -101,6 +101,7 @@ class World:
     def runner(self) -> Runner:
         return Runner(
             locks=self.locks,
+            clouds=self.clouds,
             deadline_seconds=self.deadline_seconds,
             now=lambda: self.now,
             new_run_id=lambda: f"run-{next(self.numbers)}",

@@ -181,6 +181,7 @@ class Life:
         )
         runner = Runner(
             locks=locks,
+            clouds=self.world.clouds,
             deadline_seconds=3600,
             now=lambda: NOON,
             new_run_id=lambda: f"sync-{next(self.numbers)}",

@@ -103,6 +103,19 @@ def test_reading_equal_keys_completes_a_run_only_after_it_delivered_them() -> No
     assert story.seen == {WRITE_AFTER_COMPLETION: 1}
 
 
+def test_a_run_that_goes_on_with_an_audit_may_write_until_it_reads_the_keys_it_sends() -> None:
+    story = Story()
+    story.write("a")
+    story.keys("a")
+    story.read("a")
+    story.watchman.began_audit(story.ledger, request_id="a")
+    story.write("a")
+    assert story.seen == {}
+    story.read("a")
+    story.write("a")
+    assert story.seen == {WRITE_AFTER_COMPLETION: 1}
+
+
 def test_keys_out_of_order_are_a_violation() -> None:
     story = Story()
     story.keys("a", in_order=False)

@@ -68,6 +68,7 @@ class World:
     def runner(self) -> Runner:
         return Runner(
             locks=self.locks,
+            clouds=self.clouds,
             deadline_seconds=self.deadline_seconds,
             now=lambda: NOON,
             new_run_id=lambda: f"run-{next(self.numbers)}",

@@ -21,6 +21,7 @@ from dcsync.planner.match import Cloud
 from dcsync.planner.order import above
 from dcsync.planner.plan import ALWAYS_WRITTEN_USERS, IdentityPlan, plan_initial_sync
 from dcsync.planner.writes import Create, Update, Write
+from dcsync.runs.clouds import Seen
 from dcsync.runs.delivery import carry_out
 from tests.builders import a_group, a_project, a_role, a_user, records
 from tests.memory_clouds import MemorySite
@@ -66,6 +67,7 @@ def initial_sync(central: Records, site: MemorySite) -> None:
             always=ALWAYS_WRITTEN_USERS,
         )
     )
+    site.seen = Seen()  # the session ends
 
 
 def sync_plan(central: Records, subcloud: Records) -> IdentityPlan:
