@@ -236,16 +236,12 @@ class MemoryAuditStore:
     def in_progress_count(self) -> int:
         return len({row.run_id for row in self.rows.values() if row.run_id})
 
-    def dispatch(
-        self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
-    ) -> list[AuditHint]:
+    def dispatch(self, *, room: int, lost: Collection[AuditHint], now: datetime) -> list[AuditHint]:
         again = {hint.region_name for hint in lost}
         due = [
             (row.due_at, self.subclouds[region].id, type_, region)
             for (region, type_), row in self.rows.items()
-            if self._is_due(region, row, now)
-            and (row.dispatched_at is None or region in again)
-            and region_name in (None, region)
+            if self._is_due(region, row, now) and (row.dispatched_at is None or region in again)
         ]
         chosen = sorted(due)[:room]
         numbers: dict[str, int] = {}

@@ -197,11 +197,9 @@ class DueAudits(DueRows[AuditHint], Protocol):
     def take_follow_ups(self, *, now: datetime) -> int:
         """Makes rows due for the audits that the state service requested; returns the number of requests."""
 
-    def dispatch(
-        self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
-    ) -> list[AuditHint]:
+    def dispatch(self, *, room: int, lost: Collection[AuditHint], now: datetime) -> list[AuditHint]:
         """Marks up to `room` due rows as dispatched, longest due first: those never sent, and those whose hint is
-        `lost`. Returns one hint per subcloud. `region_name`: rows of this subcloud only."""
+        `lost`. Returns one hint per subcloud."""
 
 
 class CentralStates(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from dcsync.audit.endpoints import audited_types, endpoint_of
+from dcsync.audit.endpoints import endpoint_of
 from dcsync.audit.ports import AuditMessenger, AuditReports, DueAudits
 from dcsync.model.messages import AuditHint
 from dcsync.runs.dispatch import Dispatcher, SweepLimits
@@ -82,12 +82,6 @@ class AuditSweep:
         if searches_all:
             self.searched_all_at = now
         return len(found)
-
-    def send_now(self, region_name: str, *, now: datetime) -> int:
-        """Sends a hint for what is due of this subcloud without waiting for a sweep; returns 1 if sent, else 0."""
-        hints = self.store.dispatch(room=len(audited_types()), lost=[], now=now, region_name=region_name)
-        self._dispatcher.send_marked(hints)
-        return len(hints)
 
     @property
     def _dispatcher(self) -> Dispatcher[AuditHint]:

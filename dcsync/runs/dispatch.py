@@ -107,10 +107,10 @@ class Dispatcher(Generic[Hint]):
         on_their_way, lost = self._on_their_way(now)
         room = self.limits.max_in_flight - self.rows.in_progress_count() - on_their_way
         hints = self.rows.dispatch(room=room, lost=lost, now=now) if room > 0 else []
-        self.send_marked(hints)
+        self._send_marked(hints)
         return len(lost), len(hints)
 
-    def send_marked(self, hints: list[Hint]) -> None:
+    def _send_marked(self, hints: list[Hint]) -> None:
         """Sends hints whose rows are marked as dispatched, or unmarks them and raises BrokerUnreachable."""
         if not hints:
             return

@@ -530,11 +530,6 @@ def test_dispatch_sends_one_hint_for_both_rows_and_only_once(rows: Rows) -> None
     }  # fmt: skip
 
 
-def test_dispatch_of_one_subcloud_leaves_the_others(rows: Rows) -> None:
-    assert rows.store.dispatch(room=2, lost=[], now=NOON, region_name="s2") == [AuditHint("s2", 1)]
-    assert [hint.region_name for hint in rows.store.dispatch(room=9, lost=[], now=NOON)] == ["s1", "s3"]
-
-
 def test_those_that_are_not_eligible_are_not_sent_and_do_not_count_as_waiting(rows: Rows) -> None:
     rows.store.dispatch(room=2, lost=[], now=NOON)
     rows.leave("s1")

@@ -251,9 +251,7 @@ class SqlAuditStore:
             return int(connection.execute(query).scalar_one())
 
     @database_errors()
-    def dispatch(
-        self, *, room: int, lost: Collection[AuditHint], now: datetime, region_name: str | None = None
-    ) -> list[AuditHint]:
+    def dispatch(self, *, room: int, lost: Collection[AuditHint], now: datetime) -> list[AuditHint]:
         regions = [hint.region_name for hint in lost]
         not_sent = _ROW.dispatched_at.is_(None) | (subcloud.c.region_name == sa.any_(sa.literal(regions, _TEXTS)))
         due = (
@@ -264,8 +262,6 @@ class SqlAuditStore:
             .limit(room)
             .with_for_update(of=subcloud_sync, skip_locked=True)
         )
-        if region_name is not None:
-            due = due.where(subcloud.c.region_name == region_name)
         with self._engine.begin() as connection:
             found = connection.execute(due).all()
             if not found:

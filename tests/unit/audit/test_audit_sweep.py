@@ -155,12 +155,6 @@ def test_requests_of_the_state_service_are_sent_in_the_same_sweep(world: World) 
     assert world.sent == ["s3.audit.1"]
 
 
-def test_one_subcloud_can_be_sent_at_once(world: World) -> None:
-    assert world.sweeping.send_now("s2", now=NOON) == 1
-    assert world.sweeping.send_now("s2", now=NOON) == 0
-    assert world.sent == ["s2.audit.1"]
-
-
 # --- the watch ---------------------------------------------------------------------------------------------------
 
 

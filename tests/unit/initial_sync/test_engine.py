@@ -369,7 +369,9 @@ def test_a_run_that_dies_after_ids_changed_is_followed_by_one_that_sends_the_key
     with pytest.raises(Killed):
         come_back(world)
     world.locks.held.clear()
-    world.store.take_back(world.store.in_progress_since_before(NOON + timedelta(seconds=1)), now=NOON)
+    world.store.take_back(
+        world.store.in_progress_since_before(NOON + timedelta(seconds=1), now=NOON + timedelta(seconds=1)), now=NOON
+    )
     assert come_back(world).result is Result.COMPLETED
     assert "POST fernet_repo" in world.clouds.site.writes
     assert come_back(world).result is Result.COMPLETED

@@ -20,6 +20,7 @@ from tests.memory_clouds import MemoryClouds, MemorySite
 from tests.one_run import OneWorker
 
 IDENTITY, PLATFORM = EndpointType.IDENTITY, EndpointType.PLATFORM
+HOUR_LATER = NOON + timedelta(hours=1)
 IN_SYNC = SyncStatus.IN_SYNC
 LISTS = ["GET users", "GET groups", "GET projects", "GET roles"]
 AUDIT_READS = ["GET role assignments", "GET revocation events"]
@@ -183,8 +184,8 @@ async def test_a_worker_killed_between_the_two_leaves_the_audits_to_the_sweep(
         await worker.run()
     worker.locks.held.clear()
     assert worker.rows.state(worker.region_name) is InitialSyncState.COMPLETED
-    assert worker.rows.in_progress_since_before(NOON + timedelta(hours=1)) == []
-    abandoned = worker.audits.in_progress_since_before(NOON + timedelta(hours=1))
+    assert worker.rows.in_progress_since_before(HOUR_LATER, now=HOUR_LATER) == []
+    abandoned = worker.audits.in_progress_since_before(HOUR_LATER, now=HOUR_LATER)
     assert worker.audits.take_back(abandoned, now=NOON) == [worker.region_name]
     await worker.audit()
     assert worker.reports == [(IDENTITY, IN_SYNC), (PLATFORM, IN_SYNC)]
