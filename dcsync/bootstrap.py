@@ -34,6 +34,7 @@ from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.clock import DatabaseClock
 from dcsync.adapters.postgres.database import make_engine
+from dcsync.adapters.postgres.history import SqlHistory
 from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
 from dcsync.adapters.postgres.probes import SqlProbeStore
 from dcsync.adapters.postgres.runs import SqlRunStore
@@ -84,6 +85,7 @@ class SyncServices:
     clock: DatabaseClock
     loop: LoopThread
     run_store: SqlRunStore
+    history: SqlHistory
     sweep: Sweep
     runner: Runner
     initial_sync: InitialSync
@@ -217,6 +219,7 @@ def sync_services(
         clock=clock,
         loop=loop,
         run_store=run_store,
+        history=SqlHistory(rows),
         sweep=Sweep(
             store=run_store,
             locks=locks,

@@ -172,7 +172,9 @@ class Settings(BaseModel):
     )
     users_at_once: int = _setting(4, "users written to one subcloud at the same time", ge=1, le=16)
     max_reply_bytes: int = _setting(16 * 1024 * 1024, "the largest reply accepted from a cloud", ge=1024)
-    history_days: float = _setting(30, "how long ended attempts are kept", gt=0)
+    history_days: float = _setting(
+        30, "how long history, operations and cleared alarms are kept, of deleted subclouds too", gt=0
+    )
     alarm_webhook_url: SecretStr | None = _setting(
         None, "where alarms are POSTed as JSON, http(s); default: only logged"
     )

@@ -7,8 +7,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, listed, refuse_unknown
-from dcsync.model.history import RequestHistory
+from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud, listed, refuse_unknown
+from dcsync.model.history import Life, RequestHistory
+from dcsync.model.operation import Intent, Operation
 from dcsync.model.pair import Pair, pair_change
 from dcsync.model.reasons import Unproven
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState, Transition
@@ -22,15 +23,19 @@ from dcsync.model.subcloud import (
     Subcloud,
     SyncStatus,
 )
-from tests.builders import statuses
+from tests.builders import NOON, statuses
 
 
 class FakeInventory:
-    """Subclouds by name, and what was asked of each."""
+    """Subclouds by name, what was asked of each, and what operators did: also `ports.Operations`."""
 
     def __init__(self, *subclouds: Subcloud) -> None:
         self.subclouds = {known.name: known for known in subclouds}
         self.requests: dict[str, list[RequestHistory]] = {known.name: [] for known in subclouds}
+        self.lives: dict[str, list[Life]] = {}
+        self.operations: list[tuple[Operation, frozenset[int], frozenset[str]]] = []
+        """Each with the ids of all subclouds concerned and their names."""
+        self._ids = len(subclouds)
 
     def put(self, name: str, **changes: Any) -> None:
         """As if a run or the state service had written these columns; `sync_status`: verified at NOON."""
@@ -38,7 +43,7 @@ class FakeInventory:
             changes["endpoints"] = statuses(changes.pop("sync_status"))
         self.subclouds[name] = replace(self.subclouds[name], **changes)
 
-    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
+    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime, intent: Intent | None = None) -> None:
         names, regions = [new.name for new in subclouds], [new.region_name for new in subclouds]
         twice = [{each for each in given if given.count(each) > 1} for given in (names, regions)]
         if any(twice):
@@ -46,9 +51,21 @@ class FakeInventory:
         there = self.subclouds.keys() & set(names), {known.region_name for known in self.all()} & set(regions)
         if any(there):
             raise DuplicateSubcloud.already_there(*there)
-        for id_, new in enumerate(subclouds, start=len(self.requests) + 1):
+        for new in subclouds:
+            self._ids += 1
+            self.lives.setdefault(new.name, []).insert(
+                0,
+                Life(
+                    subcloud_id=self._ids,
+                    name=new.name,
+                    region_name=new.region_name,
+                    added_at=now,
+                    deleted_at=None,
+                    entries=(),
+                ),
+            )
             self.subclouds[new.name] = Subcloud(
-                id=id_,
+                id=self._ids,
                 name=new.name,
                 region_name=new.region_name,
                 management_ip=new.management_ip,
@@ -63,6 +80,7 @@ class FakeInventory:
                 endpoints=dict.fromkeys(DEFAULT_ENDPOINT_TYPES, EndpointStatus(is_audited=True)),
             )
             self.requests[new.name] = []
+        self._done(intent, [new.name for new in subclouds], now=now)
 
     def find(self, names: Sequence[str]) -> list[Subcloud]:
         refuse_unknown(names, self.subclouds)
@@ -74,8 +92,10 @@ class FakeInventory:
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
         return sorted(name for name in self.subclouds if name.startswith(prefix))[:limit]
 
-    def delete(self, name: str, *, now: datetime) -> Subcloud:
+    def delete(self, name: str, *, now: datetime, intent: Intent | None = None) -> Subcloud:
         (gone,) = self.find([name])
+        self._done(intent, [name], now=now)
+        self.lives[name] = [replace(life, deleted_at=life.deleted_at or now) for life in self.history(name)]
         del self.subclouds[name]
         return gone
 
@@ -87,6 +107,7 @@ class FakeInventory:
         now: datetime,
         by: str,
         online_only: bool = False,
+        intent: Intent | None = None,
     ) -> list[Transition]:
         changing = [known for known in self._chosen(names) if known.management_state is not state]
         offline = [known.name for known in changing if known.availability_status is AvailabilityStatus.OFFLINE]
@@ -102,9 +123,12 @@ class FakeInventory:
                     self.put(known.name, subsequent_sync=False, endpoints=_unknown(known, Unproven.UNMANAGED))
                 self._apply(known.name, change.event, now=now, by=by, cause=str(state))
             transitions.append(self._transition(known, change.event if change else None))
+        self._done(intent, [told.name for told in transitions], now=now)
         return transitions
 
-    def request(self, names: Sequence[str] | None, *, now: datetime, by: str) -> list[Transition]:
+    def request(
+        self, names: Sequence[str] | None, *, now: datetime, by: str, intent: Intent | None = None
+    ) -> list[Transition]:
         chosen = self._chosen(names)
         eligible = [k for k in chosen if Pair(k.management_state, k.availability_status).is_eligible]
         if names is not None and len(eligible) < len(chosen):
@@ -113,11 +137,38 @@ class FakeInventory:
         for known in eligible:
             self.put(known.name, subsequent_sync=False)
             self._apply(known.name, InitialSyncEvent.ASKED, now=now, by=by, cause=str(InitialSyncEvent.ASKED))
+        self._done(intent, [known.name for known in eligible], now=now)
         return [self._transition(known, InitialSyncEvent.ASKED) for known in eligible]
 
-    def history(self, name: str) -> list[RequestHistory]:
-        self.find([name])
-        return self.requests[name][::-1]
+    def history(self, name: str) -> list[Life]:
+        if name not in self.subclouds:
+            if name not in self.lives:
+                raise UnknownSubcloud(name)
+            return self.lives[name]
+        (known,) = self.find([name])
+        added_at = known.updated_at or NOON
+        earlier = self.lives.get(name) or [
+            Life(subcloud_id=known.id, name=name, region_name=known.region_name, added_at=added_at, deleted_at=None,
+                 entries=())
+        ]  # fmt: skip
+        done = [operation for operation, ids, _ in self.operations if known.id in ids]
+        entries = sorted([*self.requests[name][::-1], *done[::-1]], key=lambda entry: entry.at, reverse=True)
+        return [replace(earlier[0], entries=tuple(entries)), *earlier[1:]]
+
+    # --- operations ---
+
+    def record(self, done: Operation, names: Sequence[str]) -> None:
+        ids = frozenset(self.subclouds[name].id for name in names if name in self.subclouds)
+        self.operations.append((done, ids, frozenset(names)))
+
+    def newest(self, *, limit: int, name: str | None = None) -> list[Operation]:
+        found = [done for done, _, names in self.operations if name is None or name in names]
+        found.reverse()
+        return sorted(found, key=lambda done: done.at, reverse=True)[:limit]
+
+    def _done(self, intent: Intent | None, names: Sequence[str], *, now: datetime) -> None:
+        if intent is not None:
+            self.record(intent.done(names, now=now), names)
 
     def _chosen(self, names: Sequence[str] | None) -> list[Subcloud]:
         return (

@@ -14,6 +14,7 @@ from typing import Any
 
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import FernetKeys
+from dcsync.model.operation import Intent, Operation
 from dcsync.model.reasons import Reason
 from dcsync.model.states.rotation import RotationState
 from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
@@ -26,6 +27,7 @@ class FakeRotationRequests:
     def __init__(self, holds: Sequence[str | None] = (), others: Sequence[KeyHolding] = ()) -> None:
         self.holds = list(holds)
         self.others = list(others)
+        self.operations: list[Operation] = []
         self._row = KeyRotationRow(
             state=RotationState.IDLE,
             detail="",
@@ -46,7 +48,11 @@ class FakeRotationRequests:
     def row(self) -> KeyRotationRow:
         return self._row
 
-    def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
+    def ask(
+        self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None, intent: Intent | None = None
+    ) -> None:
+        if intent is not None:
+            self.operations.append(intent.done((), now=now))
         self.put(requested_at=now, requested_by=by, forced=forced, max_in_flight=max_in_flight)
 
     def spread(self, fingerprint: str) -> Spread:

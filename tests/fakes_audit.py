@@ -27,6 +27,7 @@ from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
 from dcsync.model.marks import is_void_deadline
 from dcsync.model.messages import AuditHint
+from dcsync.model.operation import Intent, Operation
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AUDIT, AuditEvent, AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
@@ -95,6 +96,7 @@ class MemoryAuditStore:
     centre: dict[EndpointType, CentralState] = field(default_factory=dict)
     follow_ups: list[tuple[str | None, EndpointType, str]] = field(default_factory=list)
     keys_planned_until: datetime | None = None
+    operations: list[Operation] = field(default_factory=list)
     observed: dict[tuple[str, EndpointType], datetime] = field(default_factory=dict)
     """What the state service's rows have seen."""
     checked: CentralFacts = field(default_factory=CentralFacts)
@@ -129,6 +131,7 @@ class MemoryAuditStore:
         by: str,
         allow_deletes: bool = False,
         resource_types: Collection[str] | None = None,
+        intent: Intent | None = None,
     ) -> list[str]:
         regions = self._regions(names)
         for (region, type_), row in self.rows.items():
@@ -141,6 +144,9 @@ class MemoryAuditStore:
                 row.deletes_allowed = row.deletes_allowed or allow_deletes
         if allow_deletes and names is None:
             self.centre = {k: replace(s, shrink_allowed=k in endpoint_types) for k, s in self.centre.items()}
+        if intent is not None:
+            names = [self.subclouds[region].name for region in regions]
+            self.operations.append(intent.done(names, now=now))
         return sorted(regions)
 
     def raise_generation(self, endpoint_type: EndpointType, *, now: datetime, by: str) -> int:

@@ -222,11 +222,13 @@ class System:
 
     def attempts(self, name: str) -> list[AttemptHistory]:
         """Of the newest request, oldest first."""
-        return list(self.inventory.history(name)[0].attempts)
+        return list(self.inventory.history(name)[0].requests[0].attempts)
 
     def all_attempts(self, name: str) -> list[AttemptHistory]:
         """Of all requests, oldest first."""
-        return [attempt for request in reversed(self.inventory.history(name)) for attempt in request.attempts]
+        return [
+            attempt for request in reversed(self.inventory.history(name)[0].requests) for attempt in request.attempts
+        ]
 
     def endings(self, name: str) -> list[str | None]:
         return [attempt.ending for attempt in self.attempts(name)]

@@ -19,6 +19,7 @@ from dcsync.cli.audit import audit, diff, sync_request
 from dcsync.cli.central import central
 from dcsync.cli.keys import keys
 from dcsync.cli.machine import config, database, demo, up, version
+from dcsync.cli.operations import operations
 from dcsync.cli.operator import Operator
 from dcsync.cli.output import clean, json_text, note
 from dcsync.cli.service import service
@@ -67,7 +68,8 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
       dcsync subcloud manage edge-1                       sync and audit it from now on
       dcsync wait --for completed edge-1 --timeout 300
       dcsync subcloud list --state failed                 who needs attention, and why
-      dcsync history edge-1                               every request, attempt and step
+      dcsync history edge-1                               what happened to it, newest first
+      dcsync operations                                   who did what
       dcsync diff edge-1                                  what an audit would write there
       dcsync keys rotate                                  rotate the fernet keys of all clouds
 
@@ -79,8 +81,8 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
 
 
 for _command in (
-    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, central, wait, history, state, alarm, service,
-    config, version,
+    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, central, wait, history, operations, state, alarm,
+    service, config, version,
 ):  # fmt: skip
     root.add_command(_command)
 

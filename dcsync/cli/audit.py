@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 
 from dcsync.cli import previews, waiting
 from dcsync.cli.central import central_trouble
+from dcsync.cli.operations import acting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
 from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
@@ -204,14 +205,16 @@ def _request(
     timeout: float | None,
     as_json: bool,
 ) -> int:
-    regions = operator.audit_store.request(
-        names,
-        scope.endpoint_types,
-        now=operator.now(),
-        by=operator.name,
-        allow_deletes=allow_deletes,
-        resource_types=scope.resource_types,
-    )
+    with acting(operator, names or ()) as intent:
+        regions = operator.audit_store.request(
+            names,
+            scope.endpoint_types,
+            now=operator.now(),
+            by=operator.name,
+            allow_deletes=allow_deletes,
+            resource_types=scope.resource_types,
+            intent=intent,
+        )
     operator.hint_audit_sweep()
     requested = _requested_rows(operator, names, scope)
     away = len({row.name for row in requested if not row.is_eligible})

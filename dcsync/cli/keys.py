@@ -10,6 +10,7 @@ import click
 
 from dcsync.cli import waiting
 from dcsync.cli.central import central_trouble
+from dcsync.cli.operations import acting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
 from dcsync.cli.selection import confirm, yes_option
@@ -83,10 +84,13 @@ def rotate(
     operator.requires("database_url", "redis_url")
     before = _look(operator)
     subclouds = f"{many(before.spread.have + before.spread.lack)} that are online and completed"
-    if not force:
-        _refuse_if_unsafe(operator, before)
-    confirm(operator, f"Rotate the keys of the central cloud and {subclouds}?", yes=yes)
-    operator.key_rotation_store.ask(now=operator.now(), by=operator.name, forced=force, max_in_flight=max_in_flight)
+    with acting(operator) as intent:
+        if not force:
+            _refuse_if_unsafe(operator, before)
+        confirm(operator, f"Rotate the keys of the central cloud and {subclouds}?", yes=yes)
+        operator.key_rotation_store.ask(
+            now=operator.now(), by=operator.name, forced=force, max_in_flight=max_in_flight, intent=intent
+        )
     operator.hint_key_rotation()
     note(f"rotation requested; {subclouds} will receive the new keys")
     if wait_for_it or timeout is not None:

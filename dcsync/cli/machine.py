@@ -61,6 +61,9 @@ def upgrade(operator: Operator) -> None:
     from dcsync.adapters.postgres import database as adapter
 
     before, now = adapter.upgrade(operator.database_url)
+    if before != now:
+        done = operator.intent().done((), now=operator.now(), detail=f"from {before or 'nothing'} to {now}")
+        operator.operations.record(done, ())
     say(f"the database is at revision {now}" + ("" if before != now else " already"))
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import getpass
 import os
+import socket
 import sys
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
     from dcsync.adapters.postgres.clock import DatabaseClock
     from dcsync.bootstrap import PreviewServices
-    from dcsync.cli.ports import Alarms, AuditRequests, CentralChecks, Inventory, RotationRequests, Triggers
+    from dcsync.cli.ports import Alarms, AuditRequests, CentralChecks, Inventory, Operations, RotationRequests, Triggers
+    from dcsync.model.operation import Intent
     from dcsync.model.reports import Report
     from dcsync.model.subcloud import Subcloud
     from dcsync.settings import Settings
@@ -81,6 +84,13 @@ class Operator:
         from dcsync.adapters.postgres.inventory import SqlInventory
 
         return SqlInventory(self.engine, endpoint_types=self.settings.endpoint_types)
+
+    @cached_property
+    def operations(self) -> Operations:
+        """The record of what operators did."""
+        from dcsync.adapters.postgres.operations import SqlOperations
+
+        return SqlOperations(self.engine)
 
     @cached_property
     def alarm_store(self) -> Alarms:
@@ -184,6 +194,18 @@ class Operator:
 
         return DatabaseClock(self.engine)
 
+    @cached_property
+    def host(self) -> str:
+        """Where the command runs, for the history."""
+        return socket.gethostname()
+
+    def intent(self) -> Intent:
+        """What the running command is about to do, for the record of operations."""
+        from dcsync.model.operation import Intent
+
+        keep = timedelta(days=self.settings.history_days)
+        return Intent(who=self.name, host=self.host, command=command_line(click.get_current_context()), keep=keep)
+
     def now(self) -> datetime:
         """The database's time: asked for once, then carried on. Raises DatabaseUnreachable."""
         return self.clock.now()
@@ -220,6 +242,29 @@ class Operator:
 
     def close(self) -> None:
         self._closing.close()
+
+
+def command_line(context: click.Context) -> str:
+    """The subcommand with the options that were given, and those arguments that are one of a list of words. What else
+    is given as an argument, names and files, is left out: it may be anything."""
+    given = [
+        word
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+        for word in _as_given(parameter, context.params[parameter.name or ""])
+    ]
+    return " ".join([*context.command_path.split()[1:], *given])
+
+
+def _as_given(parameter: click.Parameter, value: object) -> list[str]:
+    if isinstance(parameter, click.Argument):
+        return [str(value)] if parameter.type.name == "choice" else []
+    if not isinstance(parameter, click.Option) or parameter.hide_input:
+        return []
+    if parameter.is_flag:
+        return [(parameter.opts if value else parameter.secondary_opts)[0]]
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for each in values for word in (max(parameter.opts, key=len), str(each))]
 
 
 pass_operator = click.make_pass_decorator(Operator, ensure=True)

@@ -93,6 +93,11 @@ def _coloured(cell: str) -> str:
 # --- time --------------------------------------------------------------------------------------------------------
 
 
+def instant(moment: datetime) -> str:
+    """A moment for people, to the second: `2026-01-31 12:00:00Z`."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
 def ago(moment: datetime | None, *, now: datetime) -> str:
     return "-" if moment is None else f"{span((now - moment).total_seconds())} ago"
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Protocol
 
 from dcsync.audit.ports import AuditRow, CentralState
-from dcsync.model.history import RequestHistory
+from dcsync.model.history import Life
+from dcsync.model.operation import Intent, Operation
 from dcsync.model.states.initial_sync import Transition
 from dcsync.model.subcloud import EndpointType, ManagementState, NewSubcloud, Subcloud
 from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
@@ -15,9 +16,12 @@ from dcsync.state.ports import AlarmNotice, CentralFacts
 
 
 class Inventory(Protocol):
-    """The subclouds and operators' changes to them, by `Subcloud.name`; each call is one transaction."""
+    """The subclouds and operators' changes to them, by `Subcloud.name`; each call is one transaction.
 
-    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
+    A change with an `intent` is recorded as an operation in the same transaction.
+    """
+
+    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime, intent: Intent | None = None) -> None:
         """Stores all of them or none; raises DuplicateSubcloud naming every name or region name in use."""
 
     def find(self, names: Sequence[str]) -> list[Subcloud]:
@@ -29,8 +33,8 @@ class Inventory(Protocol):
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
         """Returns up to `limit` names in order, for shell completion."""
 
-    def delete(self, name: str, *, now: datetime) -> Subcloud:
-        """Deletes the subcloud with all its rows, also during a run; raises UnknownSubcloud."""
+    def delete(self, name: str, *, now: datetime, intent: Intent | None = None) -> Subcloud:
+        """Deletes the subcloud with all its rows but its history, also during a run; raises UnknownSubcloud."""
 
     def set_management(
         self,
@@ -40,18 +44,33 @@ class Inventory(Protocol):
         now: datetime,
         by: str,
         online_only: bool = False,
+        intent: Intent | None = None,
     ) -> list[Transition]:
         """Manages or unmanages these (None: all), with the resulting initial sync transition, in one transaction.
 
         With `online_only` raises RefusedByGuard (nothing stored) when one that would change is offline.
         """
 
-    def request(self, names: Sequence[str] | None, *, now: datetime, by: str) -> list[Transition]:
+    def request(
+        self, names: Sequence[str] | None, *, now: datetime, by: str, intent: Intent | None = None
+    ) -> list[Transition]:
         """Requests an initial sync from the first step; raises RefusedByGuard (nothing stored) unless all named
         subclouds are managed and online. None means every managed and online subcloud."""
 
-    def history(self, name: str) -> list[RequestHistory]:
-        """Returns the requests and their attempts, newest request first; raises UnknownSubcloud."""
+    def history(self, name: str) -> list[Life]:
+        """Returns the subclouds of this name with what happened to them, newest first, deleted ones included; raises
+        UnknownSubcloud where nothing is known of one."""
+
+
+class Operations(Protocol):
+    """What operators did, as an append-only record."""
+
+    def record(self, done: Operation, names: Sequence[str]) -> None:
+        """Adds an operation that no other call recorded: one that was refused or failed, or changed no row of ours.
+        `names` are all the subclouds concerned, as far as they are known by name."""
+
+    def newest(self, *, limit: int, name: str | None = None) -> list[Operation]:
+        """Returns the newest first; with `name` those that concern a subcloud of this name, deleted or not."""
 
 
 class Triggers(Protocol):
@@ -79,6 +98,7 @@ class AuditRequests(Protocol):
         by: str,
         allow_deletes: bool = False,
         resource_types: Collection[str] | None = None,
+        intent: Intent | None = None,
     ) -> list[str]:
         """Requests an audit of these (None: all), without hold-off, in which every difference is repaired again;
         returns the region names. Subclouds that are not eligible are audited once they are. Raises UnknownSubcloud.
@@ -98,7 +118,9 @@ class RotationRequests(Protocol):
 
     def row(self) -> KeyRotationRow: ...
 
-    def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
+    def ask(
+        self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None, intent: Intent | None = None
+    ) -> None:
         """Requests a rotation; replaces a request that is still open."""
 
     def spread(self, fingerprint: str) -> Spread:

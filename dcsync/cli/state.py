@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from dcsync.cli import waiting
+from dcsync.cli.operations import acting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table
 from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Mark
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
+
+if TYPE_CHECKING:
+    from dcsync.model.operation import Intent
 
 TAKEN_WITHIN_SECONDS = 10.0
 """How long a command waits until a state worker has stored the reports; longer for many subclouds."""
@@ -61,15 +66,20 @@ def availability(
     chosen = selected(names, everything=everything)
     operator.requires("database_url", "redis_url")
     confirm_all(operator, chosen, f"Report as {status}", yes=yes)
-    known = operator.inventory.all() if chosen is None else operator.inventory.find(chosen)
-    if not known:
-        note("there are no subclouds")
-        return 0
     observed = AvailabilityStatus(status)
-    mark = Mark(operator.now(), 0)
-    operator.report(
-        [AvailabilityReport(region_name=each.region_name, mark=mark, availability_status=observed) for each in known]
-    )
+    with acting(operator, chosen or ()) as intent:
+        known = operator.inventory.all() if chosen is None else operator.inventory.find(chosen)
+        if not known:
+            note("there are no subclouds")
+            return 0
+        mark = Mark(operator.now(), 0)
+        operator.report(
+            [
+                AvailabilityReport(region_name=each.region_name, mark=mark, availability_status=observed)
+                for each in known
+            ]
+        )
+        _record_sent(operator, intent, [each.name for each in known])
     if not wait_for_it:
         say(f"{many(len(known))} reported {status}")
         return 0
@@ -93,18 +103,20 @@ def endpoint(operator: Operator, name: str, endpoint_type: str, status: str, *, 
       dcsync state endpoint edge-1 firmware out-of-sync
     """
     operator.requires("database_url", "redis_url")
-    (known,) = operator.inventory.find([name])
     type_, observed = EndpointType(endpoint_type), SyncStatus(status)
-    operator.report(
-        [
-            EndpointReport(
-                region_name=known.region_name,
-                mark=Mark(operator.now(), 0),
-                endpoint_type=type_,
-                sync_status=observed,
-            )
-        ]
-    )
+    with acting(operator, [name]) as intent:
+        (known,) = operator.inventory.find([name])
+        operator.report(
+            [
+                EndpointReport(
+                    region_name=known.region_name,
+                    mark=Mark(operator.now(), 0),
+                    endpoint_type=type_,
+                    sync_status=observed,
+                )
+            ]
+        )
+        _record_sent(operator, intent, [name])
     if not wait_for_it:
         say(f"{name}: {type_} reported {status}")
         return 0
@@ -140,6 +152,11 @@ def rejected(operator: Operator, *, limit: int, as_json: bool) -> None:
                 for each in reports
             ],
         )
+
+
+def _record_sent(operator: Operator, intent: Intent, names: list[str]) -> None:
+    """A report is a message: whether it changes anything is decided by the state worker that takes it."""
+    operator.operations.record(intent.done(names, now=operator.now(), detail="sent to the state workers"), names)
 
 
 def _cut(report: str) -> str:

@@ -9,6 +9,7 @@ from typing import IO
 
 import click
 
+from dcsync.cli.operations import acting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import (
     WORST_FIRST,
@@ -65,9 +66,15 @@ def add(
     Example:
       dcsync subcloud add edge-1 --management-ip 10.10.0.5 --software-version 24.09
     """
-    fields = {"name": name, "management_ip": management_ip}
-    new = _checked(operator, fields | {"region_name": region_name or "", "software_version": software_version or ""})
-    operator.inventory.add([new], now=operator.now())
+    fields = {
+        "name": name,
+        "management_ip": management_ip,
+        "region_name": region_name or "",
+        "software_version": software_version or "",
+    }
+    with acting(operator, [name]) as intent:
+        new = _checked(operator, fields)
+        operator.inventory.add([new], now=operator.now(), intent=intent)
     say(f"{new.name} added, unmanaged; next, once it is online: dcsync subcloud manage {new.name}")
 
 
@@ -83,11 +90,15 @@ def import_(operator: Operator, file: IO[bytes]) -> None:
     """
     from dcsync.cli import import_file
 
-    rows, problems = import_file.read_rows(file.read(import_file.LARGEST_FILE + 1))
-    existing = operator.inventory.all()
-    taken = {f"name {known.name}" for known in existing} | {f"region name {known.region_name}" for known in existing}
-    subclouds = import_file.checked(rows, problems, check=lambda row: _checked(operator, dict(row.fields)), taken=taken)
-    operator.inventory.add(subclouds, now=operator.now())
+    def check(row: import_file.Row) -> NewSubcloud:
+        return _checked(operator, dict(row.fields))
+
+    with acting(operator) as intent:
+        rows, problems = import_file.read_rows(file.read(import_file.LARGEST_FILE + 1))
+        known = operator.inventory.all()
+        taken = {f"name {each.name}" for each in known} | {f"region name {each.region_name}" for each in known}
+        subclouds = import_file.checked(rows, problems, check=check, taken=taken)
+        operator.inventory.add(subclouds, now=operator.now(), intent=intent)
     say(f"{many(len(subclouds))} added, unmanaged")
 
 
@@ -111,13 +122,14 @@ def _checked(operator: Operator, fields: dict[str, str]) -> NewSubcloud:
 @yes_option
 @pass_operator
 def delete(operator: Operator, name: str, *, yes: bool) -> None:
-    """Delete a subcloud and its history; a running sync stops before its next write.
+    """Delete a subcloud; a running sync stops before its next write.
 
-    Nothing is changed on the subcloud itself.
+    Nothing is changed on the subcloud itself. Its history is kept for DCSYNC_HISTORY_DAYS.
     """
-    (known,) = operator.inventory.find([name])
-    confirm(operator, f"Delete {name} ({known.management_state}, {known.availability_status})?", yes=yes)
-    deleted = operator.inventory.delete(name, now=operator.now())
+    with acting(operator, [name]) as intent:
+        (known,) = operator.inventory.find([name])
+        confirm(operator, f"Delete {name} ({known.management_state}, {known.availability_status})?", yes=yes)
+        deleted = operator.inventory.delete(name, now=operator.now(), intent=intent)
     say(f"{deleted.name} deleted")
 
 
@@ -158,9 +170,10 @@ def _set_management(
     operator.requires("database_url", "redis_url")
     confirm_all(operator, names, "Manage" if state is ManagementState.MANAGED else "Unmanage", yes=yes)
     try:
-        transitions = operator.inventory.set_management(
-            names, state, now=operator.now(), by=operator.name, online_only=online_only
-        )
+        with acting(operator, names or ()) as intent:
+            transitions = operator.inventory.set_management(
+                names, state, now=operator.now(), by=operator.name, online_only=online_only, intent=intent
+            )
     except RefusedByGuard as exc:
         raise RefusedByGuard(f"{exc}: {WHEN_OFFLINE}") from exc
     if len(transitions) > LINES_AT_MOST:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import click
 
 from dcsync.cli import previews, waiting
+from dcsync.cli.operations import acting, operation_lines
 from dcsync.cli.operator import Operator, output_option, pass_operator
-from dcsync.cli.output import ago, json_text, many, note, say, span, subcloud_object
+from dcsync.cli.output import instant, json_text, many, note, say, span, subcloud_object
 from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
-from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
+from dcsync.model.history import AttemptHistory, AuditHistory, Life, Named, RequestHistory, StepHistory
+from dcsync.model.operation import Operation
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud, SyncStatus
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ def sync(
         return _show_plan(operator, chosen, as_json=as_json)
     operator.requires("database_url", "redis_url")
     confirm_all(operator, chosen, "Sync every managed and online one of", yes=yes)
-    transitions = operator.inventory.request(chosen, now=operator.now(), by=operator.name)
+    with acting(operator, chosen or ()) as intent:
+        transitions = operator.inventory.request(chosen, now=operator.now(), by=operator.name, intent=intent)
     if not transitions:
         note("no subcloud is managed and online: nothing to sync")
     else:
@@ -136,7 +139,8 @@ def _request_audits(operator: Operator, names: list[str]) -> datetime:
 
     operator.requires("database_url", "redis_url")
     now = operator.now()
-    operator.audit_store.request(names, audited_types(), now=now, by=operator.name)
+    with acting(operator, names) as intent:
+        operator.audit_store.request(names, audited_types(), now=now, by=operator.name, intent=intent)
     operator.hint_audit_sweep()
     return now
 
@@ -148,31 +152,76 @@ def _all_managed(inventory: Inventory) -> Callable[[], list[Subcloud]]:
 # --- history -----------------------------------------------------------------------------------------------------
 
 
-@click.command(short_help="Show requests, attempts and steps.")
+@click.command(short_help="Show what happened to a subcloud.")
 @click.argument("name", type=SubcloudName())
 @output_option
 @pass_operator
 def history(operator: Operator, name: str, *, as_json: bool) -> None:
-    """Show every request, attempt and step with its duration and outcome; newest request first."""
-    requests = operator.inventory.history(name)
+    """Show what happened to a subcloud, newest first: operations, requests with their attempts and steps, and audits
+    that found a difference or failed.
+
+    A deleted subcloud's history is kept for DCSYNC_HISTORY_DAYS; where its name was added again, both are shown.
+
+    \b
+    Example:
+      dcsync history edge-1 -o json
+    """
+    lives = operator.inventory.history(name)
     if as_json:
-        click.echo(json_text([asdict(request) for request in requests]))
+        click.echo(json_text([_object(life, entry) for life in lives for entry in life.entries]))
         return
-    if not requests:
-        note(f"no initial sync of {name} was ever requested")
-    for request in requests:
-        _print_request(request, operator)
+    for life in lives:
+        if len(lives) > 1 or life.deleted_at is not None:
+            say(_heading(life))
+        if not life.entries:
+            note(f"nothing is recorded of {life.name}")
+        for entry in life.entries:
+            for line in _lines(entry):
+                say(line)
 
 
-def _print_request(request: RequestHistory, operator: Operator) -> None:
-    when = ago(request.requested_at, now=operator.now())
-    say(f"request {request.generation}: {request.cause}, by {request.requested_by}, {when}")
-    for attempt in request.attempts:
-        say(f"  attempt {attempt.attempt}: {_ending(attempt)}, run {attempt.run_id} on {attempt.worker}")
-        for step in attempt.steps:
-            say(f"    {_step(step)}")
+def _heading(life: Life) -> str:
+    until = f"deleted {instant(life.deleted_at)}" if life.deleted_at else "not deleted"
+    return f"--- {life.name}, region {life.region_name}, added {instant(life.added_at)}, {until}"
+
+
+def _object(life: Life, entry: RequestHistory | AuditHistory | Operation) -> dict[str, object]:
+    """An entry as JSON: `entry` says which, and `subcloud_id` and `deleted_at` of which subcloud of this name."""
+    match entry:
+        case RequestHistory():
+            what = "request"
+        case AuditHistory():
+            what = "audit"
+        case Operation():
+            what = "operation"
+        case _:
+            assert_never(entry)
+    return {"entry": what, "at": entry.at, "subcloud_id": life.subcloud_id, "deleted_at": life.deleted_at} | asdict(
+        entry
+    )
+
+
+def _lines(entry: RequestHistory | AuditHistory | Operation) -> Iterator[str]:
+    match entry:
+        case RequestHistory():
+            return _request_lines(entry)
+        case AuditHistory():
+            return _audit_lines(entry)
+        case Operation():
+            return operation_lines(entry)
+        case _:
+            assert_never(entry)
+
+
+def _request_lines(request: RequestHistory) -> Iterator[str]:
+    yield f"{instant(request.requested_at)}  request {request.generation}: {request.cause}, by {request.requested_by}"
     if not request.attempts:
-        say("  no attempt yet")
+        yield "    no attempt yet"
+    for attempt in request.attempts:
+        yield f"    attempt {attempt.attempt}: {_ending(attempt)}"
+        for step in attempt.steps:
+            yield f"      {_step(step)}"
+        yield f"      run {attempt.run_id} on {attempt.worker}"
 
 
 def _ending(attempt: AttemptHistory) -> str:
@@ -188,3 +237,25 @@ def _step(step: StepHistory) -> str:
         return f"{step.step}: not ended"
     text = f"{step.step}: {step.outcome} in {span((step.ended_at - step.started_at).total_seconds())}"
     return f"{text} ({step.detail})" if step.detail else text
+
+
+def _audit_lines(audit: AuditHistory) -> Iterator[str]:
+    took = span((audit.ended_at - audit.started_at).total_seconds())
+    found = "failed" if audit.reason else "repaired" if audit.result is SyncStatus.IN_SYNC else str(audit.result)
+    yield f"{instant(audit.ended_at)}  audit of {audit.endpoint_type}: {found} after {took}"
+    if audit.reason:
+        yield f"    {audit.reason}: {audit.detail}"
+    for what, named in (
+        ("differed", audit.differences),
+        ("written", audit.written),
+        ("not written", audit.not_written),
+    ):
+        yield from _named_lines(what, named)
+    yield f"    run {audit.run_id} on {audit.worker}"
+
+
+def _named_lines(what: str, named: Named) -> Iterator[str]:
+    for entry in named.names:
+        yield f"    {what}: {entry}"
+    if named.count > len(named.names):
+        yield f"    {what}: {named.count - len(named.names)} more"

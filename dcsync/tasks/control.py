@@ -32,17 +32,17 @@ def sweep_now(process: WorkerProcess) -> dict[str, int]:
 
 @shared_task(name=TaskName.HOUSEKEEPING.value, bind=True)
 def housekeeping(self: DcsyncTask, hinted: bool = False, **_: object) -> int | str:
-    """Deletes history older than DCSYNC_HISTORY_DAYS."""
+    """Deletes history and operations older than DCSYNC_HISTORY_DAYS."""
     return self.tick(remove_history_now, hinted=hinted)
 
 
 def remove_history_now(process: WorkerProcess) -> int:
-    """Deletes history older than DCSYNC_HISTORY_DAYS, in batches; returns how many rows were deleted."""
+    """Deletes history older than DCSYNC_HISTORY_DAYS, in batches; returns how many rows went."""
     services = process.sync
     before = process.clock.now() - timedelta(days=services.settings.history_days)
     removed = 0
     for _batch in range(HISTORY_BATCHES):
-        count = services.run_store.delete_history(ended_before=before, limit=HISTORY_BATCH)
+        count = services.history.delete_older(than=before, limit=HISTORY_BATCH)
         removed += count
         if count < HISTORY_BATCH:
             break

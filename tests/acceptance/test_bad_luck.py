@@ -248,7 +248,9 @@ def test_subclouds_that_hang_do_not_delay_the_others(system: System, subclouds: 
         system.cloud.set_fault(name, Fault("drip", seconds=5))
     system.manage(*names)
     system.until_completed(*healthy)
-    system.until(lambda: all(system.inventory.history(name)[0].attempts for name in hanging), "all have begun")
+    system.until(
+        lambda: all(system.inventory.history(name)[0].requests[0].attempts for name in hanging), "all have begun"
+    )
     first_end_of_hanging = min(system.attempts(name)[0].ended_at or utc_now() for name in hanging)
     ends = {name: system.attempts(name)[-1].ended_at for name in healthy}
     assert [name for name, ended_at in ends.items() if ended_at is None or ended_at > first_end_of_hanging] == []

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
 
 from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.database import head_revision
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.local.servers import EmbeddedRedis
 from dcsync.state.service import StateService
@@ -74,11 +78,47 @@ def test_a_subcloud_from_added_to_deleted(cli: Cli) -> None:
     assert "is offline" in refused(cli("sync", "edge-1", expect=5))
     cli("wait", "--for", "completed", "edge-1", "--timeout", "0.2", expect=1)
     assert "edge-1" in cli("subcloud", "show", "edge-1").stdout
-    assert json.loads(cli("history", "edge-1", "-o", "json").stdout) == []
     cli("subcloud", "unmanage", "--all")
     cli("subcloud", "delete", "edge-1")
     assert stored(cli) == []
     assert "edge-1" in refused(cli("subcloud", "show", "edge-1", expect=3))
+
+
+def test_who_did_what_to_a_subcloud_is_known_after_it_was_deleted_and_added_again(cli: Cli, engine: Engine) -> None:
+    add = ("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5")
+    cli(*add)
+    cli("subcloud", "manage", "edge-1", expect=5)
+    cli("subcloud", "manage", "edge-1", "--force")
+    cli("subcloud", "unmanage", "--all")
+    cli("subcloud", "delete", "edge-1", "--yes")
+    with pytest.raises(IntegrityError, match="operation"), engine.begin() as rows:
+        rows.execute(text("DELETE FROM operation"))
+    heading, *lines = cli("history", "edge-1").stdout.splitlines()
+    assert ("--- edge-1" in heading, "deleted 2" in heading) == (True, True)
+    assert [line.split("Z  ")[1] for line in lines if "Z  " in line] == [
+        "subcloud delete --yes: done",
+        "subcloud unmanage --all: done",
+        "subcloud manage --force: done",
+        "subcloud manage: refused",
+        "subcloud add --management-ip 10.10.0.5: done",
+    ]
+    cli(*add)
+    done = json.loads(cli("operations", "--name", "edge-1", "-o", "json").stdout)
+    assert [each["outcome"] for each in done] == ["done"] * 4 + ["refused", "done"]
+    assert {(each["who"], each["host"], tuple(each["names"])) for each in done} == {
+        (getpass.getuser(), socket.gethostname(), ("edge-1",))
+    }
+    lives = {
+        each["subcloud_id"]: each["deleted_at"] for each in json.loads(cli("history", "edge-1", "-o", "json").stdout)
+    }
+    assert [deleted_at is None for deleted_at in lives.values()] == [True, False]
+
+
+def test_a_schema_upgrade_is_recorded_once(cli: Cli, empty_database_url: str) -> None:
+    for _ in range(2):
+        cli("db", "upgrade", DCSYNC_DATABASE_URL=empty_database_url)
+    (done,) = json.loads(cli("operations", "-o", "json", DCSYNC_DATABASE_URL=empty_database_url).stdout)
+    assert (done["command"], done["detail"]) == ("db upgrade", f"from nothing to {head_revision()}")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +213,8 @@ def test_a_report_is_written_down_by_a_state_worker(
     assert (known["availability_status"], known["initial_sync_state"]) == ("online", "requested")
     until_written(cli, "state", "endpoint", "edge-1", "firmware", "out-of-sync")
     cli("sync", "edge-1")
-    assert [told["generation"] for told in json.loads(cli("history", "edge-1", "-o", "json").stdout)] == [2, 1]
+    history = json.loads(cli("history", "edge-1", "-o", "json").stdout)
+    assert [told["generation"] for told in history if told["entry"] == "request"] == [2, 1]
     until_written(cli, "state", "availability", "offline", "--all")
     (known,) = json.loads(cli("subcloud", "list", "-o", "json").stdout)
     assert (known["initial_sync_state"], known["sync_status"]["firmware"]) == ("none", "unknown")

@@ -156,8 +156,13 @@ def database_dump(system: System) -> str:
 def answers_of_commands(system: System, names: list[str]) -> str:
     answers = [system.cli("subcloud", "list"), system.cli("subcloud", "list", "-o", "json")]
     answers += [system.cli("config", "show"), system.cli("config", "show", "-o", "json")]
+    answers += [system.cli("operations"), system.cli("operations", "-o", "json")]
     for name in names:
-        answers += [system.cli("history", name, "-o", "json"), system.cli("subcloud", "show", name)]
+        answers += [
+            system.cli("history", name),
+            system.cli("history", name, "-o", "json"),
+            system.cli("subcloud", "show", name),
+        ]
     return "\n".join(answers)
 
 

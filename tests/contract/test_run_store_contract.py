@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Engine
 
 from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.history import SqlHistory
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.runs import SqlRunStore
 from dcsync.initial_sync.ports import Claim, DueSyncs, Run, RunStore
@@ -74,7 +75,7 @@ def _sql_rows(engine: Engine) -> Rows:
 
     def ending(run_id: str) -> Ending | None:
         for name in [s.name for s in inventory.all()]:
-            for asked in inventory.history(name):
+            for asked in inventory.history(name)[0].requests:
                 for attempt in asked.attempts:
                     if attempt.run_id == run_id:
                         return attempt.ending
@@ -85,7 +86,7 @@ def _sql_rows(engine: Engine) -> Rows:
         subcloud=lambda name: inventory.find([name])[0],
         ask=lambda name: request(engine, name),
         leave=lambda name: leave(engine, name),
-        delete=lambda name: [None, inventory.delete(name, now=NOON)][0],
+        delete=lambda name: [None, inventory.delete(name, now=LATER)][0],
         ending=ending,
         placed=lambda name: SqlAuditStore(engine).read_run(name).placed,
     )
@@ -462,11 +463,11 @@ def test_old_history_goes_and_the_latest_request_stays(engine: Engine) -> None:
     run = claim(rows, run_id="run-2", generation=2, now=later)
     assert run is not None
     rows.store.complete(run, now=later, audits_due_at=NOON)
-    assert rows.store.delete_history(ended_before=LATER, limit=100) == 2
+    assert SqlHistory(engine).delete_older(than=LATER, limit=100) == 1
     assert rows.ending("run-1") is None
     assert rows.ending("run-2") is Ending.COMPLETED
-    assert [asked.generation for asked in SqlInventory(engine).history("s1")] == [2]
-    assert rows.store.delete_history(ended_before=LATER, limit=100) == 0
+    assert [asked.generation for asked in SqlInventory(engine).history("s1")[0].requests] == [2]
+    assert SqlHistory(engine).delete_older(than=LATER, limit=100) == 0
 
 
 def test_of_a_request_that_fails_for_ever_the_latest_attempt_stays(engine: Engine) -> None:
@@ -477,9 +478,9 @@ def test_of_a_request_that_fails_for_ever_the_latest_attempt_stays(engine: Engin
         assert run is not None
         rows.store.fail(run, Failure(Reason.TIMEOUT, ""), now=now, retry_at=now)
         rows.store.requeue_due(now=now, longest=LONGEST)
-    assert rows.store.delete_history(ended_before=NOON + timedelta(hours=1), limit=2) == 2
-    assert rows.store.delete_history(ended_before=NOON + timedelta(hours=1), limit=2) == 1
-    (asked,) = SqlInventory(engine).history("s1")
+    assert SqlHistory(engine).delete_older(than=NOON + timedelta(hours=1), limit=2) == 2
+    assert SqlHistory(engine).delete_older(than=NOON + timedelta(hours=1), limit=2) == 1
+    (asked,) = SqlInventory(engine).history("s1")[0].requests
     assert [attempt.run_id for attempt in asked.attempts] == ["run-3"]
 
 
@@ -488,5 +489,5 @@ def test_requests_that_led_to_no_attempt_go_as_well(engine: Engine) -> None:
     for _ in range(3):
         rows.ask("s1")
     latest = rows.subcloud("s1").generation
-    assert rows.store.delete_history(ended_before=datetime.max.replace(tzinfo=UTC), limit=100) == 3
-    assert [asked.generation for asked in SqlInventory(engine).history("s1")] == [latest]
+    assert SqlHistory(engine).delete_older(than=datetime.max.replace(tzinfo=UTC), limit=100) == 3
+    assert [asked.generation for asked in SqlInventory(engine).history("s1")[0].requests] == [latest]

@@ -47,7 +47,7 @@ def be_quick(system: System, *names: str) -> None:
 def assert_every_attempt_ended_once(system: System, *names: str) -> None:
     """History is complete: attempts of a request have ends, numbers that grow, and do not overlap."""
     for name in names:
-        for request in system.inventory.history(name):
+        for request in system.inventory.history(name)[0].requests:
             attempts = request.attempts
             assert all(attempt.ending and attempt.ended_at for attempt in attempts), (name, attempts)
             for before, after in pairwise(attempts):

@@ -97,7 +97,7 @@ def test_history_tells_attempts_and_their_steps_in_order(engine: Engine, invento
     inventory.set_management(["a"], ManagementState.MANAGED, now=NOON, by="eve")
     had_a_run(engine, inventory, "a")
     inventory.request(["a"], now=LATER, by="eve")
-    newest, first = inventory.history("a")
+    newest, first = inventory.history("a")[0].requests
     (attempt,) = first.attempts
     assert newest.attempts == ()
     assert (attempt.run_id, attempt.ending, attempt.reason, attempt.detail) == (
@@ -109,7 +109,7 @@ def test_history_tells_attempts_and_their_steps_in_order(engine: Engine, invento
     assert [step.step for step in attempt.steps] == [Step.IDENTITY, Step.FERNET_KEYS]
 
 
-def test_deleting_leaves_nothing_behind_but_cleared_alarms(engine: Engine, inventory: SqlInventory) -> None:
+def test_deleting_leaves_nothing_behind_but_history_and_cleared_alarms(engine: Engine, inventory: SqlInventory) -> None:
     add(inventory, "a")
     before = counted(engine)
     assert before["endpoint_status"] == 2
@@ -118,8 +118,8 @@ def test_deleting_leaves_nothing_behind_but_cleared_alarms(engine: Engine, inven
     inventory.set_management(["a"], ManagementState.MANAGED, now=NOON, by="eve")
     had_a_run(engine, inventory, "a")
     raise_alarms(engine, inventory, "a")
-    inventory.delete("a", now=NOON)
-    assert counted(engine) == {"alarm": 3}
+    inventory.delete("a", now=LATER)
+    assert counted(engine) == {"alarm": 3, "deleted_subcloud": 1, "sync_request": 1, "sync_attempt": 1, "sync_step": 2}
     assert active_alarms(engine) == set()
 
 

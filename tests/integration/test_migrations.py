@@ -196,6 +196,33 @@ def test_rows_nobody_needs_are_removed_and_those_with_something_to_show_are_kept
         assert rows.scalar(text("SELECT count(*) FROM endpoint_status")) == 2 * 7
 
 
+def test_attempts_go_on_being_numbered_where_they_were(
+    alembic_runner: MigrationContextRunner, alembic_engine: Engine
+) -> None:
+    """As the release before left them: of three runs of one request two were given back."""
+    alembic_runner.migrate_up_to(BEFORE_HISTORY)
+    with alembic_engine.begin() as rows:
+        rows.execute(text(THREE_RUNS))
+    alembic_runner.migrate_up_to("0009")
+    with alembic_engine.begin() as rows:
+        numbers = rows.execute(text("SELECT name, runs_begun FROM subcloud ORDER BY name"))
+        assert [tuple(row) for row in numbers] == [("a", 3), ("b", 0)]
+        rows.execute(text("DELETE FROM subcloud WHERE name = 'a'"))
+        assert rows.scalar(text("SELECT count(*) FROM sync_attempt")) == 4
+    alembic_runner.migrate_down_to(BEFORE_HISTORY)
+    with alembic_engine.connect() as rows:
+        assert rows.scalar(text("SELECT count(*) FROM sync_attempt")) == 0
+
+
+BEFORE_HISTORY = "0008"
+THREE_RUNS = """
+INSERT INTO subcloud (name, region_name, management_ip, generation, attempt) VALUES
+    ('a', 'a', '10.0.0.1', 2, 1), ('b', 'b', '10.0.0.2', 0, 0);
+INSERT INTO sync_request (subcloud_id, generation, requested_at, requested_by, cause) VALUES (1, 2, now(), 'eve', '');
+INSERT INTO sync_attempt (run_id, subcloud_id, generation, attempt, worker, started_at)
+    SELECT 'run-' || n, 1, CASE WHEN n = 0 THEN 1 ELSE 2 END, 1, 'w', now() FROM generate_series(0, 3) AS n;
+"""
+
 BEFORE_ENDPOINT_TYPES = """
 INSERT INTO subcloud (name, region_name, management_ip) VALUES ('a', 'a', '10.0.0.1'), ('b', 'b', '10.0.0.2');
 INSERT INTO endpoint_status (subcloud_id, endpoint_type) SELECT id, type FROM subcloud, unnest(ARRAY[

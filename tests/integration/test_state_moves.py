@@ -264,7 +264,6 @@ def _operations() -> Iterator[Operation]:
         "remember placed": lambda w: w.runs.remember_placed(w.run, Placed(), {}),
         "end attempt": lambda w: w.runs.end_attempt(w.run, Ending.CANCELLED, detail="", now=w.now),
         "end unowned": lambda w: w.runs.end_unowned([w.run_id], now=w.now),
-        "delete history": lambda w: w.runs.delete_history(ended_before=w.now, limit=9),
         "start step": World.start_step,
         "end step": lambda w: w.runs.end_step(w.run, Step.IDENTITY, now=w.now, outcome="done"),
     }.items():

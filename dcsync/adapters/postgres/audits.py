@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.engine import Connection, Engine, Row
 
+from dcsync.adapters.postgres import operations
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import AUDIT_MOVES, ROTATION_MOVES
 from dcsync.adapters.postgres.rows import (
@@ -41,6 +42,7 @@ from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
 from dcsync.model.marks import TOLERANCE
 from dcsync.model.messages import AuditHint
+from dcsync.model.operation import Intent
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.rotation import RotationEvent
@@ -84,9 +86,11 @@ class SqlAuditStore:
         by: str,
         allow_deletes: bool = False,
         resource_types: Collection[str] | None = None,
+        intent: Intent | None = None,
     ) -> list[str]:
         with self._engine.begin() as connection:
-            regions = _regions(connection, names)
+            found = _subclouds(connection, names)
+            regions = {row.id: row.region_name for row in found}
             rows = sa.and_(_is_audited(), _ROW.endpoint_type.in_(endpoint_types), _ROW.subcloud_id.in_(list(regions)))
             _raise_generation(
                 connection,
@@ -104,6 +108,9 @@ class SqlAuditStore:
                 connection.execute(
                     sa.update(central_state).where(central_state.c.kind.in_(types)).values(shrink_allowed=True)
                 )
+            if intent is not None:
+                done = intent.done([row.name for row in found], now=now, detail=f"audits of {len(found)} requested")
+                operations.record(connection, done, list(regions))
             return sorted(regions.values())
 
     @database_errors()
@@ -480,12 +487,17 @@ class SqlAuditStore:
 
 def _regions(connection: Connection, names: Sequence[str] | None) -> dict[int, str]:
     """Returns id -> region name of these subclouds (None: all); raises UnknownSubcloud naming all that are missing."""
+    return {row.id: row.region_name for row in _subclouds(connection, names)}
+
+
+def _subclouds(connection: Connection, names: Sequence[str] | None) -> list[Any]:
+    """Returns their ids, names and region names; raises as `_regions`."""
     query = sa.select(subcloud.c.id, subcloud.c.name, subcloud.c.region_name)
     if names is not None:
         query = query.where(subcloud.c.name == sa.any_(sa.literal(list(names), _TEXTS)))
     rows = connection.execute(query).all()
     refuse_unknown(names or (), {row.name for row in rows})
-    return {row.id: row.region_name for row in rows}
+    return list(rows)
 
 
 def _lock(connection: Connection, which: sa.ColumnElement[bool]) -> list[tuple[int, EndpointType]]:

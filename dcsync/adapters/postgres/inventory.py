@@ -36,21 +36,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
+from dcsync.adapters.postgres import history, operations
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.rows import subcloud_from_row
-from dcsync.adapters.postgres.tables import (
-    endpoint_status,
-    subcloud,
-    subcloud_probe,
-    subcloud_sync,
-    sync_attempt,
-    sync_request,
-    sync_step,
-)
+from dcsync.adapters.postgres.tables import endpoint_status, subcloud, subcloud_probe, subcloud_sync
 from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, reset_endpoints
 from dcsync.audit.endpoints import audited_types
 from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud, listed, refuse_unknown
-from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
+from dcsync.model.history import Life
+from dcsync.model.operation import Intent
 from dcsync.model.pair import Pair, PairChange, pair_change
 from dcsync.model.reasons import known_reason
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
@@ -77,13 +71,14 @@ class SqlInventory:
         self._endpoint_types = endpoint_types
 
     @database_errors()
-    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
+    def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime, intent: Intent | None = None) -> None:
         _refuse_duplicates(subclouds)
         with self._engine.begin() as connection:
             ids = _insert_subclouds(connection, subclouds, now=now)
             if len(ids) < len(subclouds):
                 raise _already_there(connection, subclouds, added=ids)
             _insert_endpoints(connection, ids, self._endpoint_types)
+            _record(connection, intent, ids, [new.name for new in subclouds], now=now, detail=_added(subclouds))
 
     @database_errors()
     def find(self, names: Sequence[str]) -> list[Subcloud]:
@@ -107,7 +102,7 @@ class SqlInventory:
             )
 
     @database_errors()
-    def delete(self, name: str, *, now: datetime) -> Subcloud:
+    def delete(self, name: str, *, now: datetime, intent: Intent | None = None) -> Subcloud:
         with self._engine.begin() as connection:
             row = (
                 connection.execute(_subclouds().where(subcloud.c.name == name).with_for_update(of=subcloud))
@@ -116,9 +111,12 @@ class SqlInventory:
             )
             if row is None:
                 raise UnknownSubcloud(name)
-            clear_alarms(connection, true(), [row["id"]], now=now)
-            connection.execute(delete(subcloud).where(subcloud.c.id == row["id"]))
-            return _subcloud_of(row)
+            deleted = _subcloud_of(row)
+            clear_alarms(connection, true(), [deleted.id], now=now)
+            history.bury(connection, deleted.id, now=now)
+            connection.execute(delete(subcloud).where(subcloud.c.id == deleted.id))
+            _record(connection, intent, [deleted.id], [name], now=now, detail=_as_it_was(deleted))
+            return deleted
 
     @database_errors()
     def set_management(
@@ -129,6 +127,7 @@ class SqlInventory:
         now: datetime,
         by: str,
         online_only: bool = False,
+        intent: Intent | None = None,
     ) -> list[Transition]:
         with self._engine.begin() as connection:
             rows = _lock(connection, names)
@@ -152,10 +151,14 @@ class SqlInventory:
                 )
             if state is ManagementState.UNMANAGED:
                 reset_endpoints(connection, changed, now=now)
+            detail = f"{len(changed)} of {len(rows)} changed"
+            _record(connection, intent, [row.id for row in rows], [row.name for row in rows], now=now, detail=detail)
             return _transitions(connection, rows, {id_: change.event for id_, change in changes.items() if change})
 
     @database_errors()
-    def request(self, names: Sequence[str] | None, *, now: datetime, by: str) -> list[Transition]:
+    def request(
+        self, names: Sequence[str] | None, *, now: datetime, by: str, intent: Intent | None = None
+    ) -> list[Transition]:
         with self._engine.begin() as connection:
             rows = _lock(connection, names)
             eligible = [row for row in rows if row.pair.is_eligible]
@@ -170,28 +173,14 @@ class SqlInventory:
                 cause=str(InitialSyncEvent.ASKED),
                 forget_subsequent_sync=True,
             )
+            asked = [row.name for row in eligible]
+            _record(connection, intent, [row.id for row in eligible], asked, now=now, detail=f"{len(moved)} requested")
             return _transitions(connection, eligible, dict.fromkeys(moved, InitialSyncEvent.ASKED))
 
     @database_errors()
-    def history(self, name: str) -> list[RequestHistory]:
+    def history(self, name: str) -> list[Life]:
         with self._engine.connect() as connection:
-            id_ = connection.scalar(select(subcloud.c.id).where(subcloud.c.name == name))
-            if id_ is None:
-                raise UnknownSubcloud(name)
-            attempts = _attempts(connection, id_)
-            requests = connection.execute(
-                select(sync_request).where(sync_request.c.subcloud_id == id_).order_by(sync_request.c.generation.desc())
-            ).mappings()
-            return [
-                RequestHistory(
-                    generation=row["generation"],
-                    requested_at=row["requested_at"],
-                    requested_by=row["requested_by"],
-                    cause=row["cause"],
-                    attempts=tuple(attempts[row["generation"]]),
-                )
-                for row in requests
-            ]
+            return history.lives(connection, name)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -252,20 +241,6 @@ def _status_of(
 
 def _moment(stored: str | None) -> datetime | None:
     return None if stored is None else datetime.fromisoformat(stored)
-
-
-def _attempts(connection: Connection, subcloud_id: int) -> dict[int, list[AttemptHistory]]:
-    """Returns generation -> its attempts, oldest first."""
-    own = sync_attempt.c.subcloud_id == subcloud_id
-    steps: dict[str, list[StepHistory]] = defaultdict(list)
-    joined = select(sync_step).join(sync_attempt, sync_attempt.c.run_id == sync_step.c.run_id)
-    for row in connection.execute(joined.where(own).order_by(sync_step.c.started_at)).mappings():
-        steps[row["run_id"]].append(StepHistory(**{name: value for name, value in row.items() if name != "run_id"}))
-    attempts: dict[int, list[AttemptHistory]] = defaultdict(list)
-    for row in connection.execute(select(sync_attempt).where(own).order_by(sync_attempt.c.started_at)).mappings():
-        columns = {name: value for name, value in row.items() if name not in ("subcloud_id", "generation")}
-        attempts[row["generation"]].append(AttemptHistory(**columns, steps=tuple(steps[row["run_id"]])))
-    return attempts
 
 
 # --- adding ------------------------------------------------------------------------------------------------------
@@ -413,6 +388,31 @@ def _ineligible_because(pair: Pair) -> str:
         if value in (ManagementState.UNMANAGED, AvailabilityStatus.OFFLINE)
     ]
     return " and ".join(wrong)
+
+
+# --- operations --------------------------------------------------------------------------------------------------
+
+
+def _record(
+    connection: Connection,
+    intent: Intent | None,
+    ids: Collection[int],
+    names: Collection[str],
+    *,
+    now: datetime,
+    detail: str,
+) -> None:
+    """Records what the transaction did, where an operator asked for it."""
+    if intent is not None:
+        operations.record(connection, intent.done(names, now=now, detail=detail), ids)
+
+
+def _added(subclouds: Sequence[NewSubcloud]) -> str:
+    return f"at {subclouds[0].management_ip}" if len(subclouds) == 1 else f"{len(subclouds)} added"
+
+
+def _as_it_was(deleted: Subcloud) -> str:
+    return f"was {deleted.management_state} and {deleted.availability_status}, at {deleted.management_ip}"
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Engine, Row
 
+from dcsync.adapters.postgres import operations
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES, ROTATION_MOVES
 from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off, was_before
@@ -21,6 +22,7 @@ from dcsync.adapters.postgres.tables import central_state, key_rotation, subclou
 from dcsync.audit.endpoints import endpoint_type_of_keys
 from dcsync.model.identity import KeySet
 from dcsync.model.marks import TOLERANCE
+from dcsync.model.operation import Intent
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.states.rotation import RotationEvent
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState
@@ -52,11 +54,15 @@ class SqlKeyRotationStore:
             return _row(found or _insert_row(connection))
 
     @database_errors()
-    def ask(self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None) -> None:
+    def ask(
+        self, *, now: datetime, by: str, forced: bool, max_in_flight: int | None, intent: Intent | None = None
+    ) -> None:
         asked = {"requested_at": now, "requested_by": by, "forced": forced, "max_in_flight": max_in_flight}
         with self._engine.begin() as connection:
             new = insert(key_rotation).values(id=1, **asked)
             connection.execute(new.on_conflict_do_update(index_elements=["id"], set_=asked))
+            if intent is not None:
+                operations.record(connection, intent.done((), now=now, detail="requested"), ())
 
     @database_errors()
     def schedule(self, due: datetime | None, *, was: datetime | None) -> None:

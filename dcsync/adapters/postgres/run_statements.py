@@ -84,6 +84,7 @@ def _claim() -> sa.Select[Any]:
                 step=None,
                 dispatched_at=None,
                 attempt=subcloud.c.attempt + 1,
+                runs_begun=subcloud.c.runs_begun + 1,
             )
         )
         .returning(subcloud)
@@ -95,7 +96,7 @@ def _claim() -> sa.Select[Any]:
             claimed.c.run_id,
             claimed.c.id,
             claimed.c.generation,
-            claimed.c.attempt,
+            claimed.c.runs_begun,
             given(sync_attempt.c.worker),
             claimed.c.claimed_at,
         ),

@@ -267,32 +267,6 @@ class SqlRunStore:
         with self._single.connect() as connection:
             _end_attempts(connection, [run.run_id], ending, detail, now)
 
-    @database_errors()
-    def delete_history(self, *, ended_before: datetime, limit: int) -> int:
-        """Deletes up to `limit` old attempts, and up to `limit` old requests without attempts, but never a subcloud's
-        latest of either; returns how many rows."""
-        given = {"before": ended_before, "most": limit}
-        with self._single.connect() as connection:
-            attempts = connection.execute(_OLD_ATTEMPTS, given).rowcount
-            return attempts + connection.execute(_OLD_REQUESTS, given).rowcount
-
-
-# A request that keeps failing, or a subcloud that keeps going online and offline, adds rows without end: only the
-# latest row is kept whatever its age.
-_OLD_ATTEMPTS = sa.text("""
-    DELETE FROM sync_attempt WHERE run_id IN (
-        SELECT a.run_id FROM sync_attempt AS a
-        WHERE a.ended_at < :before AND EXISTS (
-            SELECT FROM sync_attempt AS l WHERE l.subcloud_id = a.subcloud_id AND l.started_at > a.started_at)
-        LIMIT :most)
-""")
-_OLD_REQUESTS = sa.text("""
-    DELETE FROM sync_request WHERE (subcloud_id, generation) IN (
-        SELECT r.subcloud_id, r.generation FROM sync_request AS r JOIN subcloud AS s ON s.id = r.subcloud_id
-        WHERE r.requested_at < :before AND r.generation < s.generation AND NOT EXISTS (
-            SELECT FROM sync_attempt AS a WHERE a.subcloud_id = r.subcloud_id AND a.generation = r.generation)
-        LIMIT :most)
-""")
 
 _TEXTS = sa.ARRAY(sa.Text)
 

@@ -28,9 +28,10 @@ from sqlalchemy import (
     text,
     true,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from dcsync.model.ending import Ending
+from dcsync.model.operation import OperationOutcome
 from dcsync.model.states.audit import AUDIT
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncState
 from dcsync.model.states.rotation import ROTATION
@@ -96,6 +97,11 @@ def _subcloud_id() -> Column[object]:
     return Column("subcloud_id", BigInteger, ForeignKey("subcloud.id", ondelete="CASCADE"), nullable=False)
 
 
+def _past_subcloud_id() -> Column[object]:
+    """Of history, which outlives its subcloud: no foreign key."""
+    return Column("subcloud_id", BigInteger, nullable=False)
+
+
 def _is(state: InitialSyncState) -> str:
     return f"initial_sync_state = '{state}'"
 
@@ -120,6 +126,8 @@ subcloud = Table(
     # A request increases the generation; attempts are counted within it.
     Column("generation", BigInteger, nullable=False, server_default="0"),
     Column("attempt", Integer, nullable=False, server_default="0"),
+    # Numbers the runs of a generation; unlike attempts it also counts those that were given back.
+    Column("runs_begun", Integer, nullable=False, server_default="0"),
     Column("abandoned", Integer, nullable=False, server_default="0"),
     _timestamp("requested_at"),
     _timestamp("dispatched_at"),
@@ -374,7 +382,7 @@ key_rotation = Table(
 sync_request = Table(
     "sync_request",
     metadata,
-    _subcloud_id(),
+    _past_subcloud_id(),
     Column("generation", BigInteger, nullable=False),
     _timestamp("requested_at", nullable=False),
     Column("requested_by", Text, nullable=False),
@@ -386,7 +394,7 @@ sync_attempt = Table(
     "sync_attempt",
     metadata,
     Column("run_id", Text, primary_key=True),
-    _subcloud_id(),
+    _past_subcloud_id(),
     Column("generation", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("worker", Text, nullable=False),
@@ -408,4 +416,61 @@ sync_step = Table(
     _timestamp("ended_at"),
     Column("outcome", Text),
     Column("detail", Text, nullable=False, server_default=""),
+)
+
+audit_history = Table(
+    "audit_history",
+    metadata,
+    # Of audits that found a difference or failed. Each list as {"names": the first, "count": all}.
+    Column("id", BigInteger, Identity(), primary_key=True),
+    _past_subcloud_id(),
+    Column("run_id", Text, nullable=False),
+    Column("endpoint_type", _enum(EndpointType, "endpoint_type"), nullable=False),
+    Column("worker", Text, nullable=False),
+    _timestamp("started_at", nullable=False),
+    _timestamp("ended_at", nullable=False),
+    Column("result", _enum(SyncStatus, "result")),
+    Column("reason", Text),
+    Column("detail", Text, nullable=False),
+    Column("differences", JSONB, nullable=False),
+    Column("written", JSONB, nullable=False),
+    Column("not_written", JSONB, nullable=False),
+    Index("ix_audit_history_subcloud_id", "subcloud_id"),
+    Index("ix_audit_history_ended_at", "ended_at"),
+)
+
+deleted_subcloud = Table(
+    "deleted_subcloud",
+    metadata,
+    # Whose history is still kept.
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    Column("region_name", Text, nullable=False),
+    _timestamp("added_at", nullable=False),
+    _timestamp("deleted_at", nullable=False),
+    Index("ix_deleted_subcloud_name", "name"),
+    Index("ix_deleted_subcloud_deleted_at", "deleted_at"),
+)
+
+operation = Table(
+    "operation",
+    metadata,
+    # Append-only: a trigger refuses to change a row, and to delete one before `keep_until`; see migration 0009.
+    Column("id", BigInteger, Identity(), primary_key=True),
+    _timestamp("at", nullable=False),
+    Column("who", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("command", Text, nullable=False),
+    # The first names, the count of all, and the ids of all that exist.
+    Column("names", ARRAY(Text), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("subcloud_ids", ARRAY(BigInteger), nullable=False),
+    Column("reason", Text),
+    Column("outcome", _enum(OperationOutcome, "outcome"), nullable=False),
+    Column("detail", Text, nullable=False),
+    _timestamp("keep_until", nullable=False),
+    Index("ix_operation_at", "at"),
+    Index("ix_operation_keep_until", "keep_until"),
+    Index("ix_operation_names", "names", postgresql_using="gin"),
+    Index("ix_operation_subcloud_ids", "subcloud_ids", postgresql_using="gin"),
 )

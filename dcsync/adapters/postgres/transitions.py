@@ -89,6 +89,7 @@ def _columns(after: InitialSyncState, *, now: datetime, forget_subsequent_sync: 
         "generation": subcloud.c.generation + 1 if requested else subcloud.c.generation,
         "requested_at": now if requested else null(),
         "attempt": 0,
+        "runs_begun": 0 if requested else subcloud.c.runs_begun,
         "abandoned": 0,
         "detail": "",
         "updated_at": now,

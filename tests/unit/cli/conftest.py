@@ -30,10 +30,10 @@ class FakeOperator(Operator):
 
     def __init__(self, inventory: FakeInventory, environ: dict[str, str]) -> None:
         super().__init__()
-        self.inventory = self.rows = inventory
+        self.inventory = self.rows = self.operations = inventory
         self.messenger = self.queue = FakeMessenger()
         self.settings = settings.load(environ)
-        self.name = "eve"
+        self.name, self.host = "eve", "central-1"
         self.central_checks = MemoryAuditStore(checked=CentralFacts(checked_at=NOON))
         self.slept = 0.0
         self.answers: list[str] | None = None

@@ -288,7 +288,7 @@ def test_managing_wakes_the_workers_when_something_is_due(dcsync: Shell) -> None
         "b is now managed; it is offline, its initial sync starts when it comes online",
     ]
     assert dcsync.operator.queue.sweeps == 1
-    assert dcsync.inventory.history("a")[0].requested_by == "eve"
+    assert dcsync.inventory.history("a")[0].requests[0].requested_by == "eve"
 
 
 @pytest.mark.parametrize("which", [("a", "b"), ("--all",)])

@@ -289,12 +289,15 @@ def test_history_tells_requests_attempts_and_steps(dcsync: Shell) -> None:
     dcsync.inventory.requests["a"] = [RequestHistory(3, NOON, "eve", "managed", (attempt, running))]
     told = dcsync("history", "a").out
     assert told.splitlines() == [
-        "request 3: managed, by eve, 0.0 s ago",
-        "  attempt 1: failed after 3.0 s (timeout: slow), run run-1 on worker-1",
-        "    identity: failed in 2.0 s (GET \\x1b[31m/users)",
-        "  attempt 2: not ended, run run-2 on worker-2",
+        "2026-01-31 12:00:00Z  request 3: managed, by eve",
+        "    attempt 1: failed after 3.0 s (timeout: slow)",
+        "      identity: failed in 2.0 s (GET \\x1b[31m/users)",
+        "      run run-1 on worker-1",
+        "    attempt 2: not ended",
+        "      run run-2 on worker-2",
     ]
     (request,) = dcsync("history", "a", "-o", "json").json
+    assert (request["entry"], request["generation"], request["deleted_at"]) == ("request", 3, None)
     assert request["attempts"][0]["steps"][0]["ended_at"] == "2026-01-31T12:00:02.000Z"
     assert request["attempts"][1]["ending"] is None
 
