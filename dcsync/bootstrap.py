@@ -269,6 +269,7 @@ def sync_services(
             loop=loop,
             reporter=reporter,
             clock=clock,
+            worker=worker,
         ),
         audit_sweep=AuditSweep(
             store=audit_store,
@@ -292,6 +293,7 @@ def audit_engine(
     loop: LoopThread,
     reporter: StateReporter,
     clock: DatabaseClock,
+    worker: str = "",
 ) -> Audit:
     """Returns the audit engine, for audits and for previews."""
     return Audit(
@@ -313,6 +315,7 @@ def audit_engine(
         new_run_id=_new_run_id,
         jitter=random.random,
         admin_password=settings.admin_password.get_secret_value() if settings.admin_password else None,
+        worker=worker,
     )
 
 

@@ -24,6 +24,7 @@ from dcsync.audit.ports import (
 from dcsync.audit.standing import standing_of
 from dcsync.model.ending import Failure
 from dcsync.model.errors import refuse_unknown
+from dcsync.model.history import AuditHistory
 from dcsync.model.identity import Placed
 from dcsync.model.marks import is_void_deadline
 from dcsync.model.messages import AuditHint
@@ -96,6 +97,7 @@ class MemoryAuditStore:
     centre: dict[EndpointType, CentralState] = field(default_factory=dict)
     follow_ups: list[tuple[str | None, EndpointType, str]] = field(default_factory=list)
     keys_planned_until: datetime | None = None
+    history: list[AuditHistory] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     observed: dict[tuple[str, EndpointType], datetime] = field(default_factory=dict)
     """What the state service's rows have seen."""
@@ -309,6 +311,8 @@ class MemoryAuditStore:
                 continue
             row.free()
             is_requested = row.generation > each.generation
+            if each.history is not None:
+                self.history.append(each.history)
             row.move(each.event, **each.always, **(each.if_requested if is_requested else each.unless_requested))
         return {each.run.run_id for each in settlements} - lost
 

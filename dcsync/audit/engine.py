@@ -8,6 +8,7 @@ docs/upstream/lessons.md.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -103,9 +104,18 @@ class _Progress:
     is_done: bool = False
     held_fingerprint: str | None = None
     """Fingerprint of what the subcloud was last seen to hold."""
+    planned: list[str] = field(default_factory=list)
+    """Writes of all passes, in words."""
+    written: list[str] = field(default_factory=list)
+    """Those that were carried out."""
 
     def record_first(self, differences: tuple[str, ...], difference: str | None) -> None:
         self.found, self.difference = differences, difference
+
+    @property
+    def not_written(self) -> tuple[str, ...]:
+        left = Counter(self.planned) - Counter(self.written)
+        return tuple(write for write in dict.fromkeys(self.planned) for _ in range(left[write]))
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,8 @@ class Audit:
     new_run_id: Callable[[], str]
     jitter: Callable[[], float]
     admin_password: str | None = field(default=None, repr=False)
+    worker: str = ""
+    """The name of this process, for the history."""
     noun: str = "audit"
 
     # --- called by the runner ---
@@ -208,7 +220,7 @@ class Audit:
     ) -> None:
         """Compares and repairs until nothing differs, or a repair changes nothing."""
         memory = _memory_of(run)
-        writer = self._writer(run, session)
+        writer = self._writer(run, session, progress)
         before: str | None = None
         read_back: Any = None
         deletions = 0
@@ -220,6 +232,7 @@ class Audit:
             if progress.found is None:
                 progress.record_first(_named(comparison.differences), found)
             deletions += comparison.deletions
+            progress.planned += comparison.writes
             self._guard(progress, comparison, found, deletions=deletions)
             if comparison.is_in_sync:
                 await self._remember(run, old=memory, new=comparison.memory_in_sync)
@@ -247,10 +260,11 @@ class Audit:
             knows_admin_password=self.admin_password is not None,
         )
 
-    def _writer(self, run: AuditRun, session: SubcloudSession) -> Writer:
+    def _writer(self, run: AuditRun, session: SubcloudSession, progress: _Progress) -> Writer:
         return Writer(
             session=session,
             check_ownership=lambda: self._check_ownership(run),
+            note=progress.written.append,
             users_at_once=self.limits.users_at_once,
             admin_password=self.admin_password,
         )
@@ -317,7 +331,9 @@ class Audit:
             _fail_unfinished(job.progress, ended.failure)
         next_due = self._next_due(now)
         findings = tuple(self._finding(each, now=now, next_due=next_due) for each in job.progress)
-        settlements = [settlement(run, finding, now=now) for finding in findings]
+        settlements = [
+            settlement(run, finding, now=now, started_at=ended.started_at, worker=self.worker) for finding in findings
+        ]
         if run.run_id in self.store.settle(settlements):
             self._report(run, findings, now=now)
         return _outcome(run, Result.DONE, ended, findings=findings)
@@ -341,6 +357,8 @@ class Audit:
             failure=failure,
             due_at=next_due if is_observed and was_compared else now + self._hold_off(part, failure),
             keys_fingerprint=progress.held_fingerprint,
+            written=tuple(progress.written),
+            not_written=progress.not_written,
         )
 
     def _report(self, run: AuditRun, findings: tuple[Finding, ...], *, now: datetime) -> None:

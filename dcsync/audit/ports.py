@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypedDict
 
 from dcsync.model.ending import Failure
+from dcsync.model.history import AuditHistory
 from dcsync.model.identity import Placed
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
@@ -78,6 +79,10 @@ class Finding:
     due_at: datetime
     keys_fingerprint: str | None = None
     """Fingerprint of the keys the subcloud was last seen to hold in this run; None if they were not read."""
+    written: tuple[str, ...] = ()
+    """Writes that were carried out, in words."""
+    not_written: tuple[str, ...] = ()
+    """Writes that were planned and not carried out."""
 
 
 class AuditChanges(TypedDict, total=False):
@@ -120,6 +125,8 @@ class Settlement:
     """Written if no audit was requested during the run."""
     if_requested: AuditChanges
     """Written if one was."""
+    history: AuditHistory | None = None
+    """What the subcloud's history keeps; None for an audit that found no difference."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 
 from dcsync.audit.ports import AuditChanges, AuditRun, Finding, Settlement
+from dcsync.model.history import AuditHistory, Named, cut
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.subcloud import SyncStatus
 
 
-def settlement(run: AuditRun, finding: Finding, *, now: datetime) -> Settlement:
+def settlement(
+    run: AuditRun, finding: Finding, *, now: datetime, started_at: datetime | None = None, worker: str = ""
+) -> Settlement:
     """Returns what settling writes: always, and depending on whether another audit was requested during the run.
 
     After a request or a central change during the run, the next audit is due at once, with the options of that request,
@@ -54,4 +57,27 @@ def settlement(run: AuditRun, finding: Finding, *, now: datetime) -> Settlement:
         always=always,
         unless_requested=unless_requested,
         if_requested=if_requested,
+        history=_history(run, finding, now=now, started_at=started_at or now, worker=worker),
+    )
+
+
+def _history(
+    run: AuditRun, finding: Finding, *, now: datetime, started_at: datetime, worker: str
+) -> AuditHistory | None:
+    """Returns None for an audit that found no difference: the row of the endpoint type proves it."""
+    failure = finding.failure
+    if failure is None and not finding.differences:
+        return None
+    return AuditHistory(
+        run_id=run.run_id,
+        endpoint_type=finding.endpoint_type,
+        worker=worker,
+        started_at=started_at,
+        ended_at=now,
+        result=finding.result,
+        reason=failure.reason.value if failure else None,
+        detail=cut(failure.detail) if failure else "",
+        differences=Named.of(finding.differences),
+        written=Named.of(finding.written),
+        not_written=Named.of(finding.not_written),
     )

@@ -81,8 +81,8 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
 
 
 for _command in (
-    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, central, wait, history, operations, state, alarm,
-    service, config, version,
+    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, central, wait, history, operations, state,
+    alarm, service, config, version,
 ):  # fmt: skip
     root.add_command(_command)
 

@@ -87,17 +87,20 @@ async def carry_out(
     check_ownership: OwnershipCheck,
     users_at_once: int,
     admin_password: str | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> None:
     """Sends these writes in order. After an interruption at any point, a new plan continues the work.
 
     Independent writes of users are sent concurrently, `users_at_once` at a time. `admin_password`: the central one, for
-    the subcloud's keyring. Raises CloudError at the first rejected write, with identity-not-verified for a record that
-    was not stored as sent.
+    the subcloud's keyring. `note` is called with each write in words once it was carried out. Raises CloudError at the
+    first rejected write, with identity-not-verified for a record that was not stored as sent.
     """
 
     async def send(write: Write) -> None:
         await check_ownership()
         await _send(write, session, admin_password)
+        if note is not None:
+            note(write.words)
 
     for batch in _batches(writes):
         if len(batch) == 1:

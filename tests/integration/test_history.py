@@ -5,22 +5,26 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine, insert, select, text, update
+from sqlalchemy import Engine, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.history import SqlHistory
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.operations import SqlOperations
 from dcsync.adapters.postgres.runs import SqlRunStore
-from dcsync.adapters.postgres.tables import deleted_subcloud, metadata, subcloud
+from dcsync.adapters.postgres.tables import audit_history, deleted_subcloud, metadata, subcloud, subcloud_sync
+from dcsync.audit.ports import Finding
+from dcsync.audit.settlement import settlement
 from dcsync.initial_sync.ports import Claim, Run
-from dcsync.model.ending import Ending
+from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import UnknownSubcloud
-from dcsync.model.history import RequestHistory
+from dcsync.model.history import LONGEST_NAME, NAMED_AT_MOST, AuditHistory, RequestHistory
 from dcsync.model.operation import Intent
+from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud, Step
+from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, NewSubcloud, Step, SyncStatus
 from tests.builders import NOON
 
 LATER, LAST = NOON + timedelta(minutes=5), NOON + timedelta(minutes=9)
@@ -55,6 +59,24 @@ def claim(engine: Engine, run_id: str) -> Run:
 def numbers(inventory: SqlInventory) -> list[int]:
     (request,) = inventory.history("a")[0].requests
     return [attempt.attempt for attempt in request.attempts]
+
+
+def audited(engine: Engine, finding: Finding, *, run_id: str = "run-9") -> None:
+    with engine.begin() as rows:
+        rows.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
+        rows.execute(update(subcloud_sync).values(due_at=NOON))
+    store = SqlAuditStore(engine)
+    (run,) = store.claim({run_id: "r1"}, now=LATER)
+    settled = settlement(run, finding, now=LAST, started_at=LATER, worker="sync@host")
+    assert store.settle([settled]) == {run_id}
+
+
+def a_finding(**changes: object) -> Finding:
+    values = {
+        "endpoint_type": EndpointType.IDENTITY, "generation": 0, "result": SyncStatus.IN_SYNC, "reported": None,
+        "is_observed": True, "due_at": LAST,
+    }  # fmt: skip
+    return Finding(**(values | changes))  # type: ignore[arg-type]
 
 
 # --- operations ---
@@ -105,6 +127,59 @@ def test_attempts_of_a_new_request_are_numbered_from_one(engine: Engine, invento
     assert [[a.attempt for a in request.attempts] for request in (newest, first)] == [[1], [1]]
 
 
+# --- audits ---
+
+
+def test_an_audit_that_found_a_difference_is_in_the_history_with_what_was_written(
+    engine: Engine, inventory: SqlInventory
+) -> None:
+    many = tuple(f"users user-{number}: {'x' * 300}" for number in range(NAMED_AT_MOST + 5))
+    audited(engine, a_finding(differences=many, written=("PUT users bob",), not_written=("DELETE users eve",)))
+    (found,) = (entry for entry in inventory.history("a")[0].entries if isinstance(entry, AuditHistory))
+    assert (found.run_id, found.worker, found.started_at, found.ended_at) == ("run-9", "sync@host", LATER, LAST)
+    assert (found.endpoint_type, found.result, found.reason) == (EndpointType.IDENTITY, SyncStatus.IN_SYNC, None)
+    assert (len(found.differences.names), found.differences.count) == (NAMED_AT_MOST, len(many))
+    assert {len(name) for name in found.differences.names} == {LONGEST_NAME}
+    assert (found.written.names, found.not_written.names) == (("PUT users bob",), ("DELETE users eve",))
+
+
+def test_a_failed_audit_is_in_the_history_and_a_clean_one_is_not(engine: Engine, inventory: SqlInventory) -> None:
+    audited(engine, a_finding(), run_id="clean")
+    audited(engine, a_finding(result=None, failure=Failure(Reason.TIMEOUT, "slow")), run_id="failed")
+    found = [entry for entry in inventory.history("a")[0].entries if isinstance(entry, AuditHistory)]
+    assert [(entry.run_id, entry.reason, entry.detail) for entry in found] == [("failed", "timeout", "slow")]
+
+
+@pytest.mark.parametrize(("found", "statements"), [((), 2), (("users bob",), 3)])
+def test_the_history_costs_a_clean_audit_no_statement(
+    engine: Engine, inventory: SqlInventory, found: tuple[str, ...], statements: int
+) -> None:
+    """Of two endpoint types: an update of each row, and one insertion for both where something was found."""
+    with engine.begin() as rows:
+        rows.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
+        rows.execute(update(subcloud_sync).values(due_at=NOON))
+    store = SqlAuditStore(engine)
+    (run,) = store.claim({"run-9": "r1"}, now=LATER)
+    types = (EndpointType.IDENTITY, EndpointType.PLATFORM)
+    findings = [a_finding(endpoint_type=type_, differences=found) for type_ in types]
+    sent: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
+    assert store.settle([settlement(run, finding, now=LAST) for finding in findings]) == {"run-9"}
+    assert len(sent) == statements
+
+
+def test_a_run_that_lost_its_row_leaves_no_audit_in_the_history(engine: Engine, inventory: SqlInventory) -> None:
+    with engine.begin() as rows:
+        rows.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
+        rows.execute(update(subcloud_sync).values(due_at=NOON))
+    store = SqlAuditStore(engine)
+    (run,) = store.claim({"run-9": "r1"}, now=LATER)
+    assert store.release(run, now=LATER)
+    assert store.settle([settlement(run, a_finding(differences=("users bob",)), now=LAST)]) == set()
+    with engine.connect() as rows:
+        assert rows.execute(select(audit_history)).all() == []
+
+
 # --- deletion ---
 
 
@@ -116,12 +191,13 @@ def test_what_happened_to_a_deleted_subcloud_is_told_in_one_order_of_time(
     store.start_step(run, Step.IDENTITY, now=LATER)
     store.end_step(run, Step.IDENTITY, now=LATER, outcome="done")
     store.complete(run, now=LATER, audits_due_at=LATER)
+    audited(engine, a_finding(differences=("users bob",)))
     inventory.delete("a", now=LAST, intent=intent("subcloud delete"))
     (life,) = inventory.history("a")
     assert (life.name, life.region_name, life.added_at, life.deleted_at) == ("a", "r1", NOON, LAST)
     kinds = [type(entry).__name__ for entry in life.entries]
-    assert kinds == ["Operation", "RequestHistory", "Operation", "Operation"]
-    assert [entry.at for entry in life.entries] == [LAST, NOON, NOON, NOON]
+    assert kinds == ["AuditHistory", "Operation", "RequestHistory", "Operation", "Operation"]
+    assert [entry.at for entry in life.entries] == [LAST, LAST, NOON, NOON, NOON]
     (attempt,) = life.requests[0].attempts
     assert (attempt.ending, [step.outcome for step in attempt.steps]) == (Ending.COMPLETED, ["done"])
 
@@ -143,12 +219,14 @@ def test_a_run_of_a_subcloud_that_is_deleted_ends_in_the_history(engine: Engine,
 
 def test_nothing_of_a_deleted_subcloud_is_left_once_it_is_old(engine: Engine, inventory: SqlInventory) -> None:
     claim(engine, "run-1")
+    audited_before = a_finding(differences=("users bob",))
     inventory.request(["a"], now=LATER, by="eve")
     SqlRunStore(engine).claim([Claim("run-2", "r1", 2)], worker="w", now=LATER)
     inventory.set_management(["a"], ManagementState.UNMANAGED, now=LATER, by="eve")
     inventory.set_management(["a"], ManagementState.MANAGED, now=LATER, by="eve")
     with engine.begin() as rows:
         rows.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED, run_id=None))
+    audited(engine, audited_before)
     inventory.delete("a", now=LAST)
     history = SqlHistory(engine)
     history.delete_older(than=LAST, limit=100)

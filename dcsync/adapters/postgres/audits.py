@@ -26,6 +26,7 @@ from dcsync.adapters.postgres.rows import (
     was_before,
 )
 from dcsync.adapters.postgres.tables import (
+    audit_history,
     central_state,
     endpoint_status,
     key_rotation,
@@ -375,8 +376,14 @@ class SqlAuditStore:
     @database_errors()
     def settle(self, settlements: Sequence[Settlement]) -> set[str]:
         in_order = sorted(settlements, key=lambda each: (each.run.subcloud.id, each.endpoint_type.value))
+        settled, lost = [], set()
         with self._engine.begin() as connection:
-            lost = {each.run.run_id for each in in_order if not connection.execute(_settled(each)).rowcount}
+            for each in in_order:
+                if connection.execute(_settled(each)).rowcount:
+                    settled.append(each)
+                else:
+                    lost.add(each.run.run_id)
+            _keep_history(connection, settled)
         return {each.run.run_id for each in settlements} - lost
 
     @database_errors()
@@ -605,6 +612,18 @@ def _settled(settlement: Settlement) -> sa.Update:
         )
         .values(values)
     )
+
+
+def _keep_history(connection: Connection, settled: Sequence[Settlement]) -> None:
+    """One statement, and none where no audit found anything."""
+    rows = [
+        {**vars(each.history), "subcloud_id": each.run.subcloud.id}
+        | {column: vars(getattr(each.history, column)) for column in ("differences", "written", "not_written")}
+        for each in settled
+        if each.history is not None
+    ]
+    if rows:
+        connection.execute(sa.insert(audit_history).values(rows))
 
 
 def _columns(changes: AuditChanges) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Generic, TypeVar
@@ -61,11 +61,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """What `repair` uses: the session, the ownership check before each write, and limits. `admin_password` is the
-    central one, for the subcloud's keyring; None if unknown."""
+    """What `repair` uses: the session, the ownership check before each write, and limits. `note` is called with each
+    write, in words, once it was carried out. `admin_password` is the central one, for the subcloud's keyring; None if
+    unknown."""
 
     session: SubcloudSession
     check_ownership: OwnershipCheck
+    note: Callable[[str], None]
     users_at_once: int
     admin_password: str | None = field(default=None, repr=False)
 

@@ -86,9 +86,11 @@ class Identity(AuditedEndpoint[Cloud]):
             check_ownership=writer.check_ownership,
             users_at_once=writer.users_at_once,
             admin_password=writer.admin_password,
+            note=writer.note,
         )
         if plan.changes_ids:
             await replace_fernet_keys(session=writer.session, keys=central.keys, check_ownership=writer.check_ownership)
+            writer.note("POST fernet_repo")
 
 
 def _digest(rows: Iterable[list[object]]) -> str:

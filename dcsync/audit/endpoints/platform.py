@@ -53,6 +53,8 @@ class Platform(AuditedEndpoint[FernetKeys]):
     async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> FernetKeys:
         """Replaces the whole set and reads it back with a new token."""
         await replace_fernet_keys(session=writer.session, keys=central.keys, check_ownership=writer.check_ownership)
+        for write in comparison.writes:
+            writer.note(write)
         return central.keys
 
     def is_planned(self, keys_planned_until: datetime | None, *, now: datetime) -> bool:

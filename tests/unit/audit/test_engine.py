@@ -196,6 +196,7 @@ def test_where_ids_changed_the_keys_are_sent_as_well(world: World) -> None:
     world.site.put(a_user("bob", "s-bob"))
     world.run()
     assert world.site.writes == ["PUT users bob", "POST fernet_repo"]
+    assert list(world.store.history[0].written.names) == world.site.writes
 
 
 def test_only_what_is_due_is_looked_at(world: World) -> None:
@@ -335,6 +336,45 @@ def test_an_unreachable_broker_stops_before_the_write(world: World) -> None:
     world.site.put(a_user("sysinv", password="drifted"))
     assert world.run().result is Result.LOCK_LOST
     assert world.site.writes == []
+
+
+# --- history -----------------------------------------------------------------------------------------------------
+
+
+def test_a_repair_is_in_the_history_with_its_writes_and_a_clean_audit_is_not(world: World) -> None:
+    world.changes["worker"] = "sync@host"
+    world.site.put(a_user("sysinv", password="drifted"))
+    world.run()
+    world.run_again()
+    (kept,) = world.store.history
+    assert (kept.worker, kept.run_id[:4], kept.endpoint_type, kept.result) == ("sync@host", "run-", IDENTITY, IN_SYNC)
+    assert kept.differences.count == 1
+    assert (kept.written.names, kept.not_written.names) == (("PUT users sysinv",), ())
+
+
+def test_what_a_broken_off_repair_wrote_is_told_apart_from_what_it_did_not(world: World) -> None:
+    world.centre_has(users=(a_user("bob"), a_user("carol")))
+    world.just_before("POST users carol", raising(CloudError(Reason.SERVER_ERROR, "500")))
+    world.run()
+    (kept,) = world.store.history
+    assert kept.reason == "server-error"
+    assert (kept.written.names, kept.not_written.names) == (("POST users bob",), ("POST users carol",))
+
+
+def test_replaced_keys_are_in_the_history(world: World) -> None:
+    world.site.keys = some_keys("other")
+    world.run()
+    (kept,) = world.store.history
+    assert (kept.endpoint_type, kept.written.names) == (PLATFORM, ("POST fernet_repo",))
+
+
+def test_what_a_guard_refused_is_in_the_history_as_not_written(world: World) -> None:
+    world.centre_has(users=tuple(a_user(f"user{number}") for number in range(LIMITS.max_deletes + 1)))
+    world.run()
+    world.centre_has()
+    world.run_again()
+    kept = world.store.history[-1]
+    assert (kept.reason, kept.written.count, kept.not_written.count) == ("guard-refused", 0, LIMITS.max_deletes + 1)
 
 
 # --- failures ----------------------------------------------------------------------------------------------------

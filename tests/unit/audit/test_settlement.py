@@ -80,3 +80,13 @@ def test_the_keys_that_were_seen_are_kept_and_those_nobody_looked_at_stay(
 ) -> None:
     always = settled(keys_fingerprint=seen).always
     assert {name: value for name, value in always.items() if name == "keys_fingerprint"} == kept
+
+
+def test_the_history_keeps_what_was_found_and_nothing_of_a_clean_audit() -> None:
+    assert settled().history is None
+    kept = settled(differences=("users bob: name",), written=("PUT users bob",), repaired=True).history
+    assert kept is not None
+    assert (kept.differences.names, kept.written.names, kept.reason) == (("users bob: name",), ("PUT users bob",), None)
+    failed = settled(result=None, failure=Failure(Reason.TIMEOUT, "s" * 900), not_written=("DELETE users eve",)).history
+    assert failed is not None
+    assert (failed.reason, len(failed.detail), failed.not_written.names) == ("timeout", 500, ("DELETE users eve",))
