@@ -262,8 +262,10 @@ def test_servers_are_reached_by_dcsync_only(name: str) -> None:
     assert COMPOSE["networks"]["backend"]["internal"] is True
 
 
-def test_only_sync_workers_and_flower_reach_beyond_the_host() -> None:
-    assert {name for name, service in SERVICES.items() if "uplink" in service["networks"]} == {"sync-worker", "flower"}
+def test_only_workers_and_flower_reach_beyond_the_host() -> None:
+    assert {name for name, service in SERVICES.items() if "uplink" in service["networks"]} == {
+        "sync-worker", "state-worker", "flower",
+    }  # fmt: skip
 
 
 def test_nothing_is_mounted_for_writing_but_the_servers_data() -> None:
