@@ -84,7 +84,7 @@ class Work(Protocol[HintT_contra, JobT]):
 
 @dataclass(frozen=True)
 class FollowUp(Generic[HintT, JobT]):
-    """The work a run goes on with once what it came for is completed and recorded.
+    """The work a run goes on with after it was recorded as completed.
 
     It keeps the lock, the run id and the login. Its deadline and its end are its own: whatever becomes of it, what was
     completed stays completed. Nothing follows where `work` finds nothing to claim.
@@ -96,7 +96,8 @@ class FollowUp(Generic[HintT, JobT]):
 
 
 OnEnd = Callable[[str, Outcome], None]
-"""Called with the noun of the work and its outcome, once that is recorded."""
+"""Called with the noun of the work and its outcome, once that is recorded. Must not raise: the run may still hold its
+lock."""
 
 
 def _ignore(noun: str, outcome: Outcome) -> None:
@@ -127,8 +128,7 @@ class Runner:
         stale.
 
         `then`: what a run that completed goes on with. `on_end`: called with each outcome, that of the follow-up
-        included. When the coroutine is cancelled because the worker stops, its runs are returned to
-        the queue first.
+        included. When the coroutine is cancelled because the worker stops, its runs are returned to the queue first.
         """
         wanted = {self.new_run_id(): hint for hint in hints}
         (locked, jobs), is_stopping = await _in_thread(lambda: self._take(work, wanted))

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
+from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.probes import LEEWAY, SPREAD, SqlProbeStore
 from dcsync.model.subcloud import AvailabilityStatus, NewSubcloud
@@ -127,3 +128,12 @@ def test_a_deleted_subcloud_is_never_due(engine: Engine, store: SqlProbeStore) -
     SqlInventory(engine).delete("a", now=NOON)
     assert store.take_due(now=NOON + LATEST, interval=INTERVAL, most=MOST) == []
     assert store.targets(["a-region"]) == []
+
+
+def test_being_seen_in_the_future_gives_way_to_being_seen_now(engine: Engine, store: SqlProbeStore) -> None:
+    add(engine, "a")
+    store.note_seen(["a-region"], now=utc_now() + timedelta(hours=1))
+    now = utc_now()
+    store.note_seen(["a-region"], now=now)
+    with engine.connect() as rows:
+        assert rows.execute(text("SELECT seen_at FROM subcloud_probe")).scalar_one() == now

@@ -143,6 +143,15 @@ def test_a_repeated_report_writes_the_age_of_its_proof_alone(rows: Rows) -> None
     assert rows.subcloud().last_seen_at == at(4)
 
 
+def test_being_seen_in_the_future_gives_way_to_a_report(rows: Rows) -> None:
+    rows.add()
+    rows.tell(online(1))
+    with rows.engine.begin() as connection:
+        connection.execute(text("UPDATE subcloud_probe SET seen_at = now() + interval '1 hour'"))
+    rows.tell(online(4))
+    assert rows.subcloud().last_seen_at == at(4)
+
+
 def changed_at(rows: Rows) -> list[object]:
     with rows.engine.connect() as connection:
         return list(connection.scalars(text("SELECT changed_at FROM endpoint_status ORDER BY endpoint_type")))

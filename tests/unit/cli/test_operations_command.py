@@ -51,6 +51,7 @@ AS_KEPT = {
     "wait": "wait --for in-sync --fresh --timeout 0.0",
 }
 NOT_RECORDED = {
+    "central",
     *("up", "demo", "version", "config show", "service status", "service monitor"),
     *("subcloud list", "subcloud show", "state rejected", "keys show", "alarm list", "operations", "history"),
     "diff",
