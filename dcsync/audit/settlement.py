@@ -64,9 +64,11 @@ def settlement(
 def _history(
     run: AuditRun, finding: Finding, *, now: datetime, started_at: datetime, worker: str
 ) -> AuditHistory | None:
-    """Returns None for an audit that found no difference: the row of the endpoint type proves it."""
+    """Returns None for an audit that found no difference, since the row of the endpoint type proves it, and for the
+    repetition of a failure that found none: while a central cloud is away, each would add rows for the whole fleet."""
     failure = finding.failure
-    if failure is None and not finding.differences:
+    (part,) = (part for part in run.parts if part.endpoint_type is finding.endpoint_type)
+    if not finding.differences and (failure is None or part.failures):
         return None
     return AuditHistory(
         run_id=run.run_id,

@@ -24,6 +24,7 @@ from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.faults import Fault
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import FernetKeys
+from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.states.rotation import RotationState
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud
@@ -43,7 +44,7 @@ Make = Callable[..., RotationRequests]
 
 OTHERS: dict[KeyHolding, dict[str, object]] = {
     KeyHolding.AWAY: {"availability_status": AvailabilityStatus.OFFLINE, "initial_sync_state": InitialSyncState.NONE},
-    KeyHolding.FAILED: {"initial_sync_state": InitialSyncState.FAILED},
+    KeyHolding.FAILED: {"initial_sync_state": InitialSyncState.FAILED, "reason": Reason.TIMEOUT, "retry_at": NOON},
     KeyHolding.SYNCING: {"initial_sync_state": InitialSyncState.REQUESTED},
     KeyHolding.UNMANAGED: {"management_state": ManagementState.UNMANAGED, "initial_sync_state": InitialSyncState.NONE},
 }

@@ -68,7 +68,8 @@ class Rows:
     def row(self, region_name: str = "subcloud1") -> StateRow:
         with self.store.transaction() as transaction:
             (found,) = transaction.lock([region_name])
-            return found
+            # What is audited is the registry's, not stored.
+            return replace(found, audited=frozenset())
 
     def active(self) -> list[tuple[str, str, datetime]]:
         return [(a.alarm_id, a.entity, a.raised_at) for a in self.alarms.alarms(history=False, limit=99)]
@@ -152,7 +153,8 @@ def test_rows_are_locked_in_the_order_of_their_ids_and_unknown_ones_are_left_out
     with rows.store.transaction() as transaction:
         found = transaction.lock(["subcloud3", "unknown", "subcloud1"])
         assert transaction.lock([]) == []
-    assert found == [a_state_row("subcloud1", subcloud_id=1), a_state_row("subcloud3", subcloud_id=3)]
+    bare = [replace(row, audited=frozenset()) for row in found]
+    assert bare == [a_state_row("subcloud1", subcloud_id=1), a_state_row("subcloud3", subcloud_id=3)]
 
 
 def test_only_the_endpoints_asked_for_are_read(rows: Rows) -> None:

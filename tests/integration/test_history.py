@@ -214,7 +214,7 @@ def test_a_run_of_a_subcloud_that_is_deleted_ends_in_the_history(engine: Engine,
     assert [(each.ending, each.ended_at, each.detail) for each in request.attempts] == [
         (Ending.CANCELLED, LAST, "the subcloud was deleted")
     ]
-    assert store.unowned_attempts(started_before=FOR_EVER) == []
+    assert store.unowned_attempts(started_before=FOR_EVER, now=FOR_EVER) == []
 
 
 def test_nothing_of_a_deleted_subcloud_is_left_once_it_is_old(engine: Engine, inventory: SqlInventory) -> None:

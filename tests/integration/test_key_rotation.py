@@ -270,7 +270,7 @@ def test_sites_without_the_staged_key_hold_a_rotation_up_unless_it_is_forced(wor
     world.ask()
     outcome = world.process().run()
     assert outcome.result is Result.REFUSED
-    assert "10 of 10" in outcome.detail
+    assert "0 of 10 managed subclouds have the keys (10 lack)" in outcome.detail
     assert world.process().run().result is Result.IDLE, "a refused request is over"
     world.ask(forced=True)
     assert world.process().run().result is Result.ROTATED
@@ -371,7 +371,7 @@ def test_a_window_that_is_over_ends_the_distribution_and_names_how_many_are_miss
     world.pass_(LIMITS.window)
     outcome = process.run()
     assert outcome.result is Result.DISTRIBUTED
-    assert "1 of 3 subclouds lack" in outcome.detail
+    assert "2 of 3 managed subclouds have the keys (1 lack)" in outcome.detail
 
 
 def test_the_watch_finds_nothing_new_in_keys_dcsync_rotated_itself(world: World) -> None:

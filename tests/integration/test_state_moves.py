@@ -30,7 +30,7 @@ from dcsync.adapters.postgres.tables import (
     sync_step,
 )
 from dcsync.adapters.postgres.transitions import apply_event
-from dcsync.audit.ports import AuditRun, CentralState, Finding
+from dcsync.audit.ports import AuditPart, AuditRun, CentralState, Finding
 from dcsync.audit.settlement import settlement
 from dcsync.initial_sync.ports import Claim, Run
 from dcsync.model.ending import Ending, Failure
@@ -83,9 +83,9 @@ class Called:
 
 READS = {
     *("in_progress_since_before", "in_progress_count", "unstarted_hints", "unowned_attempts", "standing"),
-    *("audits", "read_run", "central_state", "row", "spread", "lost_reports"),
+    *("audits", "read_run", "central_state", "row", "spread", "lost_reports", "without_keys"),
 }
-ELSEWHERE = {"refuse_central", "confirm_central", "void_deadlines"}
+ELSEWHERE = {"refuse_central", "confirm_central", "void_deadlines", "note_central_check"}
 """The first two write to what is known of the central cloud alone, the last to due times."""
 
 
@@ -150,8 +150,8 @@ class World:
     @property
     def audit(self) -> AuditRun:
         return AuditRun(
-            run_id=self.run_id, subcloud=self.run.subcloud, parts=(), placed=Placed(), groups_to_refill={},
-            central_counts={},
+            run_id=self.run_id, subcloud=self.run.subcloud, parts=(AuditPart(endpoint_type=IDENTITY, generation=0),),
+            placed=Placed(), groups_to_refill={}, central_counts={},
         )  # fmt: skip
 
     @property

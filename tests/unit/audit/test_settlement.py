@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +28,17 @@ RUN = AuditRun(
 )
 
 
-def settled(**changes: Any) -> Settlement:
+def test_of_failures_in_a_row_that_compared_nothing_only_the_first_is_kept_in_the_history() -> None:
+    failure = Failure(Reason.CENTRAL_UNREACHABLE, "no route")
+    first = settled(result=None, reported=None, failure=failure)
+    assert first.history is not None
+    parts = (AuditPart(endpoint_type=EndpointType.IDENTITY, generation=3, failures=1),)
+    run = replace(RUN, parts=parts)
+    assert settled(run=run, result=None, reported=None, failure=failure).history is None
+    assert settled(run=run, failure=failure, differences=("users bob",)).history is not None
+
+
+def settled(*, run: AuditRun = RUN, **changes: Any) -> Settlement:
     values: dict[str, Any] = {
         "endpoint_type": EndpointType.IDENTITY,
         "generation": 3,
@@ -36,7 +47,7 @@ def settled(**changes: Any) -> Settlement:
         "is_observed": True,
         "due_at": NEXT,
     }
-    return settlement(RUN, Finding(**(values | changes)), now=LATER)
+    return settlement(run, Finding(**(values | changes)), now=LATER)
 
 
 def test_a_finished_comparison_is_completed_and_due_when_it_says() -> None:
