@@ -28,7 +28,7 @@ from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementSt
 from tests.builders import NOON
 
 LATER, LAST = NOON + timedelta(minutes=5), NOON + timedelta(minutes=9)
-FOR_EVER = datetime.max.replace(tzinfo=UTC)
+FOR_EVER = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def intent(command: str, *, keep: timedelta = timedelta(days=36500)) -> Intent:
