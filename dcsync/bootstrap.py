@@ -6,6 +6,7 @@ Services are created once per process, after any fork; creating them opens no co
 from __future__ import annotations
 
 import random
+import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ from dcsync.initial_sync.preview import SyncPreview, preview
 from dcsync.initial_sync.sweep import Sweep
 from dcsync.model.errors import MisconfiguredError
 from dcsync.model.messages import TaskName
+from dcsync.model.operation import Intent
 from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
 from dcsync.probe.availability import AvailabilityProbe
 from dcsync.rotation import rotate_keys
@@ -368,7 +370,15 @@ def key_rotation(
     command = settings.key_rotate_command
     timeout = settings.key_rotate_timeout
     return rotate_keys.KeyRotation(
-        store=SqlKeyRotationStore(rows),
+        store=SqlKeyRotationStore(
+            rows,
+            carried_out_by=Intent(
+                who="dcsync",
+                host=socket.gethostname(),
+                command="key rotation",
+                keep=timedelta(days=settings.history_days),
+            ),
+        ),
         central=clouds(settings),
         command=central_rotation.rotate_command(command, deadline_seconds=timeout) if command else None,
         new_key=central_rotation.new_key,

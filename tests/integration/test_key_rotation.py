@@ -14,9 +14,11 @@ from sqlalchemy import Engine, insert, select, update
 from dcsync.adapters.cloud.central_rotation import new_key
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
+from dcsync.adapters.postgres.operations import SqlOperations
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
 from dcsync.model.errors import KeyRotationFailed
 from dcsync.model.identity import FernetKeys, key_set
+from dcsync.model.operation import Intent, OperationOutcome
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.states.rotation import RotationState
@@ -48,7 +50,8 @@ class World:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.store = SqlKeyRotationStore(engine)
+        intent = Intent(who="dcsync", host="central-1", command="key rotation", keep=WEEK)
+        self.store = SqlKeyRotationStore(engine, carried_out_by=intent)
         self.centre = Centre()
         self.time = NOON
         self.woken = 0
@@ -235,6 +238,12 @@ def test_a_rotation_that_failed_is_told_and_tried_again_later(world: World) -> N
     assert world.process().run().result is Result.IDLE
     world.pass_(LIMITS.hold_off)
     assert world.process().run().result is Result.ROTATED
+    recorded = SqlOperations(world.engine).newest(limit=5)
+    assert [(each.who, each.command, each.outcome) for each in recorded] == [
+        ("dcsync", "key rotation", OperationOutcome.DONE),
+        ("dcsync", "key rotation", OperationOutcome.FAILED),
+    ]
+    assert "central-unreachable" in recorded[1].detail
 
 
 def test_a_command_that_does_nothing_is_not_believed(world: World) -> None:

@@ -22,7 +22,7 @@ from dcsync.adapters.postgres.tables import central_state, key_rotation, subclou
 from dcsync.audit.endpoints import endpoint_type_of_keys
 from dcsync.model.identity import KeySet
 from dcsync.model.marks import TOLERANCE
-from dcsync.model.operation import Intent
+from dcsync.model.operation import Intent, OperationOutcome
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.states.rotation import RotationEvent
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState
@@ -40,10 +40,12 @@ _WITH_SUBCLOUD = subcloud_sync.join(subcloud, subcloud.c.id == _SYNC.subcloud_id
 
 
 class SqlKeyRotationStore:
-    """KeyRotationStore on an engine owned by this process."""
+    """KeyRotationStore on an engine owned by this process. How a rotation ended is recorded as an operation of
+    `carried_out_by`, also where the schedule asked for it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, carried_out_by: Intent | None = None) -> None:
         self._engine = engine
+        self._carried_out_by = carried_out_by
 
     # --- the row ---
 
@@ -122,6 +124,7 @@ class SqlKeyRotationStore:
             if not connection.execute(_ended(run_id, RotationEvent.ROTATED, rotated)).rowcount:
                 return False
             connection.execute(known)
+            self._record(connection, OperationOutcome.DONE, now=now, detail=f"now {current.fingerprint[:8]}")
             return True
 
     @database_errors()
@@ -134,7 +137,14 @@ class SqlKeyRotationStore:
             "before": sa.null() if forget else _ROW.before,
         }
         with self._engine.begin() as connection:
-            return connection.execute(_ended(run_id, event, values)).rowcount == 1
+            if not connection.execute(_ended(run_id, event, values)).rowcount:
+                return False
+            self._record(connection, OperationOutcome.FAILED, now=now, detail=detail)
+            return True
+
+    def _record(self, connection: Connection, outcome: OperationOutcome, *, now: datetime, detail: str) -> None:
+        if self._carried_out_by is not None:
+            operations.record(connection, self._carried_out_by.ended(outcome, (), now=now, detail=detail), ())
 
     # --- the subclouds ---
 
