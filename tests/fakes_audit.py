@@ -26,7 +26,7 @@ from dcsync.model.ending import Failure
 from dcsync.model.errors import refuse_unknown
 from dcsync.model.history import AuditHistory
 from dcsync.model.identity import Placed
-from dcsync.model.marks import is_void_deadline
+from dcsync.model.marks import CLOCK_TOLERANCE, is_void_deadline
 from dcsync.model.messages import AuditHint
 from dcsync.model.operation import Intent, Operation
 from dcsync.model.reasons import Reason
@@ -38,6 +38,8 @@ from dcsync.runs.ports import Standing
 from dcsync.state.ports import CentralFacts, RefusedFacts
 from tests.builders import NOON
 from tests.fakes_sync import was_before
+
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass
@@ -157,7 +159,7 @@ class MemoryAuditStore:
             self._raise(row, now=now, by=by, due_at=self._sooner(row, now))
         return len(rows)
 
-    def lost_reports(self, *, since: datetime | None, before: datetime) -> list[LostReport]:
+    def lost_reports(self, *, since: datetime | None, before: datetime, now: datetime) -> list[LostReport]:
         return [
             LostReport(
                 region_name=region_name,
@@ -173,7 +175,7 @@ class MemoryAuditStore:
             and (since is None or since <= row.reported_at)
             and row.reported_at < before
             and self._eligible(region_name)
-            and self.observed.get((region_name, endpoint_type), datetime.min.replace(tzinfo=UTC)) < row.reported_at
+            and not row.reported_at <= self.observed.get((region_name, endpoint_type), NEVER) <= now + CLOCK_TOLERANCE
         ]
 
     def take_follow_ups(self, *, now: datetime) -> int:

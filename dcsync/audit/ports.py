@@ -193,9 +193,9 @@ class DueAudits(DueRows[AuditHint], Protocol):
     A run whose rows differ in `deaths` appears in `in_progress_since_before` once per value.
     """
 
-    def lost_reports(self, *, since: datetime | None, before: datetime) -> list[LostReport]:
+    def lost_reports(self, *, since: datetime | None, before: datetime, now: datetime) -> list[LostReport]:
         """Returns what audits that settled between `since` (None: ever) and `before` reported, where the subcloud is
-        eligible and its status row shows nothing observed at that time or later."""
+        eligible and its status row shows nothing observed since. What it observed after `now` is void."""
 
     def void_deadlines(self, *, now: datetime, longest: timedelta) -> int:
         """Makes audits due that are further away than `longest`, the longest time between two audits; returns how

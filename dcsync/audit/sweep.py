@@ -68,7 +68,7 @@ class AuditSweep:
         Recent ones are searched in each sweep, all of them at this process's first sweep and now and then."""
         searches_all = self.searched_all_at is None or not timedelta() <= now - self.searched_all_at < SEARCH_ALL_EVERY
         since = None if searches_all else now - SEARCH_BACK
-        found = self.store.lost_reports(since=since, before=now - REPORT_PATIENCE)
+        found = self.store.lost_reports(since=since, before=now - REPORT_PATIENCE, now=now)
         for lost in found:
             is_planned = endpoint_of(lost.endpoint_type).is_planned(lost.keys_planned_until, now=now)
             self.reports(

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from dcsync.model.shown import CLOCK_TOLERANCE
-
-TOLERANCE = CLOCK_TOLERANCE
+CLOCK_TOLERANCE = timedelta(seconds=2)
 """By how much two processes may differ about the present moment."""
 
 
 def is_void(moment: datetime, *, now: datetime) -> bool:
     """Returns whether something that is said to have happened lies in the future."""
-    return moment - now > TOLERANCE
+    return moment - now > CLOCK_TOLERANCE
 
 
 def is_void_deadline(moment: datetime, *, now: datetime, longest: timedelta) -> bool:
     """Returns whether a deadline lies further away than anybody sets one; it has passed then."""
-    return moment - now > longest + TOLERANCE
+    return moment - now > longest + CLOCK_TOLERANCE

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.reasons import Unproven
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import (
@@ -22,9 +23,6 @@ from dcsync.model.subcloud import (
     Subcloud,
     SyncStatus,
 )
-
-CLOCK_TOLERANCE = timedelta(seconds=2)
-"""A mark that lies further in the future than this is void: nothing was seen at that time."""
 
 
 class ShownAvailability(StrEnum):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.reasons import Reason
-from dcsync.model.shown import CLOCK_TOLERANCE, Windows
+from dcsync.model.shown import Windows
 from dcsync.model.subcloud import EndpointType
 from dcsync.state.ports import AlarmRow, FailingFacts, ObservedFacts, SilenceCutoffs, SilenceFacts
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dcsync.model.errors import BrokerUnreachable
-from dcsync.model.shown import CLOCK_TOLERANCE, Windows
+from dcsync.model.marks import CLOCK_TOLERANCE
+from dcsync.model.shown import Windows
 from dcsync.state import silence
 from dcsync.state.ports import SilenceStore
 from dcsync.state.silence import SilenceLimits

@@ -305,7 +305,7 @@ SETTLED_AT = NOON + timedelta(seconds=10)
 
 
 def lost(rows: Rows, *, since: datetime | None = None, before: datetime = LATER) -> list[tuple[str, EndpointType]]:
-    found = rows.store.lost_reports(since=since, before=before)
+    found = rows.store.lost_reports(since=since, before=before, now=LATER)
     return sorted((each.region_name, each.endpoint_type) for each in found)
 
 
@@ -318,7 +318,7 @@ def test_what_was_reported_and_is_in_no_row_is_lost(rows: Rows) -> None:
     settled(rows)
     rows.observe("s1", IDENTITY, SETTLED_AT)
     assert lost(rows) == [("s1", PLATFORM)]
-    (found,) = rows.store.lost_reports(since=SETTLED_AT, before=LATER)
+    (found,) = rows.store.lost_reports(since=SETTLED_AT, before=LATER, now=LATER)
     assert (found.sync_status, found.reason, found.reported_at) == (SyncStatus.IN_SYNC, None, SETTLED_AT)
     assert found.keys_planned_until is None
 
@@ -333,10 +333,17 @@ def test_a_row_that_saw_something_older_does_not_have_the_report(rows: Rows) -> 
 def test_a_lost_report_says_why_it_is_unknown(rows: Rows) -> None:
     settled(rows, result=None, reported=SyncStatus.UNKNOWN, failure=Failure(Reason.TIMEOUT, "slow"))
     rows.plan_rotation(LATER)
-    found = rows.store.lost_reports(since=None, before=LATER)
+    found = rows.store.lost_reports(since=None, before=LATER, now=LATER)
     assert {(each.sync_status, each.reason, each.keys_planned_until) for each in found} == {
         (SyncStatus.UNKNOWN, Reason.TIMEOUT, LATER)
     }
+
+
+def test_what_a_row_saw_in_the_future_is_void(rows: Rows) -> None:
+    settled(rows)
+    rows.observe("s1", IDENTITY, LATER + timedelta(hours=1))
+    rows.observe("s1", PLATFORM, LATER)
+    assert lost(rows) == [("s1", IDENTITY)]
 
 
 def test_lost_reports_are_looked_for_in_a_span_of_time(rows: Rows) -> None:

@@ -41,7 +41,7 @@ from dcsync.audit.standing import standing_of
 from dcsync.model.ending import Failure
 from dcsync.model.errors import refuse_unknown
 from dcsync.model.identity import Placed
-from dcsync.model.marks import TOLERANCE
+from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.messages import AuditHint
 from dcsync.model.operation import Intent
 from dcsync.model.reasons import Reason
@@ -120,7 +120,7 @@ class SqlAuditStore:
             return _central_changed(connection, endpoint_type, now=now, by=by)
 
     @database_errors()
-    def lost_reports(self, *, since: datetime | None, before: datetime) -> list[LostReport]:
+    def lost_reports(self, *, since: datetime | None, before: datetime, now: datetime) -> list[LostReport]:
         shown = sa.and_(
             endpoint_status.c.subcloud_id == _ROW.subcloud_id, endpoint_status.c.endpoint_type == _ROW.endpoint_type
         )
@@ -140,7 +140,11 @@ class SqlAuditStore:
                 IS_ELIGIBLE,
                 reported_at < before,
                 reported_at >= since if since is not None else sa.true(),
-                sa.or_(endpoint_status.c.observed_at.is_(None), endpoint_status.c.observed_at < reported_at),
+                sa.or_(
+                    endpoint_status.c.observed_at.is_(None),
+                    endpoint_status.c.observed_at < reported_at,
+                    endpoint_status.c.observed_at > now + CLOCK_TOLERANCE,
+                ),
             )
         )
         with self._engine.connect() as connection:
@@ -230,7 +234,7 @@ class SqlAuditStore:
 
     @database_errors()
     def void_deadlines(self, *, now: datetime, longest: timedelta) -> int:
-        void = sa.and_(_is_audited(), _MAY_BE_CLAIMED, _ROW.due_at > now + longest + TOLERANCE)
+        void = sa.and_(_is_audited(), _MAY_BE_CLAIMED, _ROW.due_at > now + longest + CLOCK_TOLERANCE)
         with self._engine.begin() as connection:
             keys = sa.select(*_IN_ORDER).where(void).order_by(*_IN_ORDER).with_for_update(skip_locked=True)
             found = [tuple(row) for row in connection.execute(keys)]
@@ -525,7 +529,7 @@ def _owns(connection: Connection, run: AuditRun) -> bool:
 def _is_rotating(*, now: datetime) -> sa.ColumnElement[bool]:
     """Returns the condition that keys are being rotated or were just rotated. The rotation records the central state
     itself and distributes the keys in waves; data read meanwhile may be older."""
-    just_rotated = key_rotation.c.last_rotated_at.between(now - JUST_ROTATED, now + TOLERANCE)
+    just_rotated = key_rotation.c.last_rotated_at.between(now - JUST_ROTATED, now + CLOCK_TOLERANCE)
     rotating = sa.or_(ROTATION_MOVES.where(RotationEvent.ROTATED), just_rotated)
     return sa.exists(sa.select(key_rotation.c.id).where(rotating))
 

@@ -21,7 +21,7 @@ from dcsync.adapters.postgres.rows import IS_ELIGIBLE, is_held_off, was_before
 from dcsync.adapters.postgres.tables import central_state, key_rotation, subcloud, subcloud_sync
 from dcsync.audit.endpoints import endpoint_type_of_keys
 from dcsync.model.identity import KeySet
-from dcsync.model.marks import TOLERANCE
+from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.operation import Intent, OperationOutcome
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.states.rotation import RotationEvent
@@ -85,7 +85,7 @@ class SqlKeyRotationStore:
             .values(**ROTATION_MOVES.to(RotationEvent.CLAIMED), run_id=run_id, claimed_at=now)
             .returning(key_rotation)
         )
-        claim_in_future = sa.update(key_rotation).where(_ROW.claimed_at > now + TOLERANCE).values(claimed_at=now)
+        claim_in_future = sa.update(key_rotation).where(_ROW.claimed_at > now + CLOCK_TOLERANCE).values(claimed_at=now)
         with self._engine.begin() as connection:
             connection.execute(claim_in_future)
             claimed = connection.execute(update).one_or_none()

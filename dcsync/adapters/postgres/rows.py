@@ -13,7 +13,7 @@ from dcsync.adapters.postgres.moves import AUDIT_MOVES, INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.tables import subcloud, subcloud_sync
 from dcsync.audit.ports import SETTLED
 from dcsync.model.identity import ActorType, Assignment, Placed, ResourceType
-from dcsync.model.marks import TOLERANCE
+from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.initial_sync import InitialSyncEvent
@@ -51,12 +51,12 @@ def is_held_off() -> sa.ColumnElement[bool]:
 
 def was_before(moment: datetime, column: sa.Column[Any], *, now: datetime) -> sa.ColumnElement[bool]:
     """Rows in which this happened before `moment`; also where it is said to happen in the future, which is void."""
-    return sa.or_(column < moment, column > now + TOLERANCE)
+    return sa.or_(column < moment, column > now + CLOCK_TOLERANCE)
 
 
 def has_passed(column: sa.Column[Any], *, now: datetime, longest: timedelta) -> sa.ColumnElement[bool]:
     """Rows whose deadline has passed; also where it lies further away than anybody sets one, which is void."""
-    return sa.or_(column <= now, column > now + longest + TOLERANCE)
+    return sa.or_(column <= now, column > now + longest + CLOCK_TOLERANCE)
 
 
 def placed_body(placed: Placed) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from dcsync.adapters.postgres.tables import (
     subcloud_sync,
 )
 from dcsync.audit.endpoints import audited_types, endpoint_type_of_keys
+from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.reasons import Reason
-from dcsync.model.shown import CLOCK_TOLERANCE
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsync.model.marks import TOLERANCE
+from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.report_payloads import report_payload
 from dcsync.model.reports import Report
 from dcsync.state import memory
@@ -145,5 +145,5 @@ def test_whatever_was_stamped_when_what_is_observed_now_is_shown(before: Sequenc
 
 
 def test_marks_within_the_tolerance_are_believed() -> None:
-    row = replace(a_state_row(), availability_status=ONLINE, online_mark=mark(250 + TOLERANCE.total_seconds()))
+    row = replace(a_state_row(), availability_status=ONLINE, online_mark=mark(250 + CLOCK_TOLERANCE.total_seconds()))
     assert memory.facts_of(row, now=NOW).online_marks == (row.online_mark,)
