@@ -5,6 +5,7 @@
         CloudError               a request to a subcloud or the central cloud failed; carries a Reason
         BrokerUnreachable        Redis does not answer
         DatabaseUnreachable      PostgreSQL does not answer
+          RowLocked              another session holds a lock on a row for too long
         WorkerStopping           this worker is stopping; its runs are returned to the queue
         KeyRotationFailed        the central cloud's keys were not rotated, or it is unknown whether they were
         LocalProcessFailed       a process of `dcsync up` did not start or did not stop
@@ -62,6 +63,10 @@ class BrokerUnreachable(TemporaryError):
 
 class DatabaseUnreachable(TemporaryError):
     """PostgreSQL does not answer, or rejects the connection."""
+
+
+class RowLocked(DatabaseUnreachable):
+    """Another session holds a lock on a row for longer than statements wait; nothing was changed."""
 
 
 class WorkerStopping(TemporaryError):

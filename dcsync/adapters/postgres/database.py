@@ -5,23 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg2
-import psycopg2.extensions
 from psycopg2 import errorcodes
 from sqlalchemy import Connection, Engine, create_engine, event, exc, text
-from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError, SchemaOutOfDate
+from dcsync.adapters.postgres import connections
+from dcsync.adapters.postgres.connections import PING_SECONDS, STATEMENT_SECONDS, Limits, Opener, url_parameters
+from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError, RowLocked, SchemaOutOfDate
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-CONNECT_SECONDS = 5
-STATEMENT_SECONDS = 30
-IDLE_IN_TRANSACTION_SECONDS = 60
 POOL_WAIT_SECONDS = 10
 PING_AFTER_SECONDS = 2.0
 OLDEST_POSTGRESQL = 15
@@ -42,73 +40,78 @@ def make_engine(
 ) -> Engine:
     """Returns an engine for one process. It connects at first use, so it may be created before PostgreSQL is up.
 
-    A broken connection is replaced when it is taken from the pool; one that hangs is ended by TCP keep-alives and by
-    PostgreSQL's time limits. `statement_seconds` 0 means no limit. Raises MisconfiguredError for a URL of another
-    database.
+    A connection that is broken, unanswered, or leads to a server that takes no writes is discarded, and the whole pool
+    with it. `statement_seconds` 0 means no limit. Raises MisconfiguredError for a URL of another database.
     """
+    limits = Limits(statement=statement_seconds) if statement_seconds else Limits(statement=0, lock=0)
+    opener = Opener(url_parameters(url), application_name, limits)
     engine = create_engine(
-        _psycopg2_url(url),
+        "postgresql+psycopg2://",
+        creator=opener.open,
         pool_size=pool_size,
         max_overflow=max_overflow,
         pool_timeout=POOL_WAIT_SECONDS,
         hide_parameters=True,
-        connect_args={
-            "application_name": application_name,
-            "connect_timeout": CONNECT_SECONDS,
-            "options": f"-c statement_timeout={int(statement_seconds * 1000)}"
-            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_SECONDS * 1000} -c timezone=UTC",
-            "keepalives": 1,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20_000,
-        },
     )
-    event.listen(engine, "checkin", _note_idle)
-    event.listen(engine, "checkout", _ping_if_long_idle)
+    fitness = _Fitness(opener)
+    event.listen(engine, "connect", fitness.note_opened)
+    event.listen(engine, "checkin", fitness.keep_if_fit)
+    event.listen(engine, "checkout", fitness.use_if_fit)
     return engine
 
 
-def _note_idle(_: object, record: ConnectionPoolEntry) -> None:
-    record.info["idle_since"] = time.monotonic()
+@dataclass
+class _Fitness:
+    """Decides which connections stay in a pool. What discards one discards all that were opened before it was found:
+    they lead to the same server."""
 
+    opener: Opener
+    distrusted_at: float = 0.0
 
-def _ping_if_long_idle(connection: psycopg2.extensions.connection, record: ConnectionPoolEntry, _: object) -> None:
-    """Tests a connection that was idle for PING_AFTER_SECONDS; the pool replaces it if it is broken.
+    def note_opened(self, _: object, record: ConnectionPoolEntry) -> None:
+        record.info["opened_at"] = time.monotonic()
 
-    SQLAlchemy's `pool_pre_ping` tests at every checkout, which at a dozen short transactions per run is a fifth of the
-    database load. A connection that breaks within those seconds makes one statement fail, and the whole pool is then
-    replaced.
-    """
-    idle_since = record.info.get("idle_since")
-    if idle_since is None or time.monotonic() - idle_since < PING_AFTER_SECONDS:
-        return
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-        connection.rollback()
-    except psycopg2.Error as error:
-        raise exc.DisconnectionError from error
+    def keep_if_fit(self, connection: connections.Connection | None, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+        if connection is not None and self._is_unfit(connection):
+            self.distrusted_at = time.monotonic()
+            record.invalidate()
 
+    def _is_unfit(self, connection: connections.Connection) -> bool:
+        return bool(connection.closed) or (self.opener.needs_primary and connection.takes_no_writes)
 
-def _psycopg2_url(url: str) -> URL:
-    """Returns the URL with an explicit driver, because SQLAlchemy's default driver differs between releases."""
-    try:
-        parsed = make_url(url)
-    except (exc.ArgumentError, ValueError):
-        raise MisconfiguredError("DCSYNC_DATABASE_URL: give postgresql://user:password@host/database") from None
-    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
-        raise MisconfiguredError(f"DCSYNC_DATABASE_URL: {parsed.drivername} is not postgresql")
-    return parsed.set(drivername="postgresql+psycopg2")
+    def use_if_fit(self, connection: connections.Connection, record: ConnectionPoolEntry, _: object) -> None:
+        """Tests a connection that was idle for PING_AFTER_SECONDS; the pool replaces it if it is broken.
+
+        SQLAlchemy's `pool_pre_ping` tests at every checkout, which at a dozen short transactions per run is a fifth of
+        the database load. A connection that breaks within those seconds makes one statement fail, and the whole pool is
+        then replaced.
+        """
+        if record.info["opened_at"] < self.distrusted_at:
+            raise exc.InvalidatePoolError
+        idle_since = record.info.get("idle_since")
+        if idle_since is None or time.monotonic() - idle_since < PING_AFTER_SECONDS:
+            return
+        usual, connection.answer_seconds = connection.answer_seconds, PING_SECONDS
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            connection.rollback()
+        except psycopg2.Error as error:
+            raise exc.InvalidatePoolError from error
+        finally:
+            connection.answer_seconds = usual
+        if self._is_unfit(connection):
+            raise exc.InvalidatePoolError
 
 
 @contextmanager
 def database_errors() -> Iterator[None]:
     """Translates PostgreSQL's errors; used as `with database_errors():` or as the decorator `@database_errors()`.
 
-    Temporary problems (no connection, time limit, deadlock, shutdown, a read-only standby) raise DatabaseUnreachable; a
-    missing table or column raises SchemaOutOfDate; a privilege that the role lacks raises MisconfiguredError. Any other
-    error is a bug in dcsync and is raised unchanged.
+    Temporary problems (no connection, time limit, deadlock, shutdown, a read-only standby) raise DatabaseUnreachable, a
+    row locked for too long its subclass RowLocked; a missing table or column raises SchemaOutOfDate; a privilege that
+    the role lacks raises MisconfiguredError. Any other error is a bug in dcsync and is raised unchanged.
     """
     try:
         yield
@@ -121,6 +124,8 @@ def database_errors() -> Iterator[None]:
             raise SchemaOutOfDate("the database schema is out of date: run `dcsync db upgrade`") from error
         if code == errorcodes.INSUFFICIENT_PRIVILEGE:
             raise MisconfiguredError(f"the database role lacks a privilege: {_first_line(cause)}") from error
+        if code == errorcodes.LOCK_NOT_AVAILABLE:
+            raise RowLocked("another session holds a lock on a row, see pg_stat_activity in PostgreSQL") from error
         if code == errorcodes.READ_ONLY_SQL_TRANSACTION:
             raise DatabaseUnreachable(f"the database is read-only: {_first_line(cause)}") from error
         if isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or _is_disconnect(error):
@@ -133,20 +138,19 @@ def _is_disconnect(error: Exception) -> bool:
 
 
 def _first_line(cause: BaseException | None) -> str:
-    """Returns the first line of the error; libpq names host, port, user and database, never a password."""
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    """Returns the first line of the error, or those of all hosts that were tried; libpq names host, port, user and
+    database, never a password."""
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return "; ".join([line for line in lines if line.startswith("connection to server")] or lines[:1])
 
 
 @database_errors()
 def check(url: str, *, seconds: int) -> None:
     """Returns when the database answered; raises DatabaseUnreachable after about twice `seconds` at the latest."""
-    connection = psycopg2.connect(
-        _psycopg2_url(url).set(drivername="postgresql").render_as_string(hide_password=False),
-        connect_timeout=seconds,
-        application_name="dcsync service",
-        options=f"-c statement_timeout={seconds * 1000}",
-        tcp_user_timeout=seconds * 1000,
-    )
+    limits = Limits(statement=seconds)
+    parameters = url_parameters(url) | {"connect_timeout": str(seconds), "tcp_user_timeout": str(seconds * 1000)}
+    connection = Opener(parameters, "dcsync service", limits).open()
+    connection.answer_seconds = seconds
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -170,6 +174,7 @@ def upgrade(url: str) -> tuple[str | None, str]:
     try:
         with engine.connect() as connection:
             _require_version(connection)
+            _refuse_pooler(connection)
             # A session lock, because each revision commits; it is released when the engine closes the connection.
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": UPGRADE_LOCK})
             before = _revision(connection)
@@ -187,6 +192,15 @@ def _require_version(connection: Connection) -> None:
     if number // 10_000 < OLDEST_POSTGRESQL:
         raise MisconfiguredError(
             f"PostgreSQL {OLDEST_POSTGRESQL} or newer is required, this server is version {number // 10_000}"
+        )
+
+
+def _refuse_pooler(connection: Connection) -> None:
+    """A pooler may give each transaction another session, and the lock of upgrades belongs to a session."""
+    if getattr(connection.connection.dbapi_connection, "settings_per_transaction", ""):
+        raise MisconfiguredError(
+            "DCSYNC_DATABASE_URL leads to a pooler such as PgBouncer: run `dcsync db upgrade` with the"
+            " address of PostgreSQL itself"
         )
 
 
