@@ -34,6 +34,7 @@ from dcsync.adapters.host.loop import LoopThread
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.clock import DatabaseClock
+from dcsync.adapters.postgres.connections import STATEMENT_SECONDS
 from dcsync.adapters.postgres.database import make_engine
 from dcsync.adapters.postgres.history import SqlHistory
 from dcsync.adapters.postgres.key_rotation import SqlKeyRotationStore
@@ -138,6 +139,8 @@ def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> 
         application_name=application_name,
         pool_size=pool_size,
         max_overflow=pool_size,
+        # With the time an answer travels, less than a run may take: what hangs is then named as PostgreSQL.
+        statement_seconds=min(STATEMENT_SECONDS, settings.run_deadline / 4),
     )
 
 
@@ -212,7 +215,7 @@ def sync_services(
     rows = engine(settings, application_name=f"dcsync {worker}", pool_size=20)
     run_store = SqlRunStore(rows)
     audit_store = SqlAuditStore(rows)
-    reporter = StateReporter(reports(app))
+    reporter = StateReporter(reports(settings, app))
     http_clouds = clouds(settings)
     locks = RedisLocks(redis_connection(settings), ttl_seconds=settings.lock_ttl)
     loop = LoopThread()
@@ -336,7 +339,7 @@ def previews(settings: Settings, app: Celery, *, rows: Engine, clock: DatabaseCl
             locks=locks,
             http_clouds=http_clouds,
             loop=loop,
-            reporter=StateReporter(reports(app)),
+            reporter=StateReporter(reports(settings, app)),
             clock=clock,
         ),
         locks=locks,
@@ -473,9 +476,9 @@ def alarm_sinks(settings: Settings) -> list[AlarmSink]:
     return sinks
 
 
-def reports(app: Celery) -> CeleryReports:
+def reports(settings: Settings, app: Celery) -> CeleryReports:
     """Returns the sender of reports to the state service."""
-    return CeleryReports(app)
+    return CeleryReports(app, redis_connection(settings))
 
 
 def _audit_interval(settings: Settings) -> timedelta:

@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from dcsync.adapters.host.server_urls import is_sentinel, sentinel_url, server_url
 from dcsync.model.addresses import Network
 from dcsync.model.errors import MisconfiguredError
 from dcsync.model.shown import Windows
@@ -37,8 +38,21 @@ def _is_http_url(text: str) -> bool:
 
 
 def _is_redis_url(text: str) -> bool:
+    if is_sentinel(text):
+        try:
+            return bool(sentinel_url(text))
+        except ValueError:
+            return False
     parts = _url_parts(text)
     return parts is not None and parts.scheme in ("redis", "rediss") and (parts.path.strip("/") or "0").isdecimal()
+
+
+def _is_database_url(text: str) -> bool:
+    try:
+        parts = server_url(text)
+    except ValueError:
+        return False
+    return parts.scheme.partition("+")[0] in ("postgresql", "postgres")
 
 
 def _url_parts(text: str) -> SplitResult | None:
@@ -57,8 +71,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     # dcsync's own servers and files.
-    database_url: SecretStr | None = _setting(None, "PostgreSQL 15 or newer: postgresql://user:password@host/database")
-    redis_url: SecretStr | None = _setting(None, "Redis 6.2 or newer, or Valkey: redis://:password@host:6379/0")
+    database_url: SecretStr | None = _setting(
+        None, "PostgreSQL 15 or newer: postgresql://user:password@host/database, or host1:5432,host2:5432 for several"
+    )
+    redis_url: SecretStr | None = _setting(
+        None,
+        "Redis 6.2 or newer, or Valkey: redis://:password@host:6379/0, "
+        "or redis+sentinel://:password@host1:26379,host2:26379/name/0",
+    )
     data_dir: Path | None = _setting(None, "where `dcsync up` keeps its embedded servers' data")
 
     # The central cloud and dcsync's login, the same on every subcloud.
@@ -224,12 +244,22 @@ class Settings(BaseModel):
             raise ValueError("must be an http(s) URL")
         return value.rstrip("/") if value else None
 
+    @field_validator("database_url")
+    @classmethod
+    def _is_database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_database_url(value.get_secret_value()):
+            raise ValueError("must be postgresql://user:password@host:5432/database, several hosts with commas")
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
         """Accepts URLs that both Celery and redis-py support."""
         if value is not None and not _is_redis_url(value.get_secret_value()):
-            raise ValueError("must be redis://:password@host:6379/0, or rediss:// for TLS")
+            raise ValueError(
+                "must be redis://:password@host:6379/0, or rediss:// for TLS, "
+                "or redis+sentinel://:password@host:26379,host:26379/name/0"
+            )
         return value
 
     @field_validator("alarm_webhook_url")

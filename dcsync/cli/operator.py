@@ -156,9 +156,9 @@ class Operator:
 
     def report(self, reports: Sequence[Report]) -> None:
         """Sends reports to the state workers; raises BrokerUnreachable when some may not have been sent."""
-        from dcsync.adapters.broker.reporter import CeleryReports
+        from dcsync import bootstrap
 
-        CeleryReports(self.celery).send(reports)
+        bootstrap.reports(self.settings, self.celery).send(reports)
 
     def hint_sweep(self) -> None:
         """Triggers a sweep; warns if the broker is unreachable, because the next scheduled sweep finds the rows."""

@@ -194,7 +194,9 @@ class Runner:
         except asyncio.CancelledError:
             return _GIVEN_BACK
         except (BrokerUnreachable, DatabaseUnreachable) as exc:
-            return Ending.LOCK_LOST, None, f"ownership could not be checked: {type(exc).__name__}"
+            server = "PostgreSQL" if isinstance(exc, DatabaseUnreachable) else "Redis"
+            detail = str(exc).removeprefix(f"{server}: ")
+            return Ending.LOCK_LOST, None, f"ownership could not be checked in {server}: {detail}"
         except CloudError as exc:
             return Ending.FAILED, Failure(exc.reason, exc.detail, exc.retry_after), exc.detail
         except Exception as exc:  # noqa: BLE001 - the boundary: an unexpected error must end the run

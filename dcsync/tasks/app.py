@@ -10,6 +10,7 @@ from kombu import Queue as KombuQueue
 
 from beat_schedule import beat_schedule
 from dcsync.adapters.broker import broker_guard
+from dcsync.adapters.broker.redis_client import broker_options, broker_url
 from dcsync.model.errors import MisconfiguredError
 from dcsync.model.messages import QUEUE_OF, Queue, TaskName
 from dcsync.settings import Settings, load
@@ -24,7 +25,7 @@ def make_app(settings: Settings | None = None) -> Celery:
         raise MisconfiguredError("not set: DCSYNC_REDIS_URL (and DCSYNC_DATABASE_URL, for workers)")
     app = Celery(
         "dcsync",
-        broker=settings.redis_url.get_secret_value(),
+        broker=broker_url(settings.redis_url.get_secret_value()),
         task_cls="dcsync.tasks.base:DcsyncTask",
         include=[
             "dcsync.tasks.alive",
@@ -101,5 +102,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "socket_timeout": 30,
             "socket_keepalive": True,
             "health_check_interval": 25,
+            **broker_options(settings.redis_url.get_secret_value() if settings.redis_url else ""),
         },
     }

@@ -29,6 +29,10 @@ def problems(**environ: str) -> list[str]:
         "redis://127.0.0.1:6379/first",
         "redis://[::1",
         "redis://:pass/word@127.0.0.1:6379/0",
+        "redis+sentinel://:password@127.0.0.1:26379",
+        "redis+sentinel://:password@127.0.0.1:26379,:26379/primary/0",
+        "redis+sentinel://127.0.0.1:0/primary",
+        "redis+sentinel://127.0.0.1/primary/first",
     ],
 )
 def test_a_broker_that_celery_and_our_locks_cannot_both_reach_is_refused(url: str) -> None:
@@ -38,12 +42,47 @@ def test_a_broker_that_celery_and_our_locks_cannot_both_reach_is_refused(url: st
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://localhost", "redis://:p%2Fw@[::1]:6379/0", "rediss://user:p@r.example/3?ssl_cert_reqs=required"]
+    "url",
+    [
+        "redis://localhost",
+        "redis://:p%2Fw@[::1]:6379/0",
+        "rediss://user:p@r.example/3?ssl_cert_reqs=required",
+        "redis+sentinel://:p%2Fw@one:26379,[::1]:26380,three/primary/2",
+        "rediss+sentinel://user:p@one/primary?sentinel_password=q",
+    ],
 )
 def test_usual_addresses_of_a_broker_are_taken(url: str) -> None:
     loaded = load({"DCSYNC_REDIS_URL": url}).redis_url
     assert loaded is not None
     assert loaded.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost",
+        "mysql://u:canary@h/d",
+        "postgresql://u:canary@h:0/d",
+        "postgresql://u:canary@h1:5432,/d",
+        "postgresql://u:ca nary@h/d",
+    ],
+)
+def test_addresses_of_other_databases_are_refused(url: str) -> None:
+    (problem,) = problems(database_url=url)
+    assert problem.startswith("DCSYNC_DATABASE_URL: must be postgresql://")
+    assert "canary" not in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p%40@h1:5432,[::1]:5433,h3/d?target_session_attrs=read-write",
+        "postgres:///d?host=/run/postgresql",
+        "postgresql+psycopg2://u@h/d",
+    ],
+)
+def test_usual_addresses_of_a_database_are_taken(url: str) -> None:
+    assert load({"DCSYNC_DATABASE_URL": url}).database_url is not None
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///token", "http://[::1/token", "https://a b/", "http://a:port/"])
@@ -61,7 +100,8 @@ def test_templates_nobody_can_dial_are_refused(template: str) -> None:
 @pytest.mark.parametrize("name", SECRETS)
 def test_every_secret_may_be_given_as_a_file(tmp_path: Path, name: str) -> None:
     file = tmp_path / "secret"
-    file.write_text("redis://word\n" if name == "redis_url" else "https://word\n")
+    schemes = {"redis_url": "redis", "database_url": "postgresql"}
+    file.write_text(f"{schemes.get(name, 'https')}://word\n")
     loaded = getattr(load({f"DCSYNC_{name.upper()}_FILE": str(file)}), name)
     assert loaded.get_secret_value().endswith("://word")
     assert "word" not in str(loaded)

@@ -18,6 +18,9 @@ from dcsync.adapters.broker.redis_client import translated_errors
 
 _PREFIX = "dcsync:lock:"
 
+RETRY_SECONDS = 1.0
+"""Between two rounds of renewal while Redis does not answer."""
+
 
 class RedisLocks:
     """The locks of this process, renewed after every third of their time to live until `close`."""
@@ -54,19 +57,20 @@ class RedisLocks:
         return True
 
     def release(self, held: Mapping[str, str]) -> set[str]:
-        return {owner for owner, region_name in held.items() if self._release(region_name, owner)}
-
-    def _release(self, region_name: str, owner: str) -> bool:
-        """Returns False when the lock was no longer ours, or when Redis does not answer: then the lock expires."""
+        """When Redis does not answer for one lock, the others are not asked for: all of them expire."""
         with self._guard:
-            lock = self._held.pop((region_name, owner), None)
-        if lock is None:
-            return False
-        try:
-            lock.release()
-        except (LockNotOwnedError, RedisError):
-            return False
-        return True
+            locks = {owner: self._held.pop((region_name, owner), None) for owner, region_name in held.items()}
+        released: set[str] = set()
+        for owner, lock in locks.items():
+            try:
+                if lock is not None:
+                    lock.release()
+                    released.add(owner)
+            except LockNotOwnedError:
+                continue
+            except RedisError:
+                break
+        return released
 
     @translated_errors
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
@@ -80,18 +84,21 @@ class RedisLocks:
         self._closing.set()
 
     def _renew_held(self) -> None:
-        while not self._closing.wait(self._ttl / 3):
+        pause = self._ttl / 3
+        while not self._closing.wait(pause):
             with self._guard:
                 held = list(self._held.items())
-            for key, lock in held:
-                self._renew(key, lock)
+            answers = all(self._renew(key, lock) for key, lock in held)
+            pause = self._ttl / 3 if answers else min(RETRY_SECONDS, self._ttl / 3)
 
-    def _renew(self, key: tuple[str, str], lock: Lock) -> None:
-        """Renews one lock; a lost lock is not acquired again. When Redis does not answer, the next renewal retries."""
+    def _renew(self, key: tuple[str, str], lock: Lock) -> bool:
+        """Renews one lock; a lost lock is not acquired again. Returns False when Redis does not answer: the others are
+        then not waited for one after another, but renewed in the next round."""
         try:
             lock.extend(self._ttl, replace_ttl=True)
         except LockNotOwnedError:
             with self._guard:
                 self._held.pop(key, None)
         except RedisError:
-            return
+            return False
+        return True

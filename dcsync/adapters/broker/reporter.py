@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
+import redis
 import structlog
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
@@ -47,9 +48,9 @@ class Reports(Protocol):
 class CeleryReports:
     """Reports as messages on the `state` queue; thread-safe."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, client: redis.Redis | None = None) -> None:
         self._app = app
-        self._client = make_client(str(app.conf.broker_url))
+        self._client = client or make_client(str(app.conf.broker_url))
 
     def send(self, reports: Sequence[Report]) -> None:
         """Raises BrokerUnreachable when some reports may not have been sent; sending all of them again is harmless."""
