@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from dcsync.audit.endpoints import endpoint_of
 from dcsync.audit.ports import AuditMessenger, AuditReports, DueAudits
 from dcsync.model.messages import AuditHint
-from dcsync.runs.dispatch import Dispatcher, SweepLimits
+from dcsync.runs.dispatch import Dispatcher, Phases, SweepLimits
 from dcsync.runs.ports import Locks
 
 REPORT_PATIENCE = timedelta(seconds=5)
@@ -52,12 +52,15 @@ class AuditSweep:
     searched_all_at: datetime | None = field(default=None, init=False)
 
     def run(self, *, now: datetime) -> AuditSweepReport:
-        """Sweeps once. Raises BrokerUnreachable or DatabaseUnreachable; the next sweep then starts over."""
-        self.store.void_deadlines(now=now, longest=self.longest)
-        reported_again = self._report_again(now)
-        follow_ups = self.store.take_follow_ups(now=now)
-        taken_back = self._dispatcher.take_back_abandoned(now)
-        lost, sent = self._dispatcher.send_due(now)
+        """Sweeps once. Raises BrokerUnreachable or DatabaseUnreachable of the first phase that failed, after all others
+        were carried out; the next sweep starts over."""
+        phases = Phases()
+        phases.run(lambda: self.store.void_deadlines(now=now, longest=self.longest), otherwise=0)
+        reported_again = phases.run(lambda: self._report_again(now), otherwise=0)
+        follow_ups = phases.run(lambda: self.store.take_follow_ups(now=now), otherwise=0)
+        taken_back = phases.run(lambda: self._dispatcher.take_back_abandoned(now), otherwise=0)
+        lost, sent = phases.run(lambda: self._dispatcher.send_due(now), otherwise=(0, 0))
+        phases.end()
         return AuditSweepReport(
             follow_ups=follow_ups, taken_back=taken_back, lost=lost, sent=sent, reported_again=reported_again
         )

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from dcsync.initial_sync.ports import DueSyncs, SyncMessenger
 from dcsync.model.messages import SyncHint
-from dcsync.runs.dispatch import Dispatcher, SweepLimits
+from dcsync.runs.dispatch import Dispatcher, Phases, SweepLimits
 from dcsync.runs.ports import Locks
 
 
@@ -40,11 +40,14 @@ class Sweep:
     limits: SweepLimits
 
     def run(self, *, now: datetime) -> SweepReport:
-        """Sweeps once. Raises BrokerUnreachable or DatabaseUnreachable; the next sweep then starts over."""
-        retried = self.store.requeue_due(now=now, longest=self.limits.quarantine)
-        taken_back = self._dispatcher.take_back_abandoned(now)
-        self._end_unowned(now)
-        lost, sent = self._dispatcher.send_due(now)
+        """Sweeps once. Raises BrokerUnreachable or DatabaseUnreachable of the first phase that failed, after all others
+        were carried out; the next sweep starts over."""
+        phases = Phases()
+        retried = phases.run(lambda: self.store.requeue_due(now=now, longest=self.limits.quarantine), otherwise=0)
+        taken_back = phases.run(lambda: self._dispatcher.take_back_abandoned(now), otherwise=0)
+        phases.run(lambda: self._end_unowned(now), otherwise=None)
+        lost, sent = phases.run(lambda: self._dispatcher.send_due(now), otherwise=(0, 0))
+        phases.end()
         return SweepReport(retried=retried, taken_back=taken_back, lost=lost, sent=sent)
 
     @property

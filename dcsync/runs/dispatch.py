@@ -12,13 +12,34 @@ from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
 from dcsync.model.ending import Failure
-from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.errors import BrokerUnreachable, TemporaryError
 from dcsync.model.marks import is_void
 from dcsync.model.messages import AuditHint, SyncHint
 from dcsync.runs.abandoned import QUARANTINED, RunInProgress, is_abandoned
 from dcsync.runs.ports import Locks
 
 Hint = TypeVar("Hint", SyncHint, AuditHint)
+T = TypeVar("T")
+
+
+class Phases:
+    """The phases of one sweep: each is carried out, whatever became of those before it."""
+
+    def __init__(self) -> None:
+        self._error: TemporaryError | None = None
+
+    def run(self, phase: Callable[[], T], *, otherwise: T) -> T:
+        """Returns the phase's result, or `otherwise` when PostgreSQL or Redis did not let it end."""
+        try:
+            return phase()
+        except TemporaryError as error:
+            self._error = self._error or error
+            return otherwise
+
+    def end(self) -> None:
+        """Raises the first error; what the other phases did stays done."""
+        if self._error is not None:
+            raise self._error
 
 
 class DueRows(Protocol[Hint]):
@@ -28,7 +49,8 @@ class DueRows(Protocol[Hint]):
         """Returns runs still in progress that were claimed before `moment`, or in the future."""
 
     def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        """Makes their rows due again where run id and `deaths` are unchanged; returns the region names."""
+        """Makes their rows due again where run id and `deaths` are unchanged; returns the region names. Like all that
+        concerns many rows, it skips those that another session has locked."""
 
     def quarantine(
         self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
@@ -75,13 +97,18 @@ class Dispatcher(Generic[Hint]):
         """Makes runs of dead workers due again, or quarantines them after repeated deaths; returns the number of
         subclouds."""
         abandoned = self._abandoned(now)
-        again = self.rows.take_back([run for run in abandoned if not run.reaches_limit], now=now)
+        phases = Phases()
+        again = phases.run(
+            lambda: self.rows.take_back([run for run in abandoned if not run.reaches_limit], now=now),
+            otherwise=list[str](),
+        )
         quarantined = self.rows.quarantine(
             [run for run in abandoned if run.reaches_limit],
             QUARANTINED,
             now=now,
             retry_at=now + self.limits.quarantine,
         )
+        phases.end()
         return len(set(again) | set(quarantined))
 
     def _abandoned(self, now: datetime) -> list[RunInProgress]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from dcsync.model.errors import BadReport, BrokerUnreachable
+from dcsync.model.errors import BadReport, BrokerUnreachable, RowLocked
 from dcsync.model.report_payloads import readable, report_from_payload, report_payload
 from dcsync.model.reports import EndpointReport, Report
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
@@ -30,11 +30,13 @@ KEPT_TEXT = 2_000
 
 @dataclass
 class Tally:
-    """Counts of a batch: reports by verdict, rejected reports, and requested initial syncs."""
+    """Counts of a batch: reports by verdict, rejected reports, requested initial syncs, subclouds whose rows another
+    session holds."""
 
     verdicts: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     requested: int = 0
+    locked: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return {**self.verdicts, "rejected": self.rejected, "requested": self.requested}
@@ -47,6 +49,7 @@ class Tally:
             self.verdicts[verdict] = self.verdicts.get(verdict, 0) + count
         self.rejected += other.rejected
         self.requested += other.requested
+        self.locked += other.locked
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class StateService:
     def apply(self, reports: Sequence[Report], *, rejected: Sequence[RejectedReport] = ()) -> Tally:
         """Applies reports in any order and commits them. A second call with the same reports changes nothing.
 
-        Raises DatabaseUnreachable; some reports may then be committed, and all of them can be applied again.
+        Raises DatabaseUnreachable; some reports may then be committed, and all of them can be applied again. Raises
+        RowLocked after all reports on other subclouds were committed.
         """
         tally = Tally(rejected=len(rejected))
         if rejected:
@@ -94,6 +98,8 @@ class StateService:
             tally.add(self._apply_to_all(fleet))
         if tally.requested:
             self._trigger_sweep()
+        if tally.locked:
+            raise RowLocked(f"another session holds the rows of {tally.locked} subclouds")
         return tally
 
     def add_missing_endpoints(self) -> int:
@@ -127,15 +133,18 @@ class StateService:
         return usable
 
     def _apply_batch(self, batch: Mapping[str, Sequence[Report]]) -> Tally:
-        """Applies a batch in one transaction; if it fails, the batch is halved until the invalid reports are found."""
+        """Applies a batch in one transaction; if it fails, the batch is halved until the invalid reports, or the locked
+        rows, are found."""
         try:
             return self._apply_in_one_transaction(batch)
-        except (BadReport, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (BadReport, RowLocked, ArithmeticError, LookupError, TypeError, ValueError) as error:
             if len(batch) > 1:
                 tally = Tally()
                 for half in _slices(batch, -(-len(batch) // 2)):
                     tally.add(self._apply_batch(half))
                 return tally
+            if isinstance(error, RowLocked):
+                return Tally(locked=1)
             reports = [report for each in batch.values() for report in each]
             self._store_rejected([_rejected(report_payload(report), error) for report in reports])
             return Tally(rejected=len(reports))

@@ -107,13 +107,18 @@ class SqlAlarmStore:
     @database_errors()
     def prune(self, *, cleared_before: datetime, rejected_kept: int) -> int:
         """Deletes old cleared alarms, and all but the newest rejected reports; returns how many rows were deleted."""
-        old = select(alarm.c.id).where(alarm.c.cleared_at < cleared_before).limit(_PRUNED_AT_ONCE)
+        old = (
+            select(alarm.c.id)
+            .where(alarm.c.cleared_at < cleared_before)
+            .limit(_PRUNED_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
         newest = select(func.max(rejected_report.c.id)).scalar_subquery()
+        surplus = select(rejected_report.c.id).where(rejected_report.c.id <= newest - rejected_kept)
+        surplus = surplus.with_for_update(skip_locked=True)
         with self._engine.begin() as connection:
             removed = connection.execute(delete(alarm).where(alarm.c.id.in_(old))).rowcount
-            removed += connection.execute(
-                delete(rejected_report).where(rejected_report.c.id <= newest - rejected_kept)
-            ).rowcount
+            removed += connection.execute(delete(rejected_report).where(rejected_report.c.id.in_(surplus))).rowcount
         return removed
 
 

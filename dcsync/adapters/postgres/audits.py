@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.engine import Connection, Engine, Row
 
 from dcsync.adapters.postgres import operations
-from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.database import database_errors, wait_briefly_for_locks
 from dcsync.adapters.postgres.moves import AUDIT_MOVES, ROTATION_MOVES
 from dcsync.adapters.postgres.rows import (
     IS_ELIGIBLE,
@@ -27,6 +27,7 @@ from dcsync.adapters.postgres.rows import (
 )
 from dcsync.adapters.postgres.tables import (
     audit_history,
+    audit_request,
     central_state,
     endpoint_status,
     key_rotation,
@@ -39,7 +40,7 @@ from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import AuditChanges, AuditPart, AuditRow, AuditRun, CentralState, LostReport, Settlement
 from dcsync.audit.standing import standing_of
 from dcsync.model.ending import Failure
-from dcsync.model.errors import refuse_unknown
+from dcsync.model.errors import RowLocked, refuse_unknown
 from dcsync.model.identity import Placed
 from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.messages import AuditHint
@@ -164,7 +165,8 @@ class SqlAuditStore:
     @database_errors()
     def take_follow_ups(self, *, now: datetime) -> int:
         taken = sa.text(
-            "DELETE FROM audit_request WHERE endpoint_type = ANY(:audited) RETURNING subcloud_id, endpoint_type, cause"
+            "DELETE FROM audit_request WHERE id IN (SELECT id FROM audit_request WHERE endpoint_type = ANY(:audited)"
+            " FOR UPDATE SKIP LOCKED) RETURNING subcloud_id, endpoint_type, cause"
         )
         with self._engine.begin() as connection:
             rows = connection.execute(taken, {"audited": [type_.value for type_ in audited_types()]}).all()
@@ -226,7 +228,7 @@ class SqlAuditStore:
             return []
         unchanged = sa.tuple_(_ROW.run_id, _ROW.abandoned).in_([(run.run_id, run.deaths) for run in runs])
         with self._engine.begin() as connection:
-            mine = _lock(connection, sa.and_(unchanged, AUDIT_MOVES.where(event)))
+            mine = _lock(connection, sa.and_(unchanged, AUDIT_MOVES.where(event)), skip_locked=True)
             ended = sa.update(subcloud_sync).where(_KEY.in_(mine)).values(**_NO_RUN, **AUDIT_MOVES.to(event), **values)
             ids = set(connection.scalars(ended.returning(_ROW.subcloud_id))) if mine else set()
             names = sa.select(subcloud.c.region_name).where(subcloud.c.id.in_(ids))
@@ -299,7 +301,8 @@ class SqlAuditStore:
         names = [hint.region_name for hint in hints]
         with self._engine.begin() as connection:
             ids = sa.select(subcloud.c.id).where(subcloud.c.region_name.in_(names))
-            mine = _lock(connection, sa.and_(_ROW.subcloud_id.in_(ids.scalar_subquery()), _MAY_BE_CLAIMED))
+            sent = sa.and_(_ROW.subcloud_id.in_(ids.scalar_subquery()), _MAY_BE_CLAIMED)
+            mine = _lock(connection, sent, skip_locked=True)
             if mine:
                 connection.execute(sa.update(subcloud_sync).where(_KEY.in_(mine)).values(dispatched_at=None))
 
@@ -307,8 +310,16 @@ class SqlAuditStore:
 
     @database_errors()
     def claim(self, regions: Mapping[str, str], *, now: datetime) -> list[AuditRun]:
-        found = (self._claim(region_name, run_id, now=now) for run_id, region_name in regions.items())
+        found = (self._claim_if_unlocked(region_name, run_id, now=now) for run_id, region_name in regions.items())
         return [run for run in found if run is not None]
+
+    def _claim_if_unlocked(self, region_name: str, run_id: str, *, now: datetime) -> AuditRun | None:
+        """Rows that another session holds are not claimed: their hints are lost, and the sweep sends them again."""
+        try:
+            with database_errors():
+                return self._claim(region_name, run_id, now=now)
+        except RowLocked:
+            return None
 
     def _claim(self, region_name: str, run_id: str, *, now: datetime) -> AuditRun | None:
         found = (
@@ -321,6 +332,7 @@ class SqlAuditStore:
             .with_for_update(of=subcloud_sync)
         )
         with self._engine.begin() as connection:
+            wait_briefly_for_locks(connection)
             due = [tuple(row) for row in connection.execute(found)]
             if not due:
                 return None
@@ -511,9 +523,11 @@ def _subclouds(connection: Connection, names: Sequence[str] | None) -> list[Any]
     return list(rows)
 
 
-def _lock(connection: Connection, which: sa.ColumnElement[bool]) -> list[tuple[int, EndpointType]]:
+def _lock(
+    connection: Connection, which: sa.ColumnElement[bool], *, skip_locked: bool = False
+) -> list[tuple[int, EndpointType]]:
     """Locks these rows until the transaction ends; returns their keys."""
-    query = sa.select(*_IN_ORDER).where(which).order_by(*_IN_ORDER).with_for_update()
+    query = sa.select(*_IN_ORDER).where(which).order_by(*_IN_ORDER).with_for_update(skip_locked=skip_locked)
     return [(row.subcloud_id, row.endpoint_type) for row in connection.execute(query)]
 
 
@@ -546,10 +560,18 @@ def _request_all_resource_types(
     connection: Connection, which: sa.ColumnElement[bool], *, now: datetime, by: str
 ) -> int:
     """Requests audits of all resource types, also where an operator requested only some: that run would otherwise
-    settle this request as well. Returns how many rows."""
-    return _raise_generation(
-        connection, which, now=now, by=by, due_at=_due_now_unless_held_off(now), resource_types=sa.null()
+    settle this request as well. Returns how many rows.
+
+    For rows that another session holds, the request is stored beside them; a later sweep takes it.
+    """
+    unlocked = sa.select(*_IN_ORDER).where(which).order_by(*_IN_ORDER).with_for_update(skip_locked=True)
+    raised = _raised(_KEY.in_(unlocked), now=now, by=by, due_at=_due_now_unless_held_off(now), resource_types=sa.null())
+    count = connection.execute(raised).rowcount
+    skipped = sa.select(*_IN_ORDER, sa.literal(now), sa.literal(by)).where(
+        which, _ROW.requested_at.is_distinct_from(now)
     )
+    later = insert(audit_request).from_select(["subcloud_id", "endpoint_type", "requested_at", "cause"], skipped)
+    return count + connection.execute(later.on_conflict_do_nothing()).rowcount
 
 
 def _restricted_to(resource_types: Collection[str] | None) -> sa.ColumnElement[Any]:
@@ -570,12 +592,12 @@ def _raise_generation(
 ) -> int:
     """Returns how many rows were requested; rows deleted before they could be locked are not counted."""
     connection.execute(sa.select(_ROW.subcloud_id).where(which).order_by(*_IN_ORDER).with_for_update())
-    update = (
-        sa.update(subcloud_sync)
-        .where(which)
-        .values(generation=_ROW.generation + 1, requested_at=now, requested_by=by, **values)
-    )
-    return connection.execute(update).rowcount
+    return connection.execute(_raised(which, now=now, by=by, **values)).rowcount
+
+
+def _raised(which: sa.ColumnElement[bool], *, now: datetime, by: str, **values: Any) -> sa.Update:
+    update = sa.update(subcloud_sync).where(which)
+    return update.values(generation=_ROW.generation + 1, requested_at=now, requested_by=by, **values)
 
 
 def _set_hint_number(connection: Connection, keys: list[tuple[Any, ...]], numbers: Mapping[int, int]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 POOL_WAIT_SECONDS = 10
 PING_AFTER_SECONDS = 2.0
+BRIEF_LOCK_MILLISECONDS = 500
 OLDEST_POSTGRESQL = 15
 """The first major version with UNIQUE NULLS NOT DISTINCT, which the schema uses."""
 UPGRADE_LOCK = 0x6463_7379_6E63
@@ -131,6 +132,11 @@ def database_errors() -> Iterator[None]:
         if isinstance(cause, psycopg2.OperationalError | psycopg2.InterfaceError) or _is_disconnect(error):
             raise DatabaseUnreachable(_first_line(cause)) from error
         raise
+
+
+def wait_briefly_for_locks(connection: Connection) -> None:
+    """Makes this transaction raise RowLocked when a row is held for longer than transactions of dcsync usually take."""
+    connection.execute(text(f"SET LOCAL lock_timeout = {BRIEF_LOCK_MILLISECONDS}"))
 
 
 def _is_disconnect(error: Exception) -> bool:

@@ -171,7 +171,7 @@ _OLD = (
                 EXISTS (SELECT FROM sync_attempt AS l
                         WHERE l.subcloud_id = a.subcloud_id AND l.started_at > a.started_at)
                 OR EXISTS (SELECT FROM deleted_subcloud AS d WHERE d.id = a.subcloud_id AND d.deleted_at < :before))
-            LIMIT :most)
+            LIMIT :most FOR UPDATE OF a SKIP LOCKED)
     """),
     sa.text("""
         DELETE FROM sync_request WHERE (subcloud_id, generation) IN (
@@ -181,16 +181,18 @@ _OLD = (
             WHERE r.requested_at < :before AND (r.generation < s.generation OR d.deleted_at < :before)
               AND NOT EXISTS (
                 SELECT FROM sync_attempt AS a WHERE a.subcloud_id = r.subcloud_id AND a.generation = r.generation)
-            LIMIT :most)
+            LIMIT :most FOR UPDATE OF r SKIP LOCKED)
     """),
     sa.text("""
         DELETE FROM audit_history WHERE id IN (
-            SELECT id FROM audit_history WHERE ended_at < :before ORDER BY ended_at LIMIT :most)
+            SELECT id FROM audit_history WHERE ended_at < :before ORDER BY ended_at LIMIT :most
+            FOR UPDATE SKIP LOCKED)
     """),
     # By the server's clock, as the trigger has it.
     sa.text("""
         DELETE FROM operation WHERE id IN (
-            SELECT id FROM operation WHERE keep_until <= clock_timestamp() ORDER BY keep_until LIMIT :most)
+            SELECT id FROM operation WHERE keep_until <= clock_timestamp() ORDER BY keep_until LIMIT :most
+            FOR UPDATE SKIP LOCKED)
     """),
     sa.text("""
         DELETE FROM deleted_subcloud WHERE id IN (
@@ -198,6 +200,6 @@ _OLD = (
               AND NOT EXISTS (SELECT FROM sync_request AS r WHERE r.subcloud_id = d.id)
               AND NOT EXISTS (SELECT FROM sync_attempt AS a WHERE a.subcloud_id = d.id)
               AND NOT EXISTS (SELECT FROM audit_history AS a WHERE a.subcloud_id = d.id)
-            LIMIT :most)
+            LIMIT :most FOR UPDATE OF d SKIP LOCKED)
     """),
 )

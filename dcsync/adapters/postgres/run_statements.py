@@ -48,7 +48,7 @@ def failed_again(*, now: Any) -> dict[str, Any]:
     }
 
 
-def _claim() -> sa.Select[Any]:
+def _claim(*, skip_locked: bool) -> sa.Select[Any]:
     """Claims many rows, locked in the order of their ids; the state is checked under the lock."""
     wanted = (
         sa.func.unnest(
@@ -69,7 +69,7 @@ def _claim() -> sa.Select[Any]:
             INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED),
         )
         .order_by(subcloud.c.id)
-        .with_for_update(of=subcloud)
+        .with_for_update(of=subcloud, skip_locked=skip_locked)
         .cte("due")
     )
     claimed = (
@@ -194,7 +194,8 @@ def _given_back() -> sa.Select[Any]:
     return _with(own, ended)
 
 
-CLAIM = _claim()
+CLAIM = _claim(skip_locked=True)
+CLAIM_WAITING = _claim(skip_locked=False)
 STEP_STARTED = _step_started()
 STEP_ENDED = (
     sa.update(sync_step)

@@ -1,7 +1,8 @@
 """Initial sync runs in PostgreSQL (port `RunStore`).
 
-Each method is one transaction. Every write of a run is conditional on its run id; states are read from the tables in
-`dcsync.model.states`, never named here. The statements of a run are in `run_statements`.
+Each method is one transaction. What concerns many subclouds skips rows that another session holds: the next sweep finds
+them again, and one of them delays no other. Every write of a run is conditional on its run id; states are read from the
+tables in `dcsync.model.states`, never named here. The statements of a run are in `run_statements`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.engine import Connection, Engine
 
 from dcsync.adapters.postgres import run_statements
-from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.database import database_errors, wait_briefly_for_locks
 from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.rows import has_passed, placed_body, placed_from_body, subcloud_from_row, was_before
 from dcsync.adapters.postgres.run_statements import NO_RUN, failed_again, moved
@@ -23,6 +24,7 @@ from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_atte
 from dcsync.initial_sync.ports import Claim, Run
 from dcsync.initial_sync.standing import RunAndRow, standing_of
 from dcsync.model.ending import Ending, Failure
+from dcsync.model.errors import RowLocked
 from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
 from dcsync.model.states.initial_sync import InitialSyncEvent
@@ -87,16 +89,22 @@ class SqlRunStore:
         if not runs:
             return []
         run_ids = [run.run_id for run in runs]
+        rows = sa.select(subcloud.c.id).where(subcloud.c.run_id.in_(run_ids), INITIAL_SYNC_MOVES.where(event))
+        unlocked = rows.order_by(subcloud.c.id).with_for_update(skip_locked=True)
         update = (
             sa.update(subcloud)
-            .where(subcloud.c.run_id.in_(run_ids), INITIAL_SYNC_MOVES.where(event))
+            .where(subcloud.c.id.in_(unlocked.scalar_subquery()))
             .values(moved(event, now=now, **NO_RUN, **values))
             .returning(subcloud.c.region_name)
         )
+        still_owned = sa.select(subcloud.c.run_id).where(subcloud.c.run_id.in_(run_ids))
         with self._engine.begin() as connection:
-            _lock_runs(connection, run_ids)
             changed = list(connection.scalars(update))
-            _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died or lost its lock", now)
+            # A row that was skipped still has its run id; its attempt ends with it.
+            ended = set(run_ids).difference(connection.scalars(still_owned))
+            _end_attempts(
+                connection, ended, Ending.ABANDONED, "its worker died or lost its lock", now, skip_locked=True
+            )
             return changed
 
     @database_errors()
@@ -116,7 +124,8 @@ class SqlRunStore:
     @database_errors()
     def end_unowned(self, run_ids: Collection[str], *, now: datetime) -> None:
         with self._engine.begin() as connection:
-            _end_attempts(connection, run_ids, Ending.ABANDONED, "its worker died after the run was superseded", now)
+            detail = "its worker died after the run was superseded"
+            _end_attempts(connection, run_ids, Ending.ABANDONED, detail, now, skip_locked=True)
 
     @database_errors()
     def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
@@ -166,14 +175,16 @@ class SqlRunStore:
 
     @database_errors()
     def undo_dispatch(self, hints: Collection[SyncHint]) -> None:
-        update = (
-            sa.update(subcloud)
+        sent = (
+            sa.select(subcloud.c.id)
             .where(
                 subcloud.c.region_name.in_([hint.region_name for hint in hints]),
                 INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED),
             )
-            .values(dispatched_at=None)
+            .order_by(subcloud.c.id)
+            .with_for_update(skip_locked=True)
         )
+        update = sa.update(subcloud).where(subcloud.c.id.in_(sent.scalar_subquery())).values(dispatched_at=None)
         with self._single.connect() as connection:
             connection.execute(update)
 
@@ -181,15 +192,21 @@ class SqlRunStore:
 
     @database_errors()
     def claim(self, claims: Sequence[Claim], *, worker: str, now: datetime) -> list[Run]:
-        given = {
-            "region_names": [claim.region_name for claim in claims],
-            "generations": [claim.generation for claim in claims],
-            "run_ids": [claim.run_id for claim in claims],
-            "given_worker": worker,
-            "now": now,
-        }
         with self._single.connect() as connection:
-            return [_run(dict(row)) for row in connection.execute(run_statements.CLAIM, given).mappings()]
+            runs = _claimed(connection, run_statements.CLAIM, claims, worker=worker, now=now)
+        claimed = {run.run_id for run in runs}
+        missed = [claim for claim in claims if claim.run_id not in claimed]
+        return runs + self._claim_waiting(missed, worker=worker, now=now) if missed else runs
+
+    def _claim_waiting(self, claims: Sequence[Claim], *, worker: str, now: datetime) -> list[Run]:
+        """Claims rows that a short transaction of ours may have held. Those that another session holds for longer are
+        not claimed: their hints are lost, and the sweep sends them again."""
+        try:
+            with database_errors(), self._engine.begin() as connection:
+                wait_briefly_for_locks(connection)
+                return _claimed(connection, run_statements.CLAIM_WAITING, claims, worker=worker, now=now)
+        except RowLocked:
+            return []
 
     @database_errors()
     def standing(self, run_ids: Collection[str]) -> dict[str, Standing | None]:
@@ -271,6 +288,19 @@ class SqlRunStore:
 _TEXTS = sa.ARRAY(sa.Text)
 
 
+def _claimed(
+    connection: Connection, statement: sa.Select[Any], claims: Sequence[Claim], *, worker: str, now: datetime
+) -> list[Run]:
+    given = {
+        "region_names": [claim.region_name for claim in claims],
+        "generations": [claim.generation for claim in claims],
+        "run_ids": [claim.run_id for claim in claims],
+        "given_worker": worker,
+        "now": now,
+    }
+    return [_run(dict(row)) for row in connection.execute(statement, given).mappings()]
+
+
 def _run(row: dict[str, Any]) -> Run:
     return Run(
         run_id=row["run_id"],
@@ -291,13 +321,21 @@ def _lock_runs(connection: Connection, run_ids: list[str]) -> bool:
     return bool(connection.execute(rows).all())
 
 
-def _end_attempts(connection: Connection, run_ids: Collection[str], ending: Ending, detail: str, now: datetime) -> None:
+def _end_attempts(
+    connection: Connection,
+    run_ids: Collection[str],
+    ending: Ending,
+    detail: str,
+    now: datetime,
+    *,
+    skip_locked: bool = False,
+) -> None:
     """Ends the attempts that are still open; an attempt that has ended keeps its ending."""
-    connection.execute(
-        sa.update(sync_attempt)
-        .where(sync_attempt.c.run_id.in_(run_ids), sync_attempt.c.ended_at.is_(None))
-        .values(ended_at=now, ending=ending, detail=detail)
-    )
+    is_open = sa.and_(sync_attempt.c.run_id.in_(run_ids), sync_attempt.c.ended_at.is_(None))
+    if skip_locked:
+        found = sa.select(sync_attempt.c.run_id).where(is_open).with_for_update(skip_locked=True)
+        is_open = sa.and_(sync_attempt.c.ended_at.is_(None), sync_attempt.c.run_id.in_(found.scalar_subquery()))
+    connection.execute(sa.update(sync_attempt).where(is_open).values(ended_at=now, ending=ending, detail=detail))
 
 
 def _run_and_row(row: Any) -> RunAndRow:

@@ -18,7 +18,7 @@ import psycopg2
 from psycopg2.extras import execute_values
 from sqlalchemy import Connection, Engine, exc
 
-from dcsync.adapters.postgres.database import database_errors
+from dcsync.adapters.postgres.database import BRIEF_LOCK_MILLISECONDS, database_errors
 from dcsync.adapters.postgres.transitions import apply_event
 from dcsync.audit.endpoints import audited_types
 from dcsync.model.errors import BadReport
@@ -48,7 +48,8 @@ class SqlStateStore:
 
     @contextmanager
     def transaction(self) -> Iterator[SqlStateTransaction]:
-        """Commits at the end of the block. Raises DatabaseUnreachable, and BadReport for a value PostgreSQL rejects."""
+        """Commits at the end of the block. Raises DatabaseUnreachable, RowLocked where another session holds a row, and
+        BadReport for a value PostgreSQL rejects."""
         with database_errors(), _rejected_values(), self._engine.begin() as connection:
             yield SqlStateTransaction(connection)
 
@@ -124,7 +125,7 @@ class SqlStateTransaction:
     ) -> list[StateRow]:
         wanted = sorted(EndpointType if endpoint_types is None else endpoint_types)
         with _cursor(self._connection) as cursor:
-            cursor.execute(_LOCK, (sorted(region_names),))
+            cursor.execute(_LOCK, (BRIEF_LOCK_MILLISECONDS, sorted(region_names)))
             rows = cursor.fetchall()
             ids = [row[0] for row in rows]
             # Read after the rows are locked: before, another transaction could still change what belongs to them.
@@ -159,7 +160,9 @@ class SqlStateTransaction:
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
+# The service finds the subcloud whose row somebody else holds by halving the batch.
 _LOCK = """
+SET LOCAL lock_timeout = %s;
 SELECT id, name, region_name, management_state, initial_sync_state, availability_status,
        online_observed_at, online_sequence, offline_observed_at, offline_sequence,
        audit_fail_count, fail_count_observed_at, fail_count_sequence, unmanaged_at
@@ -413,14 +416,19 @@ def reconcile_alarms(cursor: Any, *, now: datetime, subcloud_ids: Sequence[int] 
     """
     if subcloud_ids is None:
         expected, of_these, parameters = _EXPECTED.format(subcloud="true", endpoint="true"), "true", {"now": now}
+        skip_locked = "SKIP LOCKED"
     else:
         expected = _EXPECTED.format(subcloud="id = ANY(%(ids)s)", endpoint="s.id = ANY(%(ids)s)")
         of_these, parameters = "a.subcloud_id = ANY(%(ids)s)", {"now": now, "ids": list(subcloud_ids)}  # type: ignore[dict-item]
+        skip_locked = ""
     cursor.execute(
         f"""
         UPDATE alarm AS a SET cleared_at = greatest(%(now)s, a.raised_at), changed_xid = {_XID}
-        WHERE a.cleared_at IS NULL AND a.alarm_id IN ({_OF_RULES}) AND {of_these} AND NOT EXISTS (
-            SELECT FROM ({expected}) AS x WHERE (x.alarm_id, x.entity) = (a.alarm_id, a.entity))
+        WHERE a.id IN (
+            SELECT a.id FROM alarm AS a WHERE a.cleared_at IS NULL AND a.alarm_id IN ({_OF_RULES})
+                AND {of_these} AND NOT EXISTS (
+                SELECT FROM ({expected}) AS x WHERE (x.alarm_id, x.entity) = (a.alarm_id, a.entity))
+            FOR UPDATE {skip_locked})
         """,  # noqa: S608 - constants
         parameters,
     )

@@ -11,7 +11,7 @@ import pytest
 from dcsync.audit.endpoints import audited_types
 from dcsync.audit.sweep import REPORT_PATIENCE, SEARCH_ALL_EVERY, AuditSweep, AuditSweepReport
 from dcsync.audit.watch import EVENTS_MIN_INTERVAL, MAX_AGE_SECONDS, CentralWatch, WatchResult
-from dcsync.model.errors import BrokerUnreachable, CloudError
+from dcsync.model.errors import BrokerUnreachable, CloudError, RowLocked
 from dcsync.model.identity import ActorType, Assignment, revocation_event
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
@@ -314,3 +314,16 @@ def test_differing_keys_that_are_planned_are_reported_as_such_again(world: World
     world.store.keys_planned_until = NOON + timedelta(hours=1)
     world.sweep(NOON + timedelta(seconds=10))
     assert [alarmable for *_, alarmable in world.reports] == [False]
+
+
+@pytest.mark.parametrize("failing", ["lost_reports", "take_follow_ups", "in_progress_since_before"])
+def test_a_phase_that_fails_keeps_no_other_from_running(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RowLocked("another session holds a row")
+
+    monkeypatch.setattr(world.store, failing, fail)
+    with pytest.raises(RowLocked):
+        world.sweep()
+    assert len(world.messenger.audits) == 3

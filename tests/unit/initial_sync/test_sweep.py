@@ -10,7 +10,7 @@ import pytest
 from dcsync.initial_sync.ports import Claim
 from dcsync.initial_sync.sweep import Sweep, SweepReport
 from dcsync.model.ending import Ending, Failure
-from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.errors import BrokerUnreachable, RowLocked
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.runs.abandoned import ABANDONED_LIMIT
@@ -174,3 +174,38 @@ def test_an_attempt_that_was_overtaken_and_still_holds_its_lock_ends_itself() ->
     world.store.leave("s1")
     world.sweep(LATER)
     assert world.store.attempts["run"].ending is None
+
+
+PHASES = ["requeue_due", "in_progress_since_before", "take_back", "unowned_attempts", "end_unowned"]
+
+
+@pytest.mark.parametrize("failing", PHASES)
+def test_a_phase_that_fails_keeps_no_other_from_running(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(a_requested_store("s1", "s2", "s3"))
+    world.claim("s1", "dead")
+    world.claim("s2", "left")
+    world.store.ask("s2", now=NOON)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RowLocked("another session holds a row")
+
+    monkeypatch.setattr(world.store, failing, fail)
+    with pytest.raises(RowLocked):
+        world.sweep(LATER)
+    assert "s3" in {hint.region_name for hint in world.messenger.syncs}
+    if failing not in ("in_progress_since_before", "take_back"):
+        assert "s1" in {hint.region_name for hint in world.messenger.syncs}
+    if failing not in ("unowned_attempts", "end_unowned"):
+        assert world.store.attempts["left"].ending is Ending.ABANDONED
+
+
+def test_the_first_of_several_errors_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(a_requested_store("s1"))
+    world.messenger.is_away = True
+    monkeypatch.setattr(world.store, "requeue_due", _row_locked)
+    with pytest.raises(RowLocked):
+        world.sweep()
+
+
+def _row_locked(**_: object) -> int:
+    raise RowLocked("another session holds a row")
