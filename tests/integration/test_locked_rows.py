@@ -13,16 +13,21 @@ from sqlalchemy import Engine, text
 
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
+from dcsync.adapters.postgres.history import SqlHistory
 from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.probes import SqlProbeStore
 from dcsync.adapters.postgres.runs import SqlRunStore
+from dcsync.adapters.postgres.silence import SqlSilenceStore
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.initial_sync.ports import Claim
 from dcsync.model.ending import Failure
 from dcsync.model.errors import RowLocked
+from dcsync.model.history import AttemptHistory
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, new_subcloud
 from dcsync.runs.abandoned import RunInProgress
+from dcsync.state.ports import AlarmRow
 from dcsync.state.service import StateService
 from tests.builders import NOON
 from tests.contract.test_audit_store_contract import completed_rows
@@ -84,6 +89,10 @@ def states(engine: Engine) -> dict[str, InitialSyncState]:
     return {found.name: found.initial_sync_state for found in SqlInventory(engine).all()}
 
 
+def attempts_of(engine: Engine, name: str) -> list[AttemptHistory]:
+    return [each for request in SqlInventory(engine).history(name)[0].requests for each in request.attempts]
+
+
 # --- initial syncs ---
 
 
@@ -115,7 +124,7 @@ def test_other_runs_of_dead_workers_are_taken_back(
     recover()
     store.end_unowned([run.run_id for run in abandoned()], now=LATER)
     assert InitialSyncState.IN_PROGRESS not in states(engine).values()
-    attempts = [request.attempts for name in NAMES for request in SqlInventory(engine).history(name)]
+    attempts = [attempts_of(engine, name) for name in NAMES]
     assert [len(each) for each in attempts] == [1, 1, 1]
     assert all(attempt.ended_at for each in attempts for attempt in each)
 
@@ -125,8 +134,7 @@ def test_the_attempt_of_a_row_that_was_skipped_is_not_ended_before_it(engine: En
     claim_all(store)
     with holds("subcloud"):
         assert sorted(store.take_back(abandoned(), now=LATER)) == OTHERS
-        (request,) = SqlInventory(engine).history(LOCKED)
-        assert [attempt.ended_at for attempt in request.attempts] == [None]
+        assert [attempt.ended_at for attempt in attempts_of(engine, LOCKED)] == [None]
 
 
 def test_other_hints_that_were_not_sent_are_due_again(engine: Engine, holds: Holds) -> None:
@@ -144,7 +152,7 @@ def test_other_attempts_whose_request_was_superseded_are_ended(engine: Engine, h
         SqlInventory(engine).request([name], now=NOON, by="test")
     with holds("sync_attempt"):
         store.end_unowned([run.run_id for run in abandoned()], now=LATER)
-        assert store.unowned_attempts(started_before=LATER) == [(LOCKED, f"run-{LOCKED}")]
+        assert store.unowned_attempts(started_before=LATER, now=LATER) == [(LOCKED, f"run-{LOCKED}")]
 
 
 def test_other_history_is_deleted(engine: Engine, holds: Holds) -> None:
@@ -155,10 +163,12 @@ def test_other_history_is_deleted(engine: Engine, holds: Holds) -> None:
         SqlInventory(engine).request([name], now=NOON, by="test")
     second = [replace(Claim("", name, 2), run_id=f"second-{name}") for name in NAMES]
     assert len(store.claim(second, worker="w", now=LATER)) == 3
+    history = SqlHistory(engine)
     with holds("sync_attempt"):
-        assert store.delete_history(ended_before=LATER, limit=100) >= 2
+        assert history.delete_older(than=LATER, limit=100) == 2
     with holds("sync_request"):
-        store.delete_history(ended_before=LATER, limit=100)
+        assert history.delete_older(than=LATER, limit=100) == 2
+    assert history.delete_older(than=LATER, limit=100) == 1
 
 
 # --- audits ---
@@ -216,6 +226,25 @@ def test_a_request_for_all_reaches_the_others_at_once_and_a_locked_row_later(
     assert store.take_follow_ups(now=soon) == 0
 
 
+# --- probes ---
+
+
+def test_others_are_probed_and_seen(engine: Engine, holds: Holds) -> None:
+    new = [new_subcloud(name=n, management_ip="10.1.1.1", region_name=n, software_version="") for n in NAMES]
+    SqlInventory(engine).add(new, now=NOON)
+    store = SqlProbeStore(engine)
+    minute = timedelta(minutes=1)
+    with holds("subcloud"):
+        assert sorted(store.take_due(now=NOON, interval=minute, most=10)) == OTHERS
+        store.note_seen(NAMES, now=NOON)
+    assert store.take_due(now=NOON, interval=minute, most=10) == [LOCKED]
+    with holds("subcloud_probe"):
+        assert sorted(store.take_due(now=LATER, interval=minute, most=10)) == OTHERS
+        store.note_seen(NAMES, now=LATER)
+        seen = {each.name: each.last_seen_at for each in SqlInventory(engine).all()}
+        assert [seen[name] for name in OTHERS] == [LATER, LATER]
+
+
 # --- reports and alarms ---
 
 
@@ -255,3 +284,40 @@ def test_other_alarms_are_reconciled_and_pruned(engine: Engine, holds: Holds) ->
     assert store.reconcile(now=NOON) == (0, 1)
     with holds("alarm"):
         assert store.prune(cleared_before=LATER, rejected_kept=1) == 2
+
+
+def test_alarms_of_others_are_raised(engine: Engine, holds: Holds) -> None:
+    add_requested(engine)
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE subcloud SET availability_status = 'offline', online_observed_at = :now"), {"now": NOON}
+        )
+    store = SqlAlarmStore(engine)
+    with holds("subcloud"):
+        assert store.reconcile(now=NOON) == (2, 0)
+    assert store.reconcile(now=NOON) == (1, 0)
+
+
+def test_silence_is_told_of_others(engine: Engine, holds: Holds) -> None:
+    add_requested(engine)
+    ids = {each.name: each.id for each in SqlInventory(engine).all()}
+    store = SqlSilenceStore(engine)
+    failing = [
+        AlarmRow(
+            alarm_id="dcsync.sync-failing",
+            entity=f"subcloud={name}",
+            subcloud_id=ids[name],
+            endpoint_type=None,
+            severity="major",
+            reason_text="first",
+            raised_at=NOON,
+        )
+        for name in NAMES
+    ]
+    assert store.begin_check(now=NOON, swept_at=None, unless_since=NOON - timedelta(hours=1))
+    with holds("subcloud"):
+        assert store.settle(failing, checked_at=NOON, now=NOON) == (2, 0)
+    assert store.settle(failing, checked_at=NOON, now=NOON) == (1, 0)
+    with holds("alarm"):
+        assert store.settle([], checked_at=NOON, now=NOON) == (0, 2)
+    assert store.settle([], checked_at=NOON, now=NOON) == (0, 1)

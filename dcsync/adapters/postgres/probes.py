@@ -24,7 +24,7 @@ _TAKE_DUE = text("""
         SELECT s.id, :now + make_interval(secs => :seconds * (1 - :spread / 2 + :spread * random())), 1
         FROM subcloud AS s
         WHERE NOT EXISTS (SELECT FROM subcloud_probe AS p WHERE p.subcloud_id = s.id)
-        ORDER BY s.id LIMIT :most
+        ORDER BY s.id LIMIT :most FOR KEY SHARE SKIP LOCKED
         ON CONFLICT (subcloud_id) DO NOTHING
         RETURNING subcloud_id
     ), due AS (
@@ -48,9 +48,20 @@ _TARGETS = text("""
 """)
 
 
+# Rows that another session holds are skipped: a later probe notes the same.
 _NOTE_SEEN = text("""
+    WITH known AS (
+        SELECT p.subcloud_id AS id FROM subcloud_probe AS p JOIN subcloud AS s ON s.id = p.subcloud_id
+        WHERE s.region_name = ANY(:region_names)
+        ORDER BY p.subcloud_id FOR UPDATE OF p SKIP LOCKED
+    ), new AS (
+        SELECT s.id FROM subcloud AS s
+        WHERE s.region_name = ANY(:region_names)
+          AND NOT EXISTS (SELECT FROM subcloud_probe AS p WHERE p.subcloud_id = s.id)
+        ORDER BY s.id FOR KEY SHARE SKIP LOCKED
+    )
     INSERT INTO subcloud_probe AS probe (subcloud_id, next_probe_at, probes, seen_at)
-    SELECT id, :now, 0, :now FROM subcloud WHERE region_name = ANY(:region_names) ORDER BY id
+    SELECT id, :now, 0, :now FROM (SELECT id FROM known UNION ALL SELECT id FROM new) AS found ORDER BY id
     ON CONFLICT (subcloud_id) DO UPDATE SET seen_at = greatest(
         CASE WHEN probe.seen_at <= clock_timestamp() + interval '2 seconds' THEN probe.seen_at END, excluded.seen_at)
 """)

@@ -262,6 +262,7 @@ _XID = "pg_current_xact_id()::text::bigint"
 
 # All in one statement, for the rows to be compared and written as they were at one moment. A subcloud that was deleted
 # since it was read raises nothing.
+# Alarms, and subclouds, that another session holds are skipped: the next check finds them.
 _SETTLE = sa.text(
     f"""
     WITH turn AS (
@@ -272,20 +273,28 @@ _SETTLE = sa.text(
             CAST(:endpoint_types AS text[]), CAST(:severities AS text[]), CAST(:reason_texts AS text[])
         ) AS x (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text)
         WHERE x.subcloud_id IS NULL OR EXISTS (SELECT FROM subcloud WHERE id = x.subcloud_id)
+    ), unlocked AS (
+        SELECT a.id FROM alarm AS a WHERE a.cleared_at IS NULL AND a.alarm_id IN ({_OURS}) AND EXISTS (SELECT FROM turn)
+        ORDER BY a.id FOR UPDATE SKIP LOCKED
     ), cleared AS (
         UPDATE alarm AS a SET cleared_at = greatest(CAST(:now AS timestamptz), a.raised_at), changed_xid = {_XID}
-        WHERE a.cleared_at IS NULL AND a.alarm_id IN ({_OURS}) AND EXISTS (SELECT FROM turn)
+        FROM unlocked WHERE a.id = unlocked.id AND a.cleared_at IS NULL
           AND NOT EXISTS (SELECT FROM expected AS x WHERE (x.alarm_id, x.entity) = (a.alarm_id, a.entity))
         RETURNING 1
     ), reworded AS (
-        UPDATE alarm AS a SET reason_text = x.reason_text FROM expected AS x
-        WHERE a.cleared_at IS NULL AND (x.alarm_id, x.entity) = (a.alarm_id, a.entity)
-          AND a.reason_text <> x.reason_text AND EXISTS (SELECT FROM turn)
+        UPDATE alarm AS a SET reason_text = x.reason_text FROM expected AS x, unlocked
+        WHERE a.id = unlocked.id AND a.cleared_at IS NULL AND (x.alarm_id, x.entity) = (a.alarm_id, a.entity)
+          AND a.reason_text <> x.reason_text
+    ), missing AS (
+        SELECT x.* FROM expected AS x WHERE EXISTS (SELECT FROM turn) AND NOT EXISTS (
+            SELECT FROM alarm AS a WHERE a.cleared_at IS NULL AND (a.alarm_id, a.entity) = (x.alarm_id, x.entity))
+    ), of_unlocked AS (
+        SELECT s.id FROM subcloud AS s WHERE s.id IN (SELECT subcloud_id FROM missing)
+        ORDER BY s.id FOR KEY SHARE SKIP LOCKED
     ), raised AS (
         INSERT INTO alarm (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, raised_at, changed_xid)
         SELECT alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, CAST(:now AS timestamptz), {_XID}
-        FROM expected AS x WHERE EXISTS (SELECT FROM turn) AND NOT EXISTS (
-            SELECT FROM alarm AS a WHERE a.cleared_at IS NULL AND (a.alarm_id, a.entity) = (x.alarm_id, x.entity))
+        FROM missing WHERE subcloud_id IS NULL OR subcloud_id IN (SELECT id FROM of_unlocked)
         ORDER BY entity
         ON CONFLICT (entity, alarm_id) WHERE cleared_at IS NULL DO NOTHING
         RETURNING 1

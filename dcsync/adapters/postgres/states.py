@@ -435,10 +435,16 @@ def reconcile_alarms(cursor: Any, *, now: datetime, subcloud_ids: Sequence[int] 
     cleared = cursor.rowcount
     cursor.execute(
         f"""
+        WITH missing AS (
+            SELECT x.* FROM ({expected}) AS x WHERE NOT EXISTS (
+                SELECT FROM alarm AS a WHERE a.cleared_at IS NULL AND (a.alarm_id, a.entity) = (x.alarm_id, x.entity))
+        ), unlocked AS (
+            SELECT id FROM subcloud WHERE id IN (SELECT subcloud_id FROM missing)
+            ORDER BY id FOR KEY SHARE {skip_locked}
+        )
         INSERT INTO alarm (alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, raised_at, changed_xid)
         SELECT alarm_id, entity, subcloud_id, endpoint_type, severity, reason_text, %(now)s, {_XID}
-        FROM ({expected}) AS x WHERE NOT EXISTS (
-            SELECT FROM alarm AS a WHERE a.cleared_at IS NULL AND (a.alarm_id, a.entity) = (x.alarm_id, x.entity))
+        FROM missing WHERE subcloud_id IN (SELECT id FROM unlocked)
         ORDER BY entity
         ON CONFLICT (entity, alarm_id) WHERE cleared_at IS NULL DO NOTHING
         """,  # noqa: S608 - constants
