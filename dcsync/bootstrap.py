@@ -74,6 +74,9 @@ HINT_PATIENCE_SECONDS = 5.0
 
 CLOCK_SECONDS = 5.0
 """How long the database may take to say what time it is."""
+LEAST_STATEMENT_SECONDS = 5.0
+"""Statements over a whole fleet take a second or two, whatever a run may take."""
+
 NEVER_SECONDS = 100 * 365 * 86400.0
 """The interval of audits that are made only on request."""
 
@@ -140,7 +143,7 @@ def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> 
         pool_size=pool_size,
         max_overflow=pool_size,
         # With the time an answer travels, less than a run may take: what hangs is then named as PostgreSQL.
-        statement_seconds=min(STATEMENT_SECONDS, settings.run_deadline / 4),
+        statement_seconds=max(LEAST_STATEMENT_SECONDS, min(STATEMENT_SECONDS, settings.run_deadline / 4)),
     )
 
 

@@ -9,7 +9,7 @@ from dcsync.model.messages import Queue
 
 
 class QueueLengths:
-    """Queue lengths; one call takes `timeout_seconds` at most."""
+    """Queue lengths; a new connection and an answer take `timeout_seconds` each at most."""
 
     def __init__(self, redis_url: str, *, timeout_seconds: float) -> None:
         self._client = make_client(redis_url, timeout_seconds=timeout_seconds, retries=0)

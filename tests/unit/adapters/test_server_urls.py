@@ -7,6 +7,8 @@ import pytest
 from dcsync.adapters.broker.redis_client import broker_options, broker_url, make_client
 from dcsync.adapters.host.server_urls import sentinel_url, server_url
 from dcsync.adapters.postgres.connections import url_parameters
+from dcsync.settings import load
+from dcsync.tasks.app import make_app
 
 SENTINELS = "redis+sentinel://user:p%2Fw@one:26380,[::1],three/primary/2?sentinel_password=CANARY"
 
@@ -50,6 +52,13 @@ def test_celery_is_given_any_other_url_as_it_is() -> None:
 def test_no_password_is_shown_by_what_holds_it() -> None:
     shown = repr(sentinel_url(SENTINELS)), repr(server_url(SENTINELS)), repr(make_client(SENTINELS))
     assert not any(secret in each for each in shown for secret in ("CANARY", "p/w"))
+
+
+def test_celery_shows_no_password_of_sentinels() -> None:
+    """`celery inspect conf` and Flower show the configuration, workers print the broker's URL."""
+    with make_app(load({"DCSYNC_REDIS_URL": SENTINELS})) as app:
+        shown = repr(app.conf.table(censored=True)), app.conf.humanize(), app.connection().as_uri(), app.bugreport()
+    assert not any(secret in each for each in shown for secret in ("CANARY", "p/w", "p%2Fw"))
 
 
 def test_several_hosts_reach_libpq_as_they_are_given() -> None:
