@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dcsync.adapters.cloud.dbsync import Dbsync
-from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls, central_urls, subcloud_urls
+from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls, look_up_central, subcloud_urls
 from dcsync.adapters.cloud.http import Limits, of_central, open_http
 from dcsync.adapters.cloud.keystone import Authenticated, Credentials, Token
 from dcsync.adapters.cloud.keystone_api import KeystoneApi
@@ -31,6 +31,9 @@ from dcsync.planner.match import MANDATORY
 from dcsync.runs.clouds import Seen
 
 T = TypeVar("T")
+
+URLS_MAX_AGE_SECONDS = 3600.0
+"""The central services' URLs are looked up again after this time, and at once when they do not serve."""
 
 
 class HttpSubcloudSession:
@@ -61,6 +64,7 @@ class _Central:
         self.keystone = KeystoneApi(session, url=urls.auth)
         self.fernet_repo = SysinvFernetRepo(session, url=urls.sysinv)
         self.others = services_of(session, urls)
+        self.urls = urls
 
     def basics(self) -> list[Coroutine[Any, Any, Any]]:
         """Returns coroutines that read the keys, then the records of each type."""
@@ -143,6 +147,7 @@ class HttpClouds:
         self._limits = limits or Limits()
         self._monotonic = monotonic
         self._central_token: Token | None = None
+        self._central_urls: tuple[ServiceUrls, float] | None = None
         self._for_syncs = _Shared(self._read_for_syncs, max_age=max_age, monotonic=monotonic, name="central data")
         self._for_audits = _Shared(
             self._read_for_audits, max_age=max_age, monotonic=monotonic, name="central data with grants and events"
@@ -159,12 +164,14 @@ class HttpClouds:
         return await self._for_audits.get(max_age=max_age)
 
     async def _read_for_syncs(self) -> CentralData:
-        async with self._central_cloud() as central:
+        async def read(central: _Central) -> CentralData:
             keys, *lists = await _gather(*central.basics())
-        return _checked(lists, keys)
+            return _checked(lists, keys)
+
+        return await self._read(read)
 
     async def _read_for_audits(self) -> CentralData:
-        async with self._central_cloud() as central:
+        async def read(central: _Central) -> CentralData:
             basics = central.basics()
             grants, events, *found = await _gather(
                 central.keystone.assignments(),
@@ -172,15 +179,32 @@ class HttpClouds:
                 *basics,
                 *(service.read() for service in central.others.values()),
             )
-        keys, *lists = found[: len(basics)]
-        others = dict(zip(central.others, found[len(basics) :], strict=True))
-        return replace(_checked(lists, keys), assignments=grants, revocation_events=events, others=others)
+            keys, *lists = found[: len(basics)]
+            others = dict(zip(central.others, found[len(basics) :], strict=True))
+            return replace(_checked(lists, keys), assignments=grants, revocation_events=events, others=others)
+
+        return await self._read(read)
+
+    async def _read(self, read: Callable[[_Central], Awaitable[T]]) -> T:
+        """Reads from the central cloud. If that fails at URLs that were looked up a while ago, looks them up anew, and
+        reads once more if they have moved. Raises CloudError."""
+        known = self._known_urls()
+        try:
+            async with self._central_cloud() as central:
+                return await read(central)
+        except CloudError as exc:
+            if known is None or exc.reason is Reason.AUTH_FAILED:
+                raise
+            failure = exc
+        async with self._central_cloud() as central:
+            if central.urls != known:
+                return await read(central)
+        raise failure
 
     async def central_keys(self) -> FernetKeys:
         """Returns the current keys of the central cloud, without caching; raises CloudError with a central-* reason."""
         try:
-            async with self._central_cloud() as central:
-                return await central.fernet_repo.read()
+            return await self._read(lambda central: central.fernet_repo.read())
         except CloudError as exc:
             raise of_central(exc) from exc
 
@@ -199,7 +223,7 @@ class HttpClouds:
 
     @asynccontextmanager
     async def _central_cloud(self) -> AsyncIterator[_Central]:
-        """Yields the central cloud's services, with the cached token if it is still valid."""
+        """Yields the central cloud's services, with the cached token and URLs if they are still valid."""
         async with open_http(limits=self._limits, trust=self._trust, request_id=f"req-{uuid.uuid4()}") as http:
             session = Authenticated(
                 http,
@@ -209,10 +233,29 @@ class HttpClouds:
                 token=self._central_token,
             )
             try:
-                urls = central_urls(self._central, catalog=(await session.token()).catalog)
-                yield _Central(session, urls=urls)
+                await session.token()
+                yield _Central(session, urls=await self._urls_of_central(session))
+            except CloudError:
+                self._central_urls = None
+                raise
             finally:
                 self._central_token = session.held
+
+    async def _urls_of_central(self, session: Authenticated) -> ServiceUrls:
+        known = self._known_urls()
+        if known is not None:
+            return known
+        started = self._monotonic()
+        urls = await look_up_central(session, self._central)
+        self._central_urls = urls, started
+        return urls
+
+    def _known_urls(self) -> ServiceUrls | None:
+        """Returns the URLs that were looked up, None if that was too long ago."""
+        if self._central_urls is None:
+            return None
+        urls, looked_up_at = self._central_urls
+        return urls if self._monotonic() - looked_up_at < URLS_MAX_AGE_SECONDS else None
 
     # --- subclouds ---------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
-"""URLs of the services: of a subcloud from templates, of the central cloud from its catalog.
+"""URLs of the services: of a subcloud from templates, of the central cloud from its Keystone.
 
-A subcloud's own catalog is not used: a subcloud must not decide where the password and token are sent.
+The central catalog may list the endpoints of every subcloud, so only those of one service and region are read of it. A
+subcloud's own catalog is not used: a subcloud must not decide where the password and token are sent.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
+from dcsync.adapters.cloud.http import Reply
+from dcsync.adapters.cloud.keystone import Authenticated
 from dcsync.model.addresses import Address, Network, check_address
 from dcsync.model.errors import BadAddress, CloudError
 from dcsync.model.reasons import Reason
 
-INTERFACES = {"dcorch-dbsync": ("admin", "internal"), "platform": ("internal", "admin")}
+DBSYNC, SYSINV = "dcorch-dbsync", "platform"
+INTERFACES = {DBSYNC: ("admin", "internal"), SYSINV: ("internal", "admin")}
 """Service type -> catalog interfaces, the preferred one first. Source: docs/upstream/http-contracts.md section 1."""
 
 
@@ -57,12 +62,60 @@ def _filled(template: str, address: Address) -> str:
     return template.replace("{ip}", host).rstrip("/")
 
 
+async def look_up_central(session: Authenticated, central: CentralEndpoints) -> ServiceUrls:
+    """Returns the URLs of the central cloud; asks its Keystone for those that are not configured.
+
+    Raises CloudError, as central-bad-reply for a service without a URL. A user who may not list services and endpoints
+    reads the whole catalog instead.
+    """
+    wanted = [type_ for type_, url in ((DBSYNC, central.dbsync), (SYSINV, central.sysinv)) if url is None]
+    try:
+        catalog = [await _service(session, type_, central) for type_ in wanted]
+    except CloudError as exc:
+        if exc.reason is not Reason.REFUSED:
+            raise
+        catalog = await _whole_catalog(session, central)
+    return central_urls(central, catalog=catalog)
+
+
+async def _service(session: Authenticated, type_: str, central: CentralEndpoints) -> dict[str, Any]:
+    """Returns the enabled endpoints of one service type in the central region, in the form of a catalog."""
+    services = await _listed(session, central, "services", type=type_)
+    ids = [row.get("id") for row in services if row.get("type") == type_ and row.get("enabled", True)]
+    endpoints = [
+        row
+        for id_ in ids
+        for row in await _listed(session, central, "endpoints", service_id=str(id_), region_id=central.region)
+        if row.get("service_id") == id_ and row.get("enabled", True)
+    ]
+    if any("(" in str(row.get("url")) for row in endpoints):
+        raise CloudError(Reason.REFUSED, f"the URL of {type_} has placeholders, which only a catalog fills in")
+    return {"type": type_, "endpoints": endpoints}
+
+
+async def _listed(session: Authenticated, central: CentralEndpoints, what: str, **query: str) -> list[dict[str, Any]]:
+    reply = await session.request("GET", f"{central.auth.rstrip('/')}/{what}?{urlencode(query)}", expected=(200,))
+    return list(_objects(_field(reply, what)))
+
+
+async def _whole_catalog(session: Authenticated, central: CentralEndpoints) -> Any:
+    reply = await session.request("GET", f"{central.auth.rstrip('/')}/auth/catalog", expected=(200,))
+    return _field(reply, "catalog")
+
+
+def _field(reply: Reply, name: str) -> Any:
+    answer = reply.json()
+    if not isinstance(answer, dict) or not isinstance(answer.get(name), list):
+        raise reply.bad(f"no {name}")
+    return answer[name]
+
+
 def central_urls(central: CentralEndpoints, *, catalog: object) -> ServiceUrls:
     """Returns the URLs of the central cloud; raises CloudError(central-bad-reply) for a service without a URL."""
     return ServiceUrls(
         auth=central.auth.rstrip("/"),
-        dbsync=(central.dbsync or _from_catalog(catalog, "dcorch-dbsync", region=central.region)).rstrip("/"),
-        sysinv=(central.sysinv or _from_catalog(catalog, "platform", region=central.region)).rstrip("/"),
+        dbsync=(central.dbsync or _from_catalog(catalog, DBSYNC, region=central.region)).rstrip("/"),
+        sysinv=(central.sysinv or _from_catalog(catalog, SYSINV, region=central.region)).rstrip("/"),
     )
 
 

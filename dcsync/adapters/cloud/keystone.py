@@ -39,11 +39,10 @@ class Credentials:
 
 @dataclass(frozen=True, eq=False)
 class Token:
-    """A token, when to renew it (by the process's monotonic clock; None: when it is rejected), and its catalog."""
+    """A token, and when to renew it, by the process's monotonic clock; None: when it is rejected."""
 
     value: str = field(repr=False)
     renew_at: float | None
-    catalog: object = field(repr=False)
 
 
 class Authenticated:
@@ -110,7 +109,8 @@ class Authenticated:
             raise CloudError(self._login_error.reason, self._login_error.detail)
         started = self._monotonic()
         try:
-            reply = await self._http.send("POST", f"{self._auth_url}/auth/tokens", body=self._credentials.body())
+            url = f"{self._auth_url}/auth/tokens?nocatalog"
+            reply = await self._http.send("POST", url, body=self._credentials.body())
             self._token = _token(reply.expect(201), issued_at=started)
         except CloudError as exc:
             self._login_error = exc
@@ -128,7 +128,7 @@ def _token(reply: Reply, *, issued_at: float) -> Token:
         raise reply.bad("no token in the body")
     life = _life_seconds(body.get("issued_at"), body.get("expires_at"))
     renew_at = None if life is None else issued_at + life - RENEW_SECONDS_BEFORE_EXPIRY
-    return Token(value, renew_at, body.get("catalog"))
+    return Token(value, renew_at)
 
 
 def _life_seconds(issued_at: object, expires_at: object) -> float | None:

@@ -44,7 +44,10 @@ EVENT = {
         "revoked_at": "2026-01-31 08:15:00", "audit_id": None, "audit_chain_id": None,
     }
 }  # fmt: skip
-SEGMENTS = (*LISTS, "tokens", "fernet_repo", "role_assignments", "token-revocation-events", "toy_images")
+SEGMENTS = (
+    *LISTS, "tokens", "fernet_repo", "role_assignments", "token-revocation-events", "toy_images",
+    "services", "endpoints", "catalog",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Request:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+    @property
+    def parts(self) -> list[str]:
+        """Of the path, without the query."""
+        return self.path.partition("?")[0].split("/")
 
 
 Behaviour = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
@@ -107,17 +115,19 @@ class Site:
     token_life: timedelta | None = timedelta(hours=1)
     clock_ahead: timedelta = timedelta(0)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
-    """By "METHOD segment", the segment being tokens, users, groups, projects, roles, fernet_repo, role_assignments or
-    token-revocation-events: the first of these in the path."""
+    """By "METHOD segment", the segment being tokens, users, groups, projects, roles, fernet_repo, role_assignments,
+    services, endpoints, catalog or token-revocation-events: the first of these in the path."""
     valid_token: Callable[[str], bool] = field(default=lambda _: True)
     lists: dict[str, list[Any]] = field(default_factory=lambda: {kind: list(found) for kind, found in LISTS.items()})
     grants: list[Any] = field(default_factory=lambda: [GRANT])
     events: list[Any] = field(default_factory=lambda: [EVENT])
     keys: list[dict[str, Any]] = field(default_factory=lambda: [{"id": i, "key": k} for i, k in KEYS.items()])
+    moved: dict[str, str] = field(default_factory=dict)
+    """New URLs by service type."""
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
 
     def sent(self, method: str, segment: str) -> list[Request]:
-        return [r for r in self.requests if r.method == method and segment in r.path.split("/")]
+        return [r for r in self.requests if r.method == method and segment in r.parts]
 
     def urls(self, host: str = "{ip}") -> ServiceUrls:
         base = f"{self.scheme}://{host}:{self.port}"
@@ -141,7 +151,7 @@ class Site:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         request = Request(method, path, headers, body)
         self.requests.append(request)
-        segment = next((s for s in path.split("/") if s in SEGMENTS), "")
+        segment = next((s for s in request.parts if s in SEGMENTS), "")
         behave = self.behaviours.get(f"{method} {segment}")
         if behave is not None:
             await behave(request, writer)
@@ -160,22 +170,42 @@ class Site:
             return answer(200, {"role_assignments": self.grants, "links": {"next": None}})
         if request.method == "GET" and segment == "token-revocation-events":
             return answer(200, self.events)
+        if segment in ("services", "endpoints", "catalog"):
+            return answer(200, {segment: getattr(self, segment)()})
         return answer(200, self.lists[segment] if request.method == "GET" else request.json)
 
     def login(self) -> bytes:
         self.logins += 1
         issued = datetime.now(UTC) + self.clock_ahead
-        token: dict[str, Any] = {"catalog": self.catalog()}
+        token: dict[str, Any] = {}
         if self.token_life is not None:
             token |= {"issued_at": _keystone_date(issued), "expires_at": _keystone_date(issued + self.token_life)}
         return answer(201, {"token": token}, X_Subject_Token=f"{TOKEN}-{self.logins}")
 
-    def catalog(self) -> list[Any]:
+    def services(self) -> list[Any]:
+        return [{"id": f"id-{type_}", "type": type_, "enabled": True} for type_ in self.service_urls()]
+
+    def endpoints(self) -> list[Any]:
+        """All of them, whatever filter was asked for."""
+        return [
+            {
+                "service_id": f"id-{type_}",
+                "interface": "internal",
+                "region_id": "RegionOne",
+                "url": url,
+                "enabled": True,
+            }
+            for type_, url in self.service_urls().items()
+        ]
+
+    def service_urls(self) -> dict[str, str]:
         urls = self.urls(ADDRESS)
-        services = {"dcorch-dbsync": urls.dbsync, "platform": urls.sysinv}
+        return {"dcorch-dbsync": urls.dbsync, "platform": urls.sysinv} | self.moved
+
+    def catalog(self) -> list[Any]:
         return [
             {"type": type_, "endpoints": [{"interface": "internal", "region": "RegionOne", "url": url}]}
-            for type_, url in services.items()
+            for type_, url in self.service_urls().items()
         ]
 
 

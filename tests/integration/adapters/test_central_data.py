@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -59,7 +60,7 @@ async def test_configured_addresses_come_before_the_catalog(make_clouds: Callabl
 
 
 async def test_a_region_the_catalog_does_not_know_is_a_bad_central_reply(clouds: HttpClouds, site: Site) -> None:
-    site.behaviours["POST tokens"] = sends(answer(201, {"token": {"catalog": [7, {}]}}, X_Subject_Token=TOKEN))
+    site.behaviours["GET endpoints"] = sends(answer(200, {"endpoints": [7, {}]}))
     with pytest.raises(CloudError) as caught:
         await clouds.central_data()
     assert caught.value.reason is Reason.CENTRAL_BAD_REPLY
@@ -153,6 +154,128 @@ async def test_a_central_cloud_whose_password_was_wrong_is_logged_in_to_again_by
     assert len(site.requests) == 1
     del site.behaviours["POST tokens"]
     assert await clouds.central_data()
+
+
+# --- where its services are ---
+
+
+async def test_only_the_services_and_the_region_that_are_read_are_asked_for(clouds: HttpClouds, site: Site) -> None:
+    await clouds.central_data()
+    assert [r.path for r in site.requests[:5]] == [
+        "/v3/auth/tokens?nocatalog",
+        "/v3/services?type=dcorch-dbsync",
+        "/v3/endpoints?service_id=id-dcorch-dbsync&region_id=RegionOne",
+        "/v3/services?type=platform",
+        "/v3/endpoints?service_id=id-platform&region_id=RegionOne",
+    ]
+
+
+async def test_nothing_is_looked_up_where_both_addresses_are_configured(
+    make_clouds: Callable[..., HttpClouds], site: Site
+) -> None:
+    base = f"http://{ADDRESS}:{site.port}"
+    await make_clouds(dbsync=f"{base}/v1.0", sysinv=f"{base}/v1").central_data()
+    assert site.sent("GET", "services") == site.sent("GET", "endpoints") == []
+
+
+async def test_a_user_who_may_not_list_endpoints_reads_the_whole_catalog(clouds: HttpClouds, site: Site) -> None:
+    site.behaviours["GET services"] = sends(answer(403))
+    assert await clouds.central_data()
+    assert [r.path for r in site.sent("GET", "catalog")] == ["/v3/auth/catalog"]
+
+
+async def test_an_address_with_placeholders_is_taken_from_the_catalog(clouds: HttpClouds, site: Site) -> None:
+    row = {"service_id": "id-dcorch-dbsync", "interface": "admin", "region_id": "RegionOne", "url": "http://h/$(id)s"}
+    site.behaviours["GET endpoints"] = sends(answer(200, {"endpoints": [row]}))
+    assert await clouds.central_data()
+    assert site.sent("GET", "catalog")
+
+
+@pytest.mark.parametrize("raw", [answer(200, []), answer(200, {"services": {}}), answer(200, "no JSON")])
+async def test_services_in_another_shape_are_a_bad_central_reply(clouds: HttpClouds, site: Site, raw: bytes) -> None:
+    site.behaviours["GET services"] = sends(raw)
+    with pytest.raises(CloudError) as caught:
+        await clouds.central_data()
+    assert caught.value.reason is Reason.CENTRAL_BAD_REPLY
+
+
+async def test_disabled_services_and_endpoints_are_not_used(clouds: HttpClouds, site: Site) -> None:
+    row = {"service_id": "id-dcorch-dbsync", "interface": "admin", "region_id": "RegionOne", "url": "http://192.0.2.1"}
+    rows = [row | {"enabled": False}, *site.endpoints()]
+    site.behaviours["GET endpoints"] = sends(answer(200, {"endpoints": rows}))
+    assert await clouds.central_data()
+
+
+async def test_addresses_are_kept_for_an_hour(clouds: HttpClouds, site: Site, clock: Clock) -> None:
+    await clouds.central_data()
+    clock.now += 3000
+    await clouds.central_data()
+    assert len(site.sent("GET", "endpoints")) == 2
+    clock.now += 601
+    await clouds.central_data()
+    assert len(site.sent("GET", "endpoints")) == 4
+
+
+async def test_an_address_that_serves_no_more_is_looked_up_at_once_and_the_data_read_there(
+    clouds: HttpClouds, site: Site, clock: Clock
+) -> None:
+    await clouds.central_data()
+    site.moved["dcorch-dbsync"] = f"http://{ADDRESS}:{site.port}/moved/v1.0"
+    site.behaviours["GET users"] = at_the_new_place(site)
+    clock.now += 10
+    assert await clouds.central_data()
+    assert site.logins == 1
+
+
+async def test_a_service_that_fails_where_it_always_was_is_not_asked_twice(
+    clouds: HttpClouds, site: Site, clock: Clock
+) -> None:
+    await clouds.central_data()
+    site.behaviours["GET users"] = sends(answer(503))
+    clock.now += 10
+    with pytest.raises(CloudError):
+        await clouds.central_data()
+    assert len(site.sent("GET", "users")) == 2
+
+
+async def test_keys_are_read_where_the_service_has_moved_to(clouds: HttpClouds, site: Site) -> None:
+    await clouds.central_keys()
+    site.moved["platform"] = f"http://{ADDRESS}:{site.port}/moved/v1"
+    site.behaviours["GET fernet_repo"] = at_the_new_place(site)
+    assert await clouds.central_keys()
+
+
+def at_the_new_place(site: Site) -> Behaviour:
+    async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
+        is_there = request.parts[1] == "moved"
+        body = {"keys": site.keys} if "fernet_repo" in request.parts else LISTS["users"]
+        writer.write(answer(200, body) if is_there else answer(503))
+
+    return behave
+
+
+async def test_5000_subclouds_in_the_catalog_cost_nothing(clouds: HttpClouds, site: Site) -> None:
+    """What is read grows with the regions' own endpoints, not with the catalog: it is not asked for."""
+    site.service_urls = lambda: {  # type: ignore[method-assign]
+        **{f"service{number}": "http://192.0.2.1" for number in range(15_000)},
+        "dcorch-dbsync": site.urls(ADDRESS).dbsync,
+        "platform": site.urls(ADDRESS).sysinv,
+    }
+
+    async def filtered(request: Request, writer: asyncio.StreamWriter) -> None:
+        query = dict(parse_qsl(request.path.partition("?")[2]))
+        if "type" in query:
+            writer.write(answer(200, {"services": [row for row in site.services() if row["type"] == query["type"]]}))
+            return
+        rows = [row for row in site.endpoints() if row["service_id"] == query["service_id"]]
+        writer.write(answer(200, {"endpoints": rows}))
+
+    site.behaviours |= {"GET services": filtered, "GET endpoints": filtered}
+    assert await clouds.central_data()
+    assert site.sent("GET", "catalog") == []
+
+
+# --- what it gives when something is wrong ---
 
 
 async def closes(request: Request, writer: asyncio.StreamWriter) -> None:

@@ -168,7 +168,7 @@ async def test_a_keystone_that_misbehaves_fails_the_login(clouds: HttpClouds, si
     site.behaviours["POST tokens"], reason = FAILURES[what]
     error = await failure_of(clouds)
     assert error.reason is reason
-    assert error.detail.startswith(f"POST http://{ADDRESS}:{site.port}/v3/auth/tokens: ")
+    assert error.detail.startswith(f"POST http://{ADDRESS}:{site.port}/v3/auth/tokens?nocatalog: ")
     assert len(site.requests) == 1, "a failed login is not repeated: wrong passwords lock the user out"
 
 

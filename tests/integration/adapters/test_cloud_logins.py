@@ -41,7 +41,7 @@ async def test_the_login_is_scoped_to_the_project_and_every_request_says_who_we_
     async with clouds.subcloud(a_subcloud(), request_id="req-8c2d1c46") as session:
         await session.identity.list(ResourceType.USERS)
     login, listing = site.requests
-    assert login.path == "/v3/auth/tokens"
+    assert login.path == "/v3/auth/tokens?nocatalog"
     assert login.json["auth"] == {
         "identity": {
             "methods": ["password"],
