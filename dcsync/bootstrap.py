@@ -16,11 +16,13 @@ from typing import Any
 import redis
 import structlog
 from celery import Celery
+from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from dcsync.adapters.broker import redis_client
 from dcsync.adapters.broker.locks import RedisLocks
 from dcsync.adapters.broker.messenger import CeleryMessenger
+from dcsync.adapters.broker.refused_logins import RedisRefusedLogins
 from dcsync.adapters.broker.reporter import CeleryReports, Observer, StateReporter
 from dcsync.adapters.broker.ticks import Ticks
 from dcsync.adapters.cloud import central_rotation, http
@@ -31,6 +33,7 @@ from dcsync.adapters.cloud.prober import HttpProber
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.adapters.host.alarm_sinks import LogSink, WebhookSink
 from dcsync.adapters.host.loop import LoopThread
+from dcsync.adapters.host.secret_file import SecretFile
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.clock import DatabaseClock
@@ -58,6 +61,7 @@ from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
 from dcsync.probe.availability import AvailabilityProbe
 from dcsync.rotation import rotate_keys
 from dcsync.runs.dispatch import SweepLimits
+from dcsync.runs.logins import LoginLimits
 from dcsync.runs.outcome import Outcome
 from dcsync.runs.ownership import BatchedOwnership
 from dcsync.runs.ports import Owner
@@ -79,6 +83,9 @@ LEAST_STATEMENT_SECONDS = 5.0
 
 NEVER_SECONDS = 100 * 365 * 86400.0
 """The interval of audits that are made only on request."""
+
+PERMIT_MARGIN_SECONDS = 30.0
+"""How much longer than a request a login may take before its process counts as dead."""
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
@@ -192,6 +199,8 @@ def clouds(settings: Settings) -> HttpClouds:
             user_domain_name=settings.user_domain_name,
             project_domain_name=settings.project_domain_name,
         ),
+        password=_current(settings, "password"),
+        refused_logins=refused_logins(settings),
         central=CentralEndpoints(
             auth=settings.central_auth_url,
             region=settings.central_region,
@@ -209,6 +218,26 @@ def clouds(settings: Settings) -> HttpClouds:
         ),
         max_age=settings.central_max_age,
     )
+
+
+def refused_logins(settings: Settings) -> RedisRefusedLogins:
+    """Returns the memory of refused logins that all processes share."""
+    return RedisRefusedLogins(
+        redis_connection(settings),
+        limits=LoginLimits(
+            hold_off=timedelta(seconds=settings.login_hold_off),
+            permit=timedelta(seconds=settings.request_timeout + PERMIT_MARGIN_SECONDS),
+        ),
+    )
+
+
+def _current(settings: Settings, secret: str) -> Callable[[], str] | None:
+    """Returns a function that returns the secret, from its file as it is at that moment; None if it is not set."""
+    found: SecretStr | None = getattr(settings, secret)
+    if found is None:
+        return None
+    file = settings.file_of(secret)
+    return found.get_secret_value if file is None else SecretFile(file, last=found.get_secret_value())
 
 
 def sync_services(
@@ -268,7 +297,7 @@ def sync_services(
         )
         if settings.probe_interval
         else None,
-        key_rotation=key_rotation(settings, app, rows=rows, loop=loop, clock=clock),
+        key_rotation=key_rotation(settings, app, rows=rows, loop=loop, clock=clock, http_clouds=http_clouds),
         audit=audit_engine(
             settings,
             store=audit_store,
@@ -370,7 +399,7 @@ def _audit_reports(reporter: StateReporter, observer: Observer) -> AuditReports:
 
 
 def key_rotation(
-    settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread, clock: DatabaseClock
+    settings: Settings, app: Celery, *, rows: Engine, loop: LoopThread, clock: DatabaseClock, http_clouds: HttpClouds
 ) -> rotate_keys.KeyRotation:
     """Returns the service that rotates and distributes the central cloud's keys."""
     command = settings.key_rotate_command
@@ -385,7 +414,7 @@ def key_rotation(
                 keep=timedelta(days=settings.history_days),
             ),
         ),
-        central=clouds(settings),
+        central=http_clouds,
         command=central_rotation.rotate_command(command, deadline_seconds=timeout) if command else None,
         new_key=central_rotation.new_key,
         loop=loop,

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dcsync.adapters.host.server_urls import is_sentinel, sentinel_url, server_url
 from dcsync.model.addresses import Network
@@ -87,7 +96,7 @@ class Settings(BaseModel):
     central_sysinv_url: str | None = _setting(None, "central sysinv with /v1; default: from the catalog")
     central_region: str = _setting("RegionOne", "region of the central services in the catalog")
     username: str = _setting("dcmanager", "the user dcsync logs in as, on the central cloud and every subcloud")
-    password: SecretStr | None = _setting(None, "its password")
+    password: SecretStr | None = _setting(None, "its password; a file is read again before each login")
     admin_password: SecretStr | None = _setting(
         None, "central password of user admin; set through Keystone where it differs, which updates the keyring as well"
     )
@@ -115,6 +124,13 @@ class Settings(BaseModel):
     sweep_interval: float = _setting(10, "time between two sweeps", ge=0.5, le=300)
     hold_off: float = _setting(60, "wait after the first failure; doubled after each further one", gt=0, le=86400)
     hold_off_max: float = _setting(900, "the longest wait between two attempts", gt=0, le=86400)
+    login_hold_off: float = _setting(
+        300,
+        "wait before a refused password is tried again at the same cloud; doubled after each further refusal, up to 12 "
+        "times this; within twice this time at most 3 logins are refused there",
+        gt=0,
+        le=3600,
+    )
     lock_ttl: float = _setting(30, "time to live of a subcloud's lock, which its worker renews", ge=1, le=30)
     run_deadline: float = _setting(120, "time limit of one run on one subcloud", gt=1, le=3600)
     connect_timeout: float = _setting(10, "time limit for connecting to a cloud", gt=0, le=300)
@@ -205,6 +221,8 @@ class Settings(BaseModel):
     alive_file: Path | None = _setting(
         None, "file for health checks, touched every few seconds by a responsive worker or beat"
     )
+
+    _files: dict[str, Path] = PrivateAttr(default_factory=dict)
 
     @field_validator("allowed_networks", mode="before")
     @classmethod
@@ -324,6 +342,10 @@ class Settings(BaseModel):
         """DCSYNC_RUN_DIR, or by default a folder of this user."""
         return self.run_dir or Path(tempfile.gettempdir()) / f"dcsync-{os.geteuid()}"
 
+    def file_of(self, secret: str) -> Path | None:
+        """Returns the file that this secret was read from; None if the environment gave the secret itself."""
+        return self._files.get(secret)
+
     def required(self, *names: str) -> Self:
         """Returns the settings; raises MisconfiguredError naming those of `names` that are not set."""
         missing = [PREFIX + name.upper() for name in names if getattr(self, name) is None]
@@ -345,6 +367,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
     """Returns the settings of this process; raises MisconfiguredError that lists every problem."""
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
+    files: dict[str, Path] = {}
     problems: list[str] = []
     for variable, text in sorted(environ.items()):
         if not variable.startswith(PREFIX) or text == "":
@@ -356,10 +379,11 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
             except (OSError, UnicodeDecodeError) as exc:
                 problems.append(f"{variable}: {exc.__class__.__name__}: {text} cannot be read")
                 continue
-            if secret:
-                values.setdefault(name.removesuffix("_file"), secret)
-            else:
+            if not secret:
                 problems.append(f"{variable}: {text} is empty")
+            elif name.removesuffix("_file") not in values:
+                values[name.removesuffix("_file")] = secret
+                files[name.removesuffix("_file")] = Path(text)
         elif name in Settings.model_fields:
             values[name] = text
         else:
@@ -372,4 +396,5 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
             problems.append(f"{where}: {error['msg'].removeprefix('Value error, ')}".lstrip(": "))
     if problems:
         raise MisconfiguredError("; ".join(problems))
+    settings._files.update((name, path) for name, path in files.items() if name not in overrides)
     return settings

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dcsync.adapters.host.secret_file import SecretFile
 from dcsync.model.errors import MisconfiguredError
 from dcsync.model.subcloud import EndpointType
 from dcsync.settings import SECRETS, load
@@ -159,3 +160,31 @@ def test_only_the_environment_that_is_handed_in_counts(monkeypatch: pytest.Monke
     monkeypatch.setenv("DCSYNC_SWEEP_INTERVAL", "77")
     assert load({}).sweep_interval == 10
     assert load().sweep_interval == 77
+
+
+# --- secrets that change while a process runs ---
+
+
+def test_a_secret_knows_the_file_it_was_read_from(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("word")
+    loaded = load({"DCSYNC_PASSWORD_FILE": str(file), "DCSYNC_ADMIN_PASSWORD": "word"})
+    assert loaded.file_of("password") == file
+    assert loaded.file_of("admin_password") is None
+    assert load({"DCSYNC_PASSWORD_FILE": str(file), "DCSYNC_PASSWORD": "set"}).file_of("password") is None
+
+
+def test_a_secret_file_gives_what_it_has_now_and_while_it_is_replaced_what_it_had_last(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    secret = SecretFile(file, last="first")
+    assert secret() == "first"
+    file.write_text("second\n")
+    assert secret() == "second"
+    file.write_text("")
+    assert secret() == "second"
+    file.unlink()
+    assert secret() == "second"
+    file.write_bytes(b"\xff")
+    assert secret() == "second"
+    file.write_text("third")
+    assert secret() == "third"

@@ -17,11 +17,12 @@ from typing import Any, Generic, TypeVar
 from dcsync.adapters.cloud.dbsync import Dbsync
 from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls, look_up_central, subcloud_urls
 from dcsync.adapters.cloud.http import Limits, of_central, open_http
-from dcsync.adapters.cloud.keystone import Authenticated, Credentials, Token
+from dcsync.adapters.cloud.keystone import Authenticated, Credentials, PasswordLogin, Token
 from dcsync.adapters.cloud.keystone_api import KeystoneApi
 from dcsync.adapters.cloud.services import Service, services_of
 from dcsync.adapters.cloud.sysinv import SysinvFernetRepo
 from dcsync.adapters.cloud.tls import Trust
+from dcsync.adapters.host.refused_logins import ProcessRefusedLogins
 from dcsync.model.addresses import Network
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import CentralData, FernetKeys, Record, Records, ResourceType, fingerprint
@@ -29,6 +30,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, Subcloud
 from dcsync.planner.match import MANDATORY
 from dcsync.runs.clouds import Seen
+from dcsync.runs.logins import RefusedLogins
 
 T = TypeVar("T")
 
@@ -125,12 +127,18 @@ class _Shared(Generic[T]):
 
 
 class HttpClouds:
-    """Used by one process and one event loop. `max_age` is how old central data may be, in seconds."""
+    """Used by one process and one event loop.
+
+    `max_age` is how old central data may be, in seconds. `password` returns the current password, by default that of
+    the credentials. Without `refused_logins` this object remembers its own.
+    """
 
     def __init__(
         self,
         *,
         credentials: Credentials,
+        password: Callable[[], str] | None = None,
+        refused_logins: RefusedLogins | None = None,
         central: CentralEndpoints,
         subcloud_templates: ServiceUrls,
         allowed_networks: Sequence[Network] = (),
@@ -139,12 +147,19 @@ class HttpClouds:
         max_age: float = 5,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._credentials = credentials
+        self._limits = limits or Limits()
+        refused = refused_logins or ProcessRefusedLogins()
+        self._login = PasswordLogin(
+            credentials,
+            refused=refused,
+            password=password,
+            patience_seconds=self._limits.request_timeout,
+            monotonic=monotonic,
+        )
         self._central = central
         self._templates = subcloud_templates
         self._allowed_networks = tuple(allowed_networks)
         self._trust = Trust(ca_file)
-        self._limits = limits or Limits()
         self._monotonic = monotonic
         self._central_token: Token | None = None
         self._central_urls: tuple[ServiceUrls, float] | None = None
@@ -228,7 +243,7 @@ class HttpClouds:
             session = Authenticated(
                 http,
                 auth_url=self._central.auth,
-                credentials=self._credentials,
+                login=self._login,
                 monotonic=self._monotonic,
                 token=self._central_token,
             )
@@ -262,12 +277,21 @@ class HttpClouds:
     @asynccontextmanager
     async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[HttpSubcloudSession]:
         """Yields a session, logged in, and closes its sockets. Raises CloudError, as address-refused before any I/O."""
-        urls = subcloud_urls(
+        async with self._session(self._login, self._urls_of(subcloud), request_id) as session:
+            yield session
+
+    def _urls_of(self, subcloud: Subcloud) -> ServiceUrls:
+        return subcloud_urls(
             self._templates, management_ip=subcloud.management_ip, allowed_networks=self._allowed_networks
         )
+
+    @asynccontextmanager
+    async def _session(
+        self, login: PasswordLogin, urls: ServiceUrls, request_id: str
+    ) -> AsyncIterator[HttpSubcloudSession]:
         async with open_http(limits=self._limits, trust=self._trust, request_id=request_id) as http:
-            login = Authenticated(http, auth_url=urls.auth, credentials=self._credentials, monotonic=self._monotonic)
-            session = HttpSubcloudSession(login, urls=urls)
+            authenticated = Authenticated(http, auth_url=urls.auth, login=login, monotonic=self._monotonic)
+            session = HttpSubcloudSession(authenticated, urls=urls)
             await session.login()
             yield session
 

@@ -1,17 +1,25 @@
 """Login to Keystone, and requests with its token, which is renewed before it expires and once when it is rejected.
 
-One `Authenticated` is for one session with one cloud; a token is sent only to the cloud that issued it.
+One `Authenticated` is for one session with one cloud; a token is sent only to the cloud that issued it. Each login asks
+`RefusedLogins` first what was refused before, by this or another process.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import assert_never
+
+import structlog
 
 from dcsync.adapters.cloud.http import Http, Reply
 from dcsync.model.errors import CloudError
+from dcsync.model.reasons import Reason
+from dcsync.runs.logins import Account, Admitted, Busy, HeldBack, RefusedLogins, Verdict
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 RENEW_SECONDS_BEFORE_EXPIRY = 60
 STALE_TOKEN_STATUSES = (401, 404)
@@ -37,6 +45,128 @@ class Credentials:
         return {"auth": {"identity": identity, "scope": {"project": project}}}
 
 
+class PasswordLogin:
+    """Sends logins with the password as it is at that moment, unless it was refused and must wait."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        refused: RefusedLogins,
+        password: Callable[[], str] | None = None,
+        is_last_resort: bool = False,
+        patience_seconds: float = 30,
+        monotonic: Callable[[], float],
+    ) -> None:
+        """`password` returns it as it is now; by default it is that of the credentials. `patience_seconds`: how long to
+        wait for another login of this user that is in progress at the same cloud."""
+        self._credentials = credentials
+        self._refused = refused
+        self._password = password or (lambda: credentials.password)
+        self._is_last_resort = is_last_resort
+        self._patience = patience_seconds
+        self._monotonic = monotonic
+
+    async def send(self, http: Http, *, auth_url: str) -> Reply:
+        """Returns the reply to a login, without a catalog, which may list thousands of endpoints. Raises CloudError, as
+        auth-failed without any I/O while it must wait."""
+        account, permit = await self._admitted(auth_url)
+        verdict = Verdict.UNKNOWN
+        try:
+            body = replace(self._credentials, password=account.password).body()
+            reply = await http.send("POST", f"{auth_url}/auth/tokens?nocatalog", body=body)
+            verdict = _VERDICTS.get(reply.status, Verdict.UNKNOWN)
+        finally:
+            held = await asyncio.shield(asyncio.to_thread(self._refused.settle, account, permit, verdict))
+        if held is not None:
+            log.warning(
+                "login refused",
+                cloud=account.cloud,
+                user=account.user,
+                in_a_row=held.in_a_row,
+                retry_at=_shown(held.retry_at),
+            )
+        return reply
+
+    async def forget_refusal(self, auth_url: str) -> None:
+        """Lets the next login send the current password although this cloud refused it: it has the password now."""
+        await asyncio.to_thread(lambda: self._refused.forget(self._account(auth_url)))
+
+    async def _admitted(self, auth_url: str) -> tuple[Account, str]:
+        deadline, pause = self._monotonic() + self._patience, FIRST_PAUSE_SECONDS
+        while True:
+            account, found = await self._ask(auth_url)
+            match found:
+                case Admitted(permit):
+                    return account, permit
+                case HeldBack():
+                    raise CloudError(Reason.AUTH_FAILED, _held_back(account, found))
+                case Busy():
+                    if self._monotonic() >= deadline:
+                        raise CloudError(Reason.TIMEOUT, _busy(account, self._patience))
+                case _:
+                    assert_never(found)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _ask(self, auth_url: str) -> tuple[Account, Admitted | Busy | HeldBack]:
+        """Asks for a permit; one that is given after this coroutine was cancelled is given back."""
+        asking = asyncio.ensure_future(asyncio.to_thread(self._ask_now, auth_url))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(self._give_back)
+            raise
+
+    def _ask_now(self, auth_url: str) -> tuple[Account, Admitted | Busy | HeldBack]:
+        account = self._account(auth_url)
+        return account, self._refused.admit(account)
+
+    def _give_back(self, asked: asyncio.Future[tuple[Account, Admitted | Busy | HeldBack]]) -> None:
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        account, found = asked.result()
+        if isinstance(found, Admitted):
+            asked.get_loop().run_in_executor(None, self._refused.settle, account, found.permit, Verdict.UNKNOWN)
+
+    def _account(self, auth_url: str) -> Account:
+        scheme, _, rest = auth_url.partition("://")
+        host, slash, path = rest.partition("/")
+        credentials = self._credentials
+        return Account(
+            cloud=f"{scheme}://{host.rpartition('@')[2]}{slash}{path}",
+            user=credentials.username,
+            password=self._password(),
+            scope="\0".join((credentials.user_domain_name, credentials.project_name, credentials.project_domain_name)),
+            is_last_resort=self._is_last_resort,
+        )
+
+
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.25
+"""Between two looks whether another login of the same user has ended; most take a third of a second."""
+
+_VERDICTS = {201: Verdict.ACCEPTED, 401: Verdict.REFUSED}
+
+
+def _busy(account: Account, seconds: float) -> str:
+    return f"POST {account.cloud}/auth/tokens: another login of {account.user} takes longer than {seconds:g} s"
+
+
+def _held_back(account: Account, held: HeldBack) -> str:
+    """Returns a text that stays the same until the next try."""
+    call = f"POST {account.cloud}/auth/tokens"
+    if held.in_a_row == 0:
+        what = f"too many logins of {account.user} were refused, the last one at {_shown(held.refused_at)}"
+    else:
+        what = f"401 at {_shown(held.refused_at)}"
+    return f"{call}: {what}; not tried again with this password before {_shown(held.retry_at)}"
+
+
+def _shown(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 @dataclass(frozen=True, eq=False)
 class Token:
     """A token, and when to renew it, by the process's monotonic clock; None: when it is rejected."""
@@ -57,13 +187,13 @@ class Authenticated:
         http: Http,
         *,
         auth_url: str,
-        credentials: Credentials,
+        login: PasswordLogin,
         monotonic: Callable[[], float],
         token: Token | None = None,
     ) -> None:
         self._http = http
         self._auth_url = auth_url
-        self._credentials = credentials
+        self._login = login
         self._monotonic = monotonic
         self._token = token
         self._login_error: CloudError | None = None
@@ -109,8 +239,7 @@ class Authenticated:
             raise CloudError(self._login_error.reason, self._login_error.detail)
         started = self._monotonic()
         try:
-            url = f"{self._auth_url}/auth/tokens?nocatalog"
-            reply = await self._http.send("POST", url, body=self._credentials.body())
+            reply = await self._login.send(self._http, auth_url=self._auth_url)
             self._token = _token(reply.expect(201), issued_at=started)
         except CloudError as exc:
             self._login_error = exc

@@ -144,18 +144,6 @@ async def test_a_token_of_the_central_cloud_that_is_refused_is_replaced_once_for
     assert site.logins == 2
 
 
-async def test_a_central_cloud_whose_password_was_wrong_is_logged_in_to_again_by_the_next_fetch(
-    clouds: HttpClouds, site: Site
-) -> None:
-    site.behaviours["POST tokens"] = sends(answer(401))
-    with pytest.raises(CloudError) as caught:
-        await clouds.central_data()
-    assert caught.value.reason is Reason.CENTRAL_AUTH_FAILED
-    assert len(site.requests) == 1
-    del site.behaviours["POST tokens"]
-    assert await clouds.central_data()
-
-
 # --- where its services are ---
 
 
