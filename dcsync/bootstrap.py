@@ -200,6 +200,7 @@ def clouds(settings: Settings) -> HttpClouds:
             project_domain_name=settings.project_domain_name,
         ),
         password=_current(settings, "password"),
+        previous_password=_current(settings, "previous_password"),
         refused_logins=refused_logins(settings),
         central=CentralEndpoints(
             auth=settings.central_auth_url,

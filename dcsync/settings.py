@@ -34,7 +34,7 @@ from dcsync.model.shown import Windows
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType
 
 PREFIX = "DCSYNC_"
-SECRETS = ("database_url", "redis_url", "password", "admin_password", "alarm_webhook_url")
+SECRETS = ("database_url", "redis_url", "password", "previous_password", "admin_password", "alarm_webhook_url")
 
 
 def _setting(default: Any, description: str, **limits: Any) -> Any:
@@ -97,6 +97,10 @@ class Settings(BaseModel):
     central_region: str = _setting("RegionOne", "region of the central services in the catalog")
     username: str = _setting("dcmanager", "the user dcsync logs in as, on the central cloud and every subcloud")
     password: SecretStr | None = _setting(None, "its password; a file is read again before each login")
+    previous_password: SecretStr | None = _setting(
+        None,
+        "its password before the last change; tried once where a subcloud refuses the new one, to deliver the new hash",
+    )
     admin_password: SecretStr | None = _setting(
         None, "central password of user admin; set through Keystone where it differs, which updates the keyring as well"
     )

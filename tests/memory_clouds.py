@@ -34,6 +34,9 @@ from tests.builders import NOON, central_data, records, some_keys
 _ACTOR = {ActorType.USER: ResourceType.USERS, ActorType.GROUP: ResourceType.GROUPS}
 
 
+OWN_HASH = "$2b$04$own-"
+"""How a hash begins that stands for a password set at the cloud itself."""
+
 ROOTS = ("default", "root")
 """Domains that stand in no list of the tests."""
 
@@ -169,7 +172,7 @@ class MemorySite:
     def add_password(self, user_id: str, password: str) -> None:
         """The former passwords stay as history."""
         user = self.tables[ResourceType.USERS][user_id]
-        hashes = [*user.body["password"], {**user.body["password"][-1], "password_hash": f"$2b$04$own-{password}"}]
+        hashes = [*user.body["password"], {**user.body["password"][-1], "password_hash": f"{OWN_HASH}{password}"}]
         self.tables[ResourceType.USERS][user_id] = record_from_body(user.type, {**user.body, "password": hashes})
         self.end_tokens(user_id=user_id)
 
@@ -292,8 +295,11 @@ class MemoryFernetRepo:
 class MemoryClouds:
     """A central cloud and one subcloud, whose `calls` note every call to either in their order.
 
-    `central_error` and `site_error` are raised instead of answering.
+    `central_error` and `site_error` are raised instead of answering. The subcloud refuses the current password of
+    `own_user` while it has one that was set there; `previous_password` is the one known from before.
     """
+
+    own_user = "dcmanager"
 
     def __init__(self, *, central: CentralData | None = None, site: MemorySite | None = None) -> None:
         self.central = central or central_data()
@@ -301,6 +307,7 @@ class MemoryClouds:
         self.central_error: CloudError | None = None
         self.site_error: CloudError | None = None
         self.asked_ages: list[float | None] = []
+        self.previous_password: str | None = None
 
     async def central_data(self) -> CentralData:
         return await self.central_audit_data()
@@ -316,6 +323,24 @@ class MemoryClouds:
     async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[MemorySite]:
         if self.site_error is not None:
             raise self.site_error
+        if self._set_at_the_site() is not None:
+            raise CloudError(Reason.AUTH_FAILED, "POST tokens: 401")
         self.site.seen = Seen()
         await self.site.login()
         yield self.site
+
+    @asynccontextmanager
+    async def with_previous_password(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[MemorySite | None]:
+        if self.previous_password is None:
+            yield None
+            return
+        if self._set_at_the_site() != f"{OWN_HASH}{self.previous_password}":
+            raise CloudError(Reason.AUTH_FAILED, "POST tokens: 401")
+        self.site.note("login with the previous password")
+        yield self.site
+
+    def _set_at_the_site(self) -> str | None:
+        """The hash of the own user's password, if it was set there and not sent by us."""
+        users = [user for user in self.site.tables[ResourceType.USERS].values() if user.name == self.own_user]
+        newest = [str(user.body["password"][-1]["password_hash"]) for user in users if user.body["password"]]
+        return next((word for word in newest if word.startswith(OWN_HASH)), None)

@@ -181,7 +181,7 @@ class Audit:
         """Audits one endpoint type after another, identity before keys, with one login: that of the initial sync, if
         the run has just completed one."""
         central = await self.clouds.central_audit_data(max_age=self._max_central_age(run))
-        session = await login.session()
+        session = await login.session(central=central.records, check_ownership=lambda: self._check_ownership(run))
         for each in progress:
             await self._audit_endpoint(run, each, session, central)
         await self._check_ownership(run)

@@ -90,7 +90,7 @@ class InitialSync:
         does, the next one must send them.
         """
         central = await self.clouds.central_data()
-        session = await login.session()
+        session = await login.session(central=central.records, check_ownership=lambda: self._check_ownership(run))
         was_given = run.subcloud.subsequent_sync and run.identity_fingerprint == central.identity_fingerprint
         identity = await self._identity(run, session, central.records, always=() if was_given else ALWAYS_WRITTEN_USERS)
         is_given_anew = not was_given or identity.ids_changed > 0

@@ -103,6 +103,10 @@ class SubcloudSession(Protocol):
 class Clouds(Protocol):
     """Access to the central cloud and to each subcloud."""
 
+    @property
+    def own_user(self) -> str:
+        """The name of the user that dcsync logs in as, on every cloud."""
+
     async def central_data(self) -> CentralData:
         """Returns central records and keys, at most a few seconds old, shared by all runs of the process.
 
@@ -120,3 +124,9 @@ class Clouds(Protocol):
 
     def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AbstractAsyncContextManager[SubcloudSession]:
         """Opens a logged-in session. Every request carries `X-Openstack-Request-Id: <request_id>`."""
+
+    def with_previous_password(
+        self, subcloud: Subcloud, *, request_id: str
+    ) -> AbstractAsyncContextManager[SubcloudSession | None]:
+        """Opens a session with the password from before its last change; None if none is known. It is only for
+        delivering the new hash: when the block ends without an error, the subcloud is taken to have it."""

@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import pytest
@@ -67,7 +67,7 @@ BACKENDS = (
     "fake_backend",
     pytest.param("real_backend", marks=[pytest.mark.keystone, pytest.mark.xdist_group("keystone")]),
 )
-UNTOUCHED_SUBCLOUDS = 25
+UNTOUCHED_SUBCLOUDS = 28
 """How many a backend must be able to hand out."""
 
 USERS, GROUPS, PROJECTS, ROLES = ResourceType
@@ -134,7 +134,9 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return found
 
 
-def clouds_of(backend: Backend, **credentials: str) -> HttpClouds:
+def clouds_of(
+    backend: Backend, *, previous_password: Callable[[], str] | None = None, **credentials: str
+) -> HttpClouds:
     environ = backend.environment()
     login = {
         "username": environ["DCSYNC_USERNAME"],
@@ -143,6 +145,7 @@ def clouds_of(backend: Backend, **credentials: str) -> HttpClouds:
     }
     return HttpClouds(
         credentials=Credentials(**login | credentials, user_domain_name="Default", project_domain_name="Default"),
+        previous_password=previous_password,
         central=CentralEndpoints(auth=environ["DCSYNC_CENTRAL_AUTH_URL"], region="RegionOne"),
         subcloud_templates=ServiceUrls(
             auth=environ["DCSYNC_SUBCLOUD_AUTH_URL"],
@@ -322,6 +325,61 @@ async def test_a_wrong_password_is_auth_failed_on_either_side(backend: Backend, 
     with pytest.raises(CloudError) as caught:
         await clouds.central_data()
     assert caught.value.reason is Reason.CENTRAL_AUTH_FAILED
+
+
+PASSWORD_BEFORE = "Before-pw-1!"
+
+
+def knows_previous(running: Backend | None, clouds: Clouds, password: str) -> Clouds:
+    """The same clouds for a dcsync that knows this previous password."""
+    if isinstance(clouds, MemoryClouds):
+        clouds.previous_password = password
+        return clouds
+    assert running is not None
+    return clouds_of(running, previous_password=lambda: password)
+
+
+async def test_a_subcloud_with_the_previous_password_takes_the_new_hash_and_then_the_new_password(
+    running: Backend | None, clouds: Clouds, subcloud: Subcloud
+) -> None:
+    own = await central(clouds, USERS, clouds.own_user)
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
+        await session.keystone.set_password(own.id, PASSWORD_BEFORE)
+    clouds = knows_previous(running, clouds, PASSWORD_BEFORE)
+    for _ in range(2):
+        with pytest.raises(CloudError) as caught:
+            async with clouds.subcloud(subcloud, request_id=request_id()):
+                pass
+        assert caught.value.reason is Reason.AUTH_FAILED
+    await deliver(clouds, subcloud, own)
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
+        assert hashes(await held(session, USERS, clouds.own_user)) == hashes(own)
+
+
+async def deliver(clouds: Clouds, subcloud: Subcloud, own: Record) -> None:
+    """Setting a password ends every token of that second, also those issued after it: later ones are taken."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            async with clouds.with_previous_password(subcloud, request_id=request_id()) as session:
+                assert session is not None
+                await session.identity.update(own.id, own)
+                return
+        except CloudError as exc:
+            if exc.reason is not Reason.AUTH_FAILED or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.05)
+
+
+async def test_a_previous_password_that_is_wrong_is_auth_failed_and_none_is_no_session(
+    running: Backend | None, clouds: Clouds, subcloud: Subcloud
+) -> None:
+    async with clouds.with_previous_password(subcloud, request_id=request_id()) as nothing:
+        assert nothing is None
+    with pytest.raises(CloudError) as caught:
+        async with knows_previous(running, clouds, "wrong").with_previous_password(subcloud, request_id=request_id()):
+            pass
+    assert caught.value.reason is Reason.AUTH_FAILED
 
 
 async def test_an_update_gives_the_record_its_new_id_and_may_be_repeated(clouds: Clouds, subcloud: Subcloud) -> None:

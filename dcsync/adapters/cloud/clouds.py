@@ -130,7 +130,8 @@ class HttpClouds:
     """Used by one process and one event loop.
 
     `max_age` is how old central data may be, in seconds. `password` returns the current password, by default that of
-    the credentials. Without `refused_logins` this object remembers its own.
+    the credentials, `previous_password` the one before the last change. Without `refused_logins` this object remembers
+    its own.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class HttpClouds:
         *,
         credentials: Credentials,
         password: Callable[[], str] | None = None,
+        previous_password: Callable[[], str] | None = None,
         refused_logins: RefusedLogins | None = None,
         central: CentralEndpoints,
         subcloud_templates: ServiceUrls,
@@ -149,13 +151,20 @@ class HttpClouds:
     ) -> None:
         self._limits = limits or Limits()
         refused = refused_logins or ProcessRefusedLogins()
-        self._login = PasswordLogin(
-            credentials,
-            refused=refused,
-            password=password,
-            patience_seconds=self._limits.request_timeout,
-            monotonic=monotonic,
-        )
+
+        def login(password: Callable[[], str] | None, *, is_last_resort: bool = False) -> PasswordLogin:
+            return PasswordLogin(
+                credentials,
+                refused=refused,
+                password=password,
+                is_last_resort=is_last_resort,
+                patience_seconds=self._limits.request_timeout,
+                monotonic=monotonic,
+            )
+
+        self._login = login(password)
+        self._previous = login(previous_password, is_last_resort=True) if previous_password else None
+        self._own_user = credentials.username
         self._central = central
         self._templates = subcloud_templates
         self._allowed_networks = tuple(allowed_networks)
@@ -167,6 +176,10 @@ class HttpClouds:
         self._for_audits = _Shared(
             self._read_for_audits, max_age=max_age, monotonic=monotonic, name="central data with grants and events"
         )
+
+    @property
+    def own_user(self) -> str:
+        return self._own_user
 
     # --- the central cloud --------------------------------------------------------------------------------------------
 
@@ -279,6 +292,22 @@ class HttpClouds:
         """Yields a session, logged in, and closes its sockets. Raises CloudError, as address-refused before any I/O."""
         async with self._session(self._login, self._urls_of(subcloud), request_id) as session:
             yield session
+
+    @asynccontextmanager
+    async def with_previous_password(
+        self, subcloud: Subcloud, *, request_id: str
+    ) -> AsyncIterator[HttpSubcloudSession | None]:
+        """Yields a session logged in with the password before the last change; None if none is known.
+
+        When the block ends without an error the subcloud has the current password, so it is tried there at once.
+        """
+        if self._previous is None:
+            yield None
+            return
+        urls = self._urls_of(subcloud)
+        async with self._session(self._previous, urls, request_id) as session:
+            yield session
+        await self._login.forget_refusal(urls.auth)
 
     def _urls_of(self, subcloud: Subcloud) -> ServiceUrls:
         return subcloud_urls(

@@ -73,10 +73,12 @@ def process(site: Site, wall: WallClock) -> Callable[..., HttpClouds]:
         refused: RefusedLogins | None = None,
         *,
         password: Callable[[], str] | None = None,
+        previous: Callable[[], str] | None = None,
     ) -> HttpClouds:
         return HttpClouds(
             credentials=CREDENTIALS,
             password=password,
+            previous_password=previous,
             refused_logins=refused or ProcessRefusedLogins(now=wall),
             central=CentralEndpoints(auth=site.urls(ADDRESS).auth, region="RegionOne"),
             subcloud_templates=site.urls(),
@@ -236,3 +238,45 @@ async def test_a_login_that_is_in_progress_for_too_long_is_a_timeout(site: Site)
     site.behaviours["POST tokens"] = sends(b"", then="hang")
     ended = await reasons(visit(impatient), visit(impatient))
     assert ended == {Reason.TIMEOUT}
+
+
+# --- the password before the last change ---
+
+
+async def test_after_the_new_hash_was_delivered_the_new_password_is_tried_at_once(
+    process: Callable[..., HttpClouds], site: Site
+) -> None:
+    keystone = Keystone(site, PASSWORD)
+    clouds = process(password=lambda: NEW, previous=lambda: PASSWORD)
+    await reasons(visit(clouds))
+    async with clouds.with_previous_password(a_subcloud(), request_id="req-1") as session:
+        assert session is not None
+        keystone.password = NEW
+    await visit(clouds)
+    assert keystone.tried == [NEW, PASSWORD, NEW]
+
+
+async def test_where_the_delivery_fails_the_new_password_stays_held_back(
+    process: Callable[..., HttpClouds], site: Site
+) -> None:
+    keystone = Keystone(site, PASSWORD)
+    clouds = process(password=lambda: NEW, previous=lambda: PASSWORD)
+    await reasons(visit(clouds))
+    with pytest.raises(CloudError):
+        async with clouds.with_previous_password(a_subcloud(), request_id="req-1"):
+            raise CloudError(Reason.SERVER_ERROR, "PUT users: 500")
+    await reasons(visit(clouds))
+    assert keystone.tried == [NEW, PASSWORD]
+
+
+async def test_a_previous_password_that_is_refused_is_tried_once_an_hour(
+    process: Callable[..., HttpClouds], site: Site, wall: WallClock
+) -> None:
+    keystone = Keystone(site, "canary-password-nobody-knows")
+    clouds = process(password=lambda: NEW, previous=lambda: PASSWORD)
+    for _ in range(40):
+        with pytest.raises(CloudError):
+            async with clouds.with_previous_password(a_subcloud(), request_id="req-1"):
+                pass
+        wall.now += 60
+    assert keystone.tried == [PASSWORD]
