@@ -18,6 +18,7 @@ from dcsync.cli.alarms import alarm
 from dcsync.cli.audit import audit, diff, sync_request
 from dcsync.cli.central import central
 from dcsync.cli.keys import keys
+from dcsync.cli.login import login
 from dcsync.cli.machine import config, database, demo, up, version
 from dcsync.cli.operations import operations
 from dcsync.cli.operator import Operator
@@ -81,8 +82,8 @@ def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
 
 
 for _command in (
-    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, central, wait, history, operations, state,
-    alarm, service, config, version,
+    up, demo, database, subcloud, sync, audit, sync_request, diff, keys, central, login, wait, history, operations,
+    state, alarm, service, config, version,
 ):  # fmt: skip
     root.add_command(_command)
 

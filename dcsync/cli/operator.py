@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dcsync.model.operation import Intent
     from dcsync.model.reports import Report
     from dcsync.model.subcloud import Subcloud
+    from dcsync.runs.logins import RefusedLogins
     from dcsync.settings import Settings
     from dcsync.state.ports import RejectedReports
 
@@ -105,6 +106,13 @@ class Operator:
         from dcsync.adapters.postgres.silence import SqlSilenceStore
 
         return SqlSilenceStore(self.engine)
+
+    @cached_property
+    def refused_logins(self) -> RefusedLogins:
+        """Returns the memory of refused logins that all processes share."""
+        from dcsync import bootstrap
+
+        return bootstrap.refused_logins(self.settings)
 
     @cached_property
     def rejected_reports(self) -> RejectedReports:

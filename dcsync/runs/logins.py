@@ -94,6 +94,25 @@ class HeldBack:
     """How often this password was refused; 0 where others were refused too often."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RefusedUser:
+    """A user whose login was refused at one cloud, as shown to operators: the newest refusal."""
+
+    cloud: str
+    user: str
+    refused_at: datetime
+    retry_at: datetime
+    in_a_row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoginCounts:
+    """How many logins were refused, and how many were held back because of that."""
+
+    refused: int = 0
+    held_back: int = 0
+
+
 class Verdict(StrEnum):
     """What the cloud made of a login."""
 
@@ -104,8 +123,7 @@ class Verdict(StrEnum):
 
 
 class RefusedLogins(Protocol):
-    """Refused logins of all processes. No call raises because the broker does not answer: then each process has its own
-    memory."""
+    """Refused logins of all processes. While the broker does not answer, each process has its own memory."""
 
     def admit(self, account: Account) -> Admitted | Busy | HeldBack:
         """Returns a permit for one login, or why none may be sent now. Never waits."""
@@ -117,3 +135,13 @@ class RefusedLogins(Protocol):
     def forget(self, account: Account) -> None:
         """Forgets that this password was refused here, because the cloud has it now; what counts against the number of
         refusals within a while is kept."""
+
+    def counts(self) -> LoginCounts:
+        """Returns the counts since they were begun. This and the following raise BrokerUnreachable."""
+
+    def remembered(self) -> list[RefusedUser]:
+        """Returns the users with a refused password, the newest refusal first."""
+
+    def forget_all(self, cloud: str | None = None) -> int:
+        """Forgets every refusal, or those at one cloud, so that passwords are tried at once. Returns of how many
+        users."""

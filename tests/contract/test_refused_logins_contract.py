@@ -13,7 +13,7 @@ import redis
 from dcsync.adapters.broker.redis_client import make_client
 from dcsync.adapters.broker.refused_logins import RedisRefusedLogins
 from dcsync.adapters.host.refused_logins import ProcessRefusedLogins
-from dcsync.runs.logins import Account, Admitted, Busy, HeldBack, LoginLimits, RefusedLogins, Verdict
+from dcsync.runs.logins import Account, Admitted, Busy, HeldBack, LoginCounts, LoginLimits, RefusedLogins, Verdict
 from tests.contract.held import Held
 
 HELD = (Held(ProcessRefusedLogins, RefusedLogins),)
@@ -189,6 +189,34 @@ def test_a_password_that_was_delivered_is_tried_at_once_but_its_refusal_counts(m
     assert isinstance(memory.logins.admit(ACCOUNT), HeldBack)
 
 
+def test_refusals_are_counted_and_listed_the_newest_first(memory: Remembering) -> None:
+    elsewhere = replace(ACCOUNT, cloud="http://192.0.2.2:5000/v3")
+    assert memory.logins.counts() == LoginCounts()
+    assert memory.logins.remembered() == []
+    memory.refuse(ACCOUNT)
+    memory.wait(FIRST + 1)
+    again = memory.refuse(ACCOUNT)
+    memory.wait(1)
+    memory.refuse(elsewhere)
+    memory.logins.admit(ACCOUNT)
+    newest, other = memory.logins.remembered()
+    assert (newest.cloud, newest.user, newest.in_a_row) == (elsewhere.cloud, "dcmanager", 1)
+    assert (other.cloud, other.user, other.in_a_row) == (ACCOUNT.cloud, "dcmanager", 2)
+    assert other.retry_at - other.refused_at == again.retry_at - again.refused_at
+    assert memory.logins.counts() == LoginCounts(refused=3, held_back=1)
+
+
+def test_what_is_remembered_is_forgotten_for_one_cloud_or_for_all(memory: Remembering) -> None:
+    accounts = [replace(ACCOUNT, cloud=f"http://192.0.2.{number}/v3") for number in (1, 2, 3)]
+    for account in accounts:
+        memory.refuse(account)
+    assert memory.logins.forget_all("http://192.0.2.2/v3") == 1
+    assert {each.cloud for each in memory.logins.remembered()} == {accounts[0].cloud, accounts[2].cloud}
+    assert memory.logins.forget_all() == 2
+    assert memory.logins.remembered() == []
+    assert isinstance(memory.logins.admit(accounts[0]), Admitted)
+
+
 # --- what only Redis does ---
 
 
@@ -199,20 +227,9 @@ def test_all_processes_share_one_memory(redis_url: str) -> None:
     assert other.admit(ACCOUNT) == Busy()
     one.settle(ACCOUNT, first.permit, Verdict.REFUSED)
     assert isinstance(other.admit(ACCOUNT), HeldBack)
-    assert other.counts() == {"refused": 1, "held_back": 1}
+    assert other.counts() == LoginCounts(refused=1, held_back=1)
     (shown,) = other.remembered()
     assert (shown.cloud, shown.user, shown.in_a_row) == (ACCOUNT.cloud, "dcmanager", 1)
-
-
-def test_what_is_remembered_is_forgotten_for_one_cloud_or_for_all(redis_url: str) -> None:
-    logins = RedisRefusedLogins(make_client(redis_url))
-    for cloud in ("http://192.0.2.1/v3", "http://192.0.2.2/v3", "http://192.0.2.3/v3"):
-        Remembering(logins, lambda _: None).refuse(replace(ACCOUNT, cloud=cloud))
-    assert logins.forget_all("http://192.0.2.2/v3") == 1
-    assert {each.cloud for each in logins.remembered()} == {"http://192.0.2.1/v3", "http://192.0.2.3/v3"}
-    assert logins.forget_all() == 2
-    assert logins.remembered() == []
-    assert isinstance(logins.admit(ACCOUNT), Admitted)
 
 
 def test_nothing_stays_of_accepted_logins_and_everything_expires(redis_url: str, redis_client: redis.Redis) -> None:

@@ -14,7 +14,6 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,7 +23,7 @@ import structlog
 from dcsync.adapters.broker.redis_client import translated_errors
 from dcsync.adapters.host.refused_logins import ProcessRefusedLogins
 from dcsync.model.errors import BrokerUnreachable
-from dcsync.runs.logins import Account, Admitted, Busy, HeldBack, LoginLimits, Verdict
+from dcsync.runs.logins import Account, Admitted, Busy, HeldBack, LoginCounts, LoginLimits, RefusedUser, Verdict
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
@@ -96,17 +95,6 @@ return answer
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RefusedUser:
-    """A user at one cloud whose login was refused, as shown to operators."""
-
-    cloud: str
-    user: str
-    refused_at: datetime
-    retry_at: datetime
-    in_a_row: int
-
-
 class RedisRefusedLogins:
     """The refused logins of all processes that use this Redis."""
 
@@ -154,22 +142,18 @@ class RedisRefusedLogins:
             log.warning("a refused login is not forgotten", cloud=account.cloud, user=account.user, error=str(exc))
 
     @translated_errors
-    def counts(self) -> dict[str, int]:
-        """Returns how many logins were refused, and how many were not sent because of that, since Redis was emptied."""
+    def counts(self) -> LoginCounts:
         found: dict[Any, Any] = self._client.hgetall(_COUNTS)
-        return {"refused": int(found.get("refused", 0)), "held_back": int(found.get("held_back", 0))}
+        return LoginCounts(refused=int(found.get("refused", 0)), held_back=int(found.get("held_back", 0)))
 
     @translated_errors
     def remembered(self) -> list[RefusedUser]:
-        """Returns the users whose last login with some password was refused, the newest refusal first."""
         names = list(self._client.scan_iter(f"{_ACCOUNT}*", count=1000))
         found = [_shown(json.loads(raw)) for raw in (self._client.mget(names) if names else []) if raw]
         return sorted((each for each in found if each), key=lambda each: each.refused_at, reverse=True)
 
     @translated_errors
     def forget_all(self, cloud: str | None = None) -> int:
-        """Forgets all refusals, or those of one cloud, so that passwords are tried at once; returns of how many
-        users."""
         forgotten = 0
         for name in list(self._client.scan_iter(f"{_ACCOUNT}*", count=1000)):
             raw = self._client.get(name)

@@ -10,10 +10,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from dcsync.runs.logins import Account, Admitted, Busy, HeldBack, LoginLimits, Verdict
+from dcsync.runs.logins import Account, Admitted, Busy, HeldBack, LoginCounts, LoginLimits, RefusedUser, Verdict
 
 
 @dataclass
@@ -53,6 +53,7 @@ class ProcessRefusedLogins:
         self._jitter = jitter
         self._salt = os.urandom(32)
         self._guard = threading.Lock()
+        self._counts = LoginCounts()
         self._memories: dict[tuple[str, str], _Memory] = {}
 
     def admit(self, account: Account) -> Admitted | Busy | HeldBack:
@@ -60,10 +61,12 @@ class ProcessRefusedLogins:
         with self._guard:
             memory = self._memory(account)
             held = memory.held.get(self._fingerprint(account))
-            if held is not None and held.retry_at > now:
+            if held is None or held.retry_at <= now:
+                is_bounded = len(memory.refused) >= self._limits.refusals
+                held = _Held(0, memory.refused[-1], memory.refused[0] + window) if is_bounded else None
+            if held is not None:
+                self._counts = replace(self._counts, held_back=self._counts.held_back + 1)
                 return held.shown()
-            if len(memory.refused) >= self._limits.refusals:
-                return _Held(0, memory.refused[-1], memory.refused[0] + window).shown()
             if memory.permit is not None and memory.permit_until > now:
                 return Busy()
             memory.permit, memory.permit_until = uuid.uuid4().hex, now + self._limits.permit.total_seconds()
@@ -85,6 +88,25 @@ class ProcessRefusedLogins:
         with self._guard:
             self._memory(account).held.pop(self._fingerprint(account), None)
 
+    def counts(self) -> LoginCounts:
+        return self._counts
+
+    def remembered(self) -> list[RefusedUser]:
+        with self._guard:
+            found = [
+                RefusedUser(cloud=cloud, user=user, **vars(newest.shown()))
+                for (cloud, user), memory in self._memories.items()
+                for newest in sorted(memory.held.values(), key=lambda held: held.refused_at)[-1:]
+            ]
+        return sorted(found, key=lambda each: each.refused_at, reverse=True)
+
+    def forget_all(self, cloud: str | None = None) -> int:
+        with self._guard:
+            keys = [key for key, memory in self._memories.items() if memory.held and cloud in (None, key[0])]
+            for key in keys:
+                del self._memories[key]
+        return len(keys)
+
     def _memory(self, account: Account) -> _Memory:
         """Returns what is remembered and not too old."""
         memory = self._memories.setdefault((account.cloud, account.user), _Memory())
@@ -101,6 +123,7 @@ class ProcessRefusedLogins:
         held = _Held(in_a_row, now, now + delays[min(in_a_row, len(delays)) - 1].total_seconds())
         memory.held[word] = held
         memory.refused.append(now)
+        self._counts = replace(self._counts, refused=self._counts.refused + 1)
         return held.shown()
 
     def _fingerprint(self, account: Account) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from dcsync.adapters.host.refused_logins import ProcessRefusedLogins
 from dcsync.cli import root
 from dcsync.model.errors import DatabaseUnreachable
 from dcsync.model.history import AuditHistory, Life, Named
@@ -34,6 +35,7 @@ RECORDED = {
     "state availability": ("state", "availability", "offline", "a", "--no-wait"),
     "state endpoint": ("state", "endpoint", "a", "firmware", "in-sync", "--no-wait"),
     "keys rotate": ("keys", "rotate", "--force", "--max-in-flight", "7"),
+    "login forget": ("login", "forget", "--cloud", "http://192.0.2.1/v3"),
     "wait": ("wait", "--for", "in-sync", "a", "--fresh", "--timeout", "0"),
 }
 AS_KEPT = {
@@ -48,10 +50,12 @@ AS_KEPT = {
     "state availability": "state availability offline --no-wait",
     "state endpoint": "state endpoint firmware in-sync --no-wait",
     "keys rotate": "keys rotate --force --max-in-flight 7",
+    "login forget": "login forget --cloud http://192.0.2.1/v3",
     "wait": "wait --for in-sync --fresh --timeout 0.0",
 }
 NOT_RECORDED = {
     "central",
+    "login list",
     *("up", "demo", "version", "config show", "service status", "service monitor"),
     *("subcloud list", "subcloud show", "state rejected", "keys show", "alarm list", "operations", "history"),
     "diff",
@@ -66,6 +70,7 @@ def fleet(dcsync: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> She
     dcsync.inventory.subclouds["a"] = known
     dcsync.inventory.requests["a"] = []
     dcsync.operator.audit_store = MemoryAuditStore().add(known)
+    dcsync.operator.refused_logins = ProcessRefusedLogins()
     dcsync.operator.key_rotation_store = FakeRotationRequests()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fleet.csv").write_text("name,management_ip\nb,10.0.0.1\nc,10.0.0.2\n")
@@ -94,7 +99,9 @@ def test_a_command_that_changes_something_leaves_one_record(fleet: Shell, comman
     (done,) = recorded(fleet)
     assert (done.who, done.host, done.command) == ("eve", "central-1", AS_KEPT[command])
     assert (done.at, done.outcome, done.keep_until) == (NOON, DONE, NOON + timedelta(days=30))
-    expected = {"subcloud add": ("new",), "subcloud import": ("b", "c"), "keys rotate": ()}.get(command, ("a",))
+    expected = {"subcloud add": ("new",), "subcloud import": ("b", "c"), "keys rotate": (), "login forget": ()}.get(
+        command, ("a",)
+    )
     assert (done.names, done.count) == (expected, len(expected))
 
 
