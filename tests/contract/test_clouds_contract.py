@@ -67,7 +67,7 @@ BACKENDS = (
     "fake_backend",
     pytest.param("real_backend", marks=[pytest.mark.keystone, pytest.mark.xdist_group("keystone")]),
 )
-UNTOUCHED_SUBCLOUDS = 28
+UNTOUCHED_SUBCLOUDS = 29
 """How many a backend must be able to hand out."""
 
 USERS, GROUPS, PROJECTS, ROLES = ResourceType
@@ -325,6 +325,20 @@ async def test_a_wrong_password_is_auth_failed_on_either_side(backend: Backend, 
     with pytest.raises(CloudError) as caught:
         await clouds.central_data()
     assert caught.value.reason is Reason.CENTRAL_AUTH_FAILED
+
+
+async def test_a_storm_with_a_wrong_password_does_not_lock_the_user_out(backend: Backend, site: Site) -> None:
+    """Five refusals in a row would: docs/upstream/real-keystone.md K12."""
+    clouds = clouds_of(backend, username="barbican", password="wrong")
+
+    async def visit() -> None:
+        async with clouds.subcloud(site.subcloud, request_id=request_id()):
+            pass
+
+    ended = await asyncio.gather(*(visit() for _ in range(20)), return_exceptions=True)
+    assert {error.reason for error in ended if isinstance(error, CloudError)} == {Reason.AUTH_FAILED}
+    assert len(ended) == 20
+    assert site.login("barbican", site.own_password("barbican"))[0] == 201
 
 
 PASSWORD_BEFORE = "Before-pw-1!"

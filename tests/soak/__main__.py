@@ -38,6 +38,7 @@ REDELIVERED_WITHIN = 130.0
 """A message whose worker was killed is handed out again after the visibility timeout (100 s), when it is looked for."""
 SETTINGS = FAST | {
     "DCSYNC_HOLD_OFF_MAX": "15",
+    "DCSYNC_LOGIN_HOLD_OFF": "1",
     "DCSYNC_LOCK_TTL": str(LOCK_TTL),
     "DCSYNC_CONNECT_TIMEOUT": "3",
     "DCSYNC_READ_TIMEOUT": "4",
