@@ -88,7 +88,8 @@ _ADVICE = {
     Reason.UNREACHABLE: "check the management network and that the subcloud's services are up",
     Reason.TIMEOUT: "the subcloud accepts connections but is too slow to answer; look at its load",
     Reason.TLS_FAILED: "check the subcloud's certificate and DCSYNC_CA_FILE",
-    Reason.AUTH_FAILED: "check DCSYNC_USERNAME and its password on the subcloud",
+    Reason.AUTH_FAILED: "check DCSYNC_USERNAME and its password on the subcloud (`dcsync login list`); "
+    "after a change of the password set DCSYNC_PREVIOUS_PASSWORD",
     Reason.REFUSED: "the subcloud rejected a request as invalid or forbidden; see its dcdbsync and sysinv logs",
     Reason.TOO_MANY_REQUESTS: "the subcloud is rate limiting; the next attempt is made after the pause it requested",
     Reason.SERVER_ERROR: "see the subcloud's own logs for the request id req-<run id>",
@@ -100,7 +101,8 @@ _ADVICE = {
     Reason.IDENTITY_NOT_VERIFIED: "the subcloud did not store what it was sent; see its dcdbsync log",
     Reason.KEYS_NOT_VERIFIED: "the subcloud did not store the keys it was sent; see its sysinv log",
     Reason.CENTRAL_UNREACHABLE: "check that the central Keystone, dcdbsync and sysinv are up",
-    Reason.CENTRAL_AUTH_FAILED: "check DCSYNC_USERNAME, its password and DCSYNC_CENTRAL_AUTH_URL",
+    Reason.CENTRAL_AUTH_FAILED: "check DCSYNC_USERNAME, its password and DCSYNC_CENTRAL_AUTH_URL; `dcsync login list` "
+    "shows when it is tried again",
     Reason.CENTRAL_BAD_REPLY: "check DCSYNC_CENTRAL_*_URL: the reply is not from the expected service",
     Reason.CENTRAL_EMPTY: "the central cloud lists no users, projects, roles or keys; nothing is sent until it does",
     Reason.CENTRAL_KEYS_INVALID: "check the central fernet repository: a key is not 32 bytes of url-safe base64",

@@ -48,6 +48,11 @@ def logins_at(system: System, cloud: str) -> int:
     return requests.get("POST keystone auth", 0)
 
 
+def alarm_text(system: System) -> str:
+    alarms = system.json("alarm", "list")
+    return " ".join(each["reason_text"] for each in alarms if each["alarm_id"] == "dcsync.central-unreadable")
+
+
 def test_a_changed_password_locks_nobody_out_and_reaches_every_subcloud(system: System, password_file: Path) -> None:
     names = system.add_online(count=SUBCLOUDS)
     system.manage(*names)
@@ -63,6 +68,8 @@ def test_a_changed_password_locks_nobody_out_and_reaches_every_subcloud(system: 
     assert logins_at(system, "central") - before == 1
     assert system.json("login", "list")["refused"] == 1
     assert "login refused" in system.output()
+    system.until(lambda: "central-auth-failed" in alarm_text(system), "an alarm that names the refused login")
+    assert "not tried again with this password before" in alarm_text(system)
 
     password_file.write_text(NEW)
     system.until_at_rest(*names)
