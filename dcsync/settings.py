@@ -116,7 +116,9 @@ class Settings(BaseModel):
         None, "CA certificates to trust, PEM; re-read when it changes; default: the system's"
     )
     allowed_networks: tuple[Network, ...] = _setting(
-        (), "comma separated networks of allowed management IPs; default: all except loopback, link-local and similar"
+        (),
+        "comma separated networks of allowed management IPs; link-local, metadata, multicast and similar addresses are "
+        "never allowed, loopback only if a loopback network is named; default: all others",
     )
     endpoint_types: tuple[EndpointType, ...] = _setting(
         DEFAULT_ENDPOINT_TYPES,
@@ -234,9 +236,12 @@ class Settings(BaseModel):
         if not isinstance(value, str):
             return value
         try:
-            return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+            networks = tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
         except ValueError as exc:
             raise ValueError(f"{exc}; must be networks such as 10.10.0.0/16, comma separated") from exc
+        if mapped := [network for network in networks if getattr(network[0], "ipv4_mapped", None) is not None]:
+            raise ValueError(f"{mapped[0]} is a network of IPv4 addresses; write it as such")
+        return networks
 
     @field_validator("endpoint_types", mode="before")
     @classmethod

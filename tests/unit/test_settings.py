@@ -188,3 +188,8 @@ def test_a_secret_file_gives_what_it_has_now_and_while_it_is_replaced_what_it_ha
     assert secret() == "second"
     file.write_text("third")
     assert secret() == "third"
+
+
+def test_a_network_of_ipv4_addresses_inside_ipv6_is_refused_because_it_would_never_match() -> None:
+    with pytest.raises(MisconfiguredError, match="write it as such"):
+        load({"DCSYNC_ALLOWED_NETWORKS": "::ffff:10.0.0.0/104"})
