@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from dcsync.model.errors import listed
 from dcsync.model.subcloud import EndpointType
 
 
@@ -192,6 +193,10 @@ def _stable(body: Mapping[str, Any]) -> dict[str, Any]:
     return stable
 
 
+NAMED_KEYS = 10
+"""Keys named one by one in a text; a usual repository has three to five."""
+
+
 @dataclass(frozen=True, repr=False)
 class FernetKeys:
     """A whole fernet repository: key id -> key. Compared without order; never shown."""
@@ -199,7 +204,12 @@ class FernetKeys:
     keys: Mapping[int, str]
 
     def __repr__(self) -> str:
-        return f"FernetKeys(ids={sorted(self.keys)})"
+        return f"FernetKeys(ids={self.shown_ids})"
+
+    @property
+    def shown_ids(self) -> str:
+        """The ids, the first few of a large set: "0, 1, 2"."""
+        return listed([str(key_id) for key_id in sorted(self.keys)], at_most=NAMED_KEYS)
 
     def fingerprint(self) -> str:
         """Returns a digest for comparing and reporting; the keys cannot be derived from it."""
@@ -207,14 +217,16 @@ class FernetKeys:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def problems(self) -> list[str]:
-        """Returns what is wrong with this set, without key material; empty when it may be sent."""
+        """Returns what is wrong with this set, without key material; empty when it may be sent. Of many invalid keys
+        the first are named and the others counted."""
         found = [] if self.keys else ["the set is empty"]
         for key_id, key in sorted(self.keys.items()):
             if key_id < 0:
                 found.append(f"key id {key_id} is negative")
             if not _is_fernet_key(key):
                 found.append(f"key {key_id} is not 32 bytes of url-safe base64")
-        return found
+        more = len(found) - NAMED_KEYS
+        return [*found[:NAMED_KEYS], f"and {more} more"] if more > 0 else found
 
 
 @dataclass(frozen=True)
@@ -251,6 +263,19 @@ def fernet_keys(pairs: Iterable[tuple[int, str]]) -> FernetKeys:
             raise ValueError(f"duplicate key id {key_id}")
         keys[key_id] = key
     return FernetKeys(keys)
+
+
+def key_as_keystone_reads_it(text: str) -> str:
+    """Returns the key as 44 characters of url-safe base64; a text in which Keystone finds no key is returned as it is.
+
+    Keystone decodes with `urlsafe_b64decode`, which skips characters outside the alphabet, so a file that ends in a
+    line break holds the same key. Source: keystone `FernetUtils._get_key_files`, cryptography `Fernet.__init__`.
+    """
+    try:
+        decoded = base64.urlsafe_b64decode(text)
+    except ValueError:
+        return text
+    return base64.urlsafe_b64encode(decoded).decode() if len(decoded) == 32 else text
 
 
 def _is_fernet_key(text: str) -> bool:

@@ -193,7 +193,7 @@ async def replace_fernet_keys(*, session: SubcloudSession, keys: FernetKeys, che
     if stored.fingerprint() != keys.fingerprint():
         raise CloudError(
             Reason.KEYS_NOT_VERIFIED,
-            f"the subcloud returned keys {sorted(stored.keys)}, which differ from the central {sorted(keys.keys)}",
+            f"the subcloud returned keys {stored.shown_ids}, which differ from the central {keys.shown_ids}",
         )
     session.seen.keys = stored
 

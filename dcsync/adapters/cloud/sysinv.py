@@ -5,10 +5,19 @@ Source: docs/upstream/http-contracts.md section 4.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from dcsync.adapters.cloud.keystone import Authenticated
-from dcsync.model.identity import FernetKeys, fernet_keys
+from dcsync.model.identity import FernetKeys, fernet_keys, key_as_keystone_reads_it
+
+MOST_KEYS = 1000
+"""In one repository; Keystone's `max_active_keys` is 3 by default, and dcsync's at most 100."""
+LONGEST_KEY = 255
+"""In characters; a key has 44, and the file may end in a line break."""
+LARGEST_ID = 2**31 - 1
+
+_log = logging.getLogger(__name__)
 
 
 class SysinvFernetRepo:
@@ -19,14 +28,23 @@ class SysinvFernetRepo:
         self._url = f"{url}/fernet_repo"
 
     async def read(self) -> FernetKeys:
-        """Returns the current keys, possibly none; raises CloudError. The caller validates them."""
+        """Returns the current keys, possibly none, as Keystone reads them; raises CloudError. The caller validates
+        them.
+
+        An empty file is no key: Keystone ignores it with a warning, and so does this.
+        """
         reply = await self._session.request("GET", self._url, expected=(200,))
         answer = reply.json()
         rows = answer.get("keys") if isinstance(answer, dict) else None
         if not isinstance(rows, list) or not all(_is_key_row(row) for row in rows):
             raise reply.bad("not a list of keys")
+        if len(rows) > MOST_KEYS:
+            raise reply.bad(f"{len(rows)} keys, more than {MOST_KEYS}")
+        filled = [row for row in rows if row["key"]]
+        if len(filled) < len(rows):
+            _log.warning("%s: %d empty keys ignored", reply.call, len(rows) - len(filled))
         try:
-            return fernet_keys((row["id"], row["key"]) for row in rows)
+            return fernet_keys((row["id"], key_as_keystone_reads_it(row["key"])) for row in filled)
         except ValueError as exc:
             raise reply.bad("duplicate key id") from exc
 
@@ -53,4 +71,6 @@ def _rows(keys: FernetKeys) -> list[dict[str, object]]:
 
 def _is_key_row(row: Any) -> bool:
     key = row.get("key") if isinstance(row, dict) else None
-    return type(key) is str and key.isascii() and type(row.get("id")) is int
+    key_id = row.get("id") if isinstance(row, dict) else None
+    is_key = type(key) is str and key.isascii() and len(key) <= LONGEST_KEY
+    return is_key and type(key_id) is int and abs(key_id) <= LARGEST_ID
