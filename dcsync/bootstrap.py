@@ -26,6 +26,7 @@ from dcsync.adapters.broker.refused_logins import RedisRefusedLogins
 from dcsync.adapters.broker.reporter import CeleryReports, Observer, StateReporter
 from dcsync.adapters.broker.ticks import Ticks
 from dcsync.adapters.cloud import central_rotation, http
+from dcsync.adapters.cloud.bounded_json import JsonLimits
 from dcsync.adapters.cloud.clouds import HttpClouds
 from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls
 from dcsync.adapters.cloud.keystone import Credentials
@@ -216,6 +217,13 @@ def clouds(settings: Settings) -> HttpClouds:
             read_timeout=settings.read_timeout,
             request_timeout=settings.request_timeout,
             max_reply_bytes=settings.max_reply_bytes,
+            json=JsonLimits(
+                max_values=settings.max_reply_values,
+                max_depth=settings.max_reply_depth,
+                max_records=settings.max_reply_records,
+            ),
+            max_run_bytes=settings.max_run_bytes,
+            max_run_cpu=settings.max_run_cpu,
         ),
         max_age=settings.central_max_age,
     )

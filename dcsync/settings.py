@@ -217,6 +217,13 @@ class Settings(BaseModel):
     history_days: float = _setting(
         30, "how long history, operations and cleared alarms are kept, of deleted subclouds too", gt=0
     )
+    max_reply_values: int = _setting(
+        500_000, "the most JSON values (array elements and object members) accepted in one reply", ge=1000
+    )
+    max_reply_records: int = _setting(20_000, "the most records accepted in one list of a cloud", ge=1)
+    max_reply_depth: int = _setting(64, "the deepest nesting accepted in a reply", ge=8, le=500)
+    max_run_bytes: int = _setting(64 * 1024 * 1024, "what one run may receive from a subcloud in all replies", ge=1024)
+    max_run_cpu: float = _setting(10, "CPU seconds one run may spend on parsing replies", gt=0, le=3600)
     alarm_webhook_url: SecretStr | None = _setting(
         None, "where alarms are POSTed as JSON, http(s); default: only logged"
     )
@@ -316,6 +323,8 @@ class Settings(BaseModel):
             raise ValueError("DCSYNC_CONNECT_TIMEOUT <= DCSYNC_REQUEST_TIMEOUT <= DCSYNC_RUN_DEADLINE must hold")
         if 0 < self.probe_interval < self.probe_timeout:
             raise ValueError("DCSYNC_PROBE_TIMEOUT must not exceed DCSYNC_PROBE_INTERVAL")
+        if self.max_reply_bytes > self.max_run_bytes:
+            raise ValueError("DCSYNC_MAX_REPLY_BYTES must not exceed DCSYNC_MAX_RUN_BYTES")
         if self.hold_off > self.hold_off_max:
             raise ValueError("DCSYNC_HOLD_OFF must not exceed DCSYNC_HOLD_OFF_MAX")
         return self

@@ -94,7 +94,7 @@ _ADVICE = {
     Reason.TOO_MANY_REQUESTS: "the subcloud is rate limiting; the next attempt is made after the pause it requested",
     Reason.SERVER_ERROR: "see the subcloud's own logs for the request id req-<run id>",
     Reason.BAD_REPLY: "the reply is not from the expected service; check what listens at this address",
-    Reason.REPLY_TOO_LARGE: "the reply exceeds DCSYNC_MAX_REPLY_BYTES; check what listens at this address",
+    Reason.REPLY_TOO_LARGE: "the replies exceed DCSYNC_MAX_REPLY_* or _RUN_*; check what listens at this address",
     Reason.ADDRESS_REFUSED: "correct the management IP or DCSYNC_ALLOWED_NETWORKS",
     Reason.SUBCLOUD_EMPTY: "the subcloud lists no users, projects or roles; check its Keystone database",
     Reason.IDS_NOT_ALIGNED: "redeploy or align the service users' and projects' ids on the subcloud first",

@@ -193,3 +193,8 @@ def test_a_secret_file_gives_what_it_has_now_and_while_it_is_replaced_what_it_ha
 def test_a_network_of_ipv4_addresses_inside_ipv6_is_refused_because_it_would_never_match() -> None:
     with pytest.raises(MisconfiguredError, match="write it as such"):
         load({"DCSYNC_ALLOWED_NETWORKS": "::ffff:10.0.0.0/104"})
+
+
+def test_a_run_may_receive_at_least_one_reply() -> None:
+    with pytest.raises(MisconfiguredError, match="MAX_RUN_BYTES"):
+        load({"DCSYNC_MAX_REPLY_BYTES": "2000000", "DCSYNC_MAX_RUN_BYTES": "1000000"})

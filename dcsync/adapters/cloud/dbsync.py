@@ -26,10 +26,10 @@ class Dbsync:
     async def list(self, type_: ResourceType) -> tuple[Record, ...]:
         """Returns all records of one type; raises CloudError, as bad-reply when a record is malformed."""
         reply = await self._session.request("GET", f"{self._url}/identity/{type_.value}/", expected=(200,))
-        found = reply.json()
-        if not isinstance(found, list):
+        found = await reply.listed(lambda body: _record(reply, type_, body))
+        if found is None:
             raise reply.bad("not a list")
-        return tuple(_record(reply, type_, body) for body in found)
+        return tuple(found.elements)
 
     async def update(self, old_id: str, record: Record) -> Record:
         """Replaces record `old_id` by `record` (PUT); returns what is now stored. May be repeated. Raises CloudError.
@@ -54,10 +54,10 @@ class Dbsync:
     async def revocation_events(self) -> frozenset[RevocationEvent]:
         """Returns all events; raises CloudError, as bad-reply when an event is malformed."""
         reply = await self._session.request("GET", f"{self._url}/identity/{EVENTS}/", expected=(200,))
-        found = reply.json()
-        if not isinstance(found, list):
+        found = await reply.listed(lambda body: _event(reply, body))
+        if found is None:
             raise reply.bad("not a list")
-        return frozenset(_event(reply, body) for body in found)
+        return frozenset(found.elements)
 
     async def create_revocation_event(self, event: RevocationEvent) -> None:
         """Creates an event (POST). Raises CloudError. Repeated, it is stored twice, which revokes the same tokens.

@@ -1,4 +1,4 @@
-"""HTTP requests to clouds that are not trusted: time limits, a size limit, and the mapping of failures to reasons.
+"""HTTP requests to clouds that are not trusted: limits of time, size and cost, and the mapping of failures to reasons.
 
 No redirects, no proxies from the environment, no cookies, no compression. `keystone.py` logs in and repeats after a
 401; the requests themselves are in `dbsync.py`, `keystone_api.py` and `sysinv.py`.
@@ -10,17 +10,23 @@ import errno
 import json
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
 
+from dcsync.adapters.cloud.bounded_json import JsonLimits, Listed, TooDeep, TooMuch, listed, parsed
+from dcsync.adapters.cloud.cost import Cost, ReturnedMemory
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.model.errors import CloudError
+from dcsync.model.outside_text import cut
 from dcsync.model.reasons import Reason
+
+T = TypeVar("T")
 
 LONGEST_RETRY_AFTER = 86400.0
 """In seconds, the longest configurable hold-off. A subcloud may request a pause longer than a timedelta can hold."""
@@ -31,7 +37,7 @@ CONNECTIONS_PER_CLOUD = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limits of one request, in seconds and bytes."""
+    """The limits of one request, in seconds and bytes, and of all requests of a session."""
 
     connect_timeout: float = 10
     """To open a connection, including TLS."""
@@ -40,6 +46,18 @@ class Limits:
     request_timeout: float = 30
     """For the whole request."""
     max_reply_bytes: int = 16 * 1024 * 1024
+    json: JsonLimits = field(default_factory=JsonLimits)
+    max_run_bytes: int = 64 * 1024 * 1024
+    """In all replies of one session."""
+    max_run_cpu: float = 10
+    """CPU seconds for parsing all replies of one session."""
+
+    def cost(self) -> Cost:
+        """Returns the cost of a new session."""
+        return Cost(max_bytes=self.max_run_bytes, max_cpu_seconds=self.max_run_cpu)
+
+
+_memory = ReturnedMemory()
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,8 @@ class Reply:
     subject_token: str | None = field(repr=False)
     body: bytes = field(repr=False)
     retry_after: float | None = None
+    limits: JsonLimits = field(default_factory=JsonLimits, repr=False)
+    cost: Cost | None = field(default=None, repr=False)
 
     def expect(self, *statuses: int) -> Reply:
         """Returns the reply if it has one of these statuses; otherwise raises the CloudError for its status."""
@@ -59,12 +79,35 @@ class Reply:
         raise CloudError(reason_for_status(self.status), f"{self.call}: {self.status}", self.retry_after)
 
     def json(self) -> Any:
-        """Returns the body as JSON; raises CloudError(bad-reply) for anything else, also for excessive nesting."""
+        """Returns the body of a small reply as JSON; raises CloudError(bad-reply) for anything else, and
+        reply-too-large for more values than allowed."""
+        started = time.thread_time()
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            pass  # Raised below, unchained: the error's text would quote the body.
-        raise self.bad("not JSON")
+            value = parsed(self.body, self.limits)
+        except (ValueError, TooMuch) as exc:
+            failure = self._unusable(exc)
+        else:
+            self._spend(time.thread_time() - started)
+            return value
+        raise failure  # Unchained: the error's text would quote the body.
+
+    async def listed(self, read: Callable[[Any], T], *, key: str | None = None) -> Listed[T] | None:
+        """Returns what `read` makes of each element of the list that is the body, or its member `key`; None when there
+        is no such list. Parsed in slices. Raises CloudError as `json`, and whatever `read` raises."""
+        try:
+            return await listed(self.body, self.limits, read=read, key=key, spend=self._spend)
+        except (ValueError, TooMuch) as exc:
+            failure = self._unusable(exc)
+        raise failure  # Unchained: the error's text would quote the body.
+
+    def _spend(self, cpu_seconds: float) -> None:
+        if self.cost is not None:
+            self.cost.spend(cpu_seconds, call=self.call)
+
+    def _unusable(self, exc: ValueError | TooMuch) -> CloudError:
+        if isinstance(exc, TooMuch):
+            return CloudError(Reason.REPLY_TOO_LARGE, f"{self.call}: {self.status}, {exc}")
+        return self.bad(str(exc) if isinstance(exc, TooDeep) else "not JSON")
 
     def bad(self, what: str) -> CloudError:
         """Returns the error for a malformed reply; `what` names types and fields, never their content."""
@@ -78,6 +121,7 @@ class Http:
         self._session = session
         self._limits = limits
         self._trust = trust
+        self.cost = limits.cost()
 
     async def send(self, method: str, url: str, *, token: str | None = None, body: object = None) -> Reply:
         """Sends one request and returns the reply, whatever its status; only the body of a 2xx is read.
@@ -105,7 +149,8 @@ class Http:
         ) as response:
             body = await self._body(response, call=call) if 200 <= response.status < 300 else b""
             retry_after = _seconds(response.headers.get("Retry-After"))
-            return Reply(call, response.status, response.headers.get("X-Subject-Token"), body, retry_after)
+            token = response.headers.get("X-Subject-Token")
+            return Reply(call, response.status, token, body, retry_after, self._limits.json, self.cost)
 
     async def _body(self, response: aiohttp.ClientResponse, *, call: str) -> bytes:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -117,6 +162,7 @@ class Http:
         size = 0
         async for piece in response.content.iter_any():
             size += len(piece)
+            self.cost.receive(len(piece), call=call)
             if size > limit:
                 raise CloudError(Reason.REPLY_TOO_LARGE, f"{call}: {response.status}, more than {limit} bytes")
             pieces.append(piece)
@@ -147,14 +193,19 @@ async def open_http(*, limits: Limits, trust: Trust, request_id: str, reuse: boo
         trust_env=False,
         auto_decompress=False,
     ) as session:
-        yield Http(session, limits=limits, trust=trust)
+        http = Http(session, limits=limits, trust=trust)
+        try:
+            yield http
+        finally:
+            _memory.received(http.cost.received_bytes)
 
 
 def _call(method: str, url: str) -> str:
-    """Returns "PUT https://host:port/path", without a user and password in the configured URL."""
+    """Returns "PUT https://host:port/path", without a user and password in the configured URL, and with the first
+    characters of a long path, which may contain ids of up to 255 characters."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
-    return f"{method} {scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{method} {scheme}://{host.rpartition('@')[2]}{slash}{cut(path)}"
 
 
 # --- failures and their reasons ----------------------------------------------------------------------------------

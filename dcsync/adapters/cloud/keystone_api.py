@@ -35,14 +35,12 @@ class KeystoneApi:
         Raises CloudError, as bad-reply also for a list marked as truncated.
         """
         reply = await self._session.request("GET", f"{self._url}/role_assignments", expected=(200,))
-        answer = reply.json()
-        rows = answer.get("role_assignments") if isinstance(answer, dict) else None
-        if not isinstance(rows, list):
+        found = await reply.listed(lambda row: _assignment(reply, row), key="role_assignments")
+        if found is None:
             raise reply.bad("not a list of role assignments")
-        if answer.get("truncated"):
+        if found.others.get("truncated"):
             raise reply.bad("the list of role assignments is truncated")
-        found = (_assignment(reply, row) for row in rows)
-        return frozenset(assignment for assignment in found if assignment is not None)
+        return frozenset(assignment for assignment in found.elements if assignment is not None)
 
     async def grant(self, assignment: Assignment) -> None:
         """Adds the grant; may be repeated. Raises CloudError, as refused when project, actor or role is missing."""

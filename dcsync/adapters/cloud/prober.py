@@ -7,6 +7,8 @@ tests network, TLS, web server and Keystone. Logins are tested by syncs and audi
 from __future__ import annotations
 
 import asyncio
+import math
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -43,6 +45,8 @@ class HttpProber:
             read_timeout=timeout_seconds,
             request_timeout=timeout_seconds,
             max_reply_bytes=MAX_REPLY_BYTES,
+            max_run_bytes=sys.maxsize,
+            max_run_cpu=math.inf,
         )
         self._room = asyncio.Semaphore(at_once)
 

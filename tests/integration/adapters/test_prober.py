@@ -88,7 +88,7 @@ async def test_an_address_we_must_not_go_to_is_bad_and_not_gone_to(site: Site, m
     networks = [ipaddress.ip_network("10.0.0.0/8")]
     (told,) = (await probed(make_prober(allowed_networks=networks), a_target())).values()
     assert told is not None
-    assert "allowed networks" in told
+    assert "ALLOWED_NETWORKS" in told
     assert site.requests == []
 
 
