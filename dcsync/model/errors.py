@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterable, Sequence
 from typing import Self
 
+from dcsync.model.outside_text import LONGEST_DETAIL, cut
 from dcsync.model.reasons import Reason
 
 NAMED_AT_MOST = 50
@@ -43,11 +44,12 @@ class PermanentError(DcsyncError):
 class CloudError(TemporaryError):
     """A request to a subcloud or to the central cloud failed.
 
-    Raised by adapters with the cause chained. `detail` names host, verb, path and status, never a body.
+    Raised by adapters with the cause chained. `detail` names host, verb, path and status, never a body; it is cut.
     `retry_after` is the pause in seconds that the cloud requested, if it did (429, 503).
     """
 
     def __init__(self, reason: Reason, detail: str, retry_after: float | None = None) -> None:
+        detail = cut(detail, at_most=LONGEST_DETAIL)
         super().__init__(reason, detail, retry_after)
         self.reason = reason
         self.detail = detail

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dcsync.model.identity import Record, ResourceType, record_digest
+from dcsync.model.outside_text import cut
 
 COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
     ResourceType.USERS: {
@@ -51,7 +52,7 @@ class Difference:
         return record_digest(self.wanted) if isinstance(self.wanted, Record) else self.wanted
 
     def __str__(self) -> str:
-        return f"{self.type} {self.name}: {', '.join(self.fields)}"
+        return f"{self.type} {cut(self.name)}: {', '.join(self.fields)}"
 
 
 def digest(differences: Iterable[Difference]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, assert_never
 from dcsync.model.ending import Ending
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import FernetKeys, Record, Records, ResourceType
+from dcsync.model.outside_text import cut
 from dcsync.model.reasons import Reason
 from dcsync.planner.differences import stored_as_sent
 from dcsync.planner.match import Cloud
@@ -160,7 +161,7 @@ async def _send(write: Write, session: SubcloudSession, admin_password: str | No
 def _verify(*, sent: Record, stored: Record) -> None:
     """Raises CloudError unless the stored record, as returned in the reply, equals the record sent."""
     if not stored_as_sent(sent=sent, stored=stored):
-        raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"{sent.type} {sent.name!r} was not stored as sent")
+        raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"{sent.type} {cut(sent.name)!r} was not stored as sent")
 
 
 async def all_or_first_error(jobs: list[Coroutine[Any, Any, T]]) -> list[T]:

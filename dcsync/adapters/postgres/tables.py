@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -32,6 +33,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from dcsync.model.ending import Ending
 from dcsync.model.operation import OperationOutcome
+from dcsync.model.outside_text import LONGEST_DETAIL, cut
 from dcsync.model.states.audit import AUDIT
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncState
 from dcsync.model.states.rotation import ROTATION
@@ -83,6 +85,34 @@ class EnumText(TypeDecorator[Any]):
         """Returns the CHECK that the column contains only these values."""
         words = [*([self.none] if self.none else []), *self.words]
         return CheckConstraint(f"{name} IN ({', '.join(map(_quoted, words))})", name=name)
+
+
+class DetailText(TypeDecorator[str]):
+    """A text that may contain texts from outside: cut, and without what PostgreSQL does not store, on every write."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else cut(value, at_most=LONGEST_DETAIL)
+
+
+class DifferenceLines(TypeDecorator[list[str]]):
+    """A JSON list of differences in words, each cut; of many the first, and how many more there are."""
+
+    impl = JSONB
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> list[str] | None:
+        if value is None or len(value) <= MOST_LINES:
+            return None if value is None else [cut(line, at_most=LONGEST_LINE) for line in value]
+        more = len(value) - MOST_LINES
+        return [*(cut(line, at_most=LONGEST_LINE) for line in value[:MOST_LINES]), f"and {more} more"]
+
+
+MOST_LINES = 100
+LONGEST_LINE = 500
+"""In characters: a name of 255 and the names of all fields."""
 
 
 def _quoted(word: str) -> str:
@@ -147,7 +177,7 @@ subcloud = Table(
     _timestamp("claimed_at"),
     Column("step", _enum(Step, "step")),
     Column("reason", Text),
-    Column("detail", Text, nullable=False, server_default=""),
+    Column("detail", DetailText, nullable=False, server_default=""),
     # Of the failures in a row of its initial sync: the first, and how many. Only a completed one ends them; those from
     # before it was last unmanaged do not count.
     _timestamp("failing_since"),
@@ -287,15 +317,15 @@ subcloud_sync = Table(
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("abandoned", Integer, nullable=False, server_default="0"),
     Column("reason", Text),
-    Column("detail", Text, nullable=False, server_default=""),
+    Column("detail", DetailText, nullable=False, server_default=""),
     # As in `subcloud`, of its audits.
     _timestamp("failing_since"),
     Column("failures", Integer, nullable=False, server_default="0"),
     # The last finished comparison, and the last that found a difference: its digest, and names without values.
     _timestamp("last_good_at"),
     Column("result", _RESULT),
-    Column("difference", Text),
-    Column("difference_detail", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
+    Column("difference", DetailText),
+    Column("difference_detail", DifferenceLines, nullable=False, server_default=text("'[]'::jsonb")),
     _timestamp("difference_at"),
     Column("difference_repairs", Integer, nullable=False, server_default="0"),
     _timestamp("repaired_at"),
@@ -332,7 +362,7 @@ central_state = Table(
     Column("generation", BigInteger, nullable=False, server_default="0"),
     _timestamp("changed_at", nullable=False),
     _timestamp("checked_at", nullable=False),
-    Column("refused", Text),
+    Column("refused", DetailText),
     _timestamp("refused_since"),
     Column("shrink_allowed", Boolean, nullable=False, server_default=false()),
 )
@@ -365,7 +395,7 @@ key_rotation = Table(
     # Until then differing keys are expected and raise no alarm.
     _timestamp("window_until"),
     Column("state", _ROTATION_STATE, nullable=False, server_default=ROTATION.first.value),
-    Column("detail", Text, nullable=False, server_default=""),
+    Column("detail", DetailText, nullable=False, server_default=""),
     # An operator's request, until it is carried out or refused.
     _timestamp("requested_at"),
     Column("requested_by", Text, nullable=False, server_default=""),
@@ -402,7 +432,7 @@ sync_attempt = Table(
     _timestamp("ended_at"),
     Column("ending", _enum(Ending, "ending")),
     Column("reason", Text),
-    Column("detail", Text, nullable=False, server_default=""),
+    Column("detail", DetailText, nullable=False, server_default=""),
     Index("ix_sync_attempt_subcloud_id_generation", "subcloud_id", "generation"),
     Index("ix_sync_attempt_ended_at", "ended_at"),
 )
@@ -415,7 +445,7 @@ sync_step = Table(
     _timestamp("started_at", nullable=False),
     _timestamp("ended_at"),
     Column("outcome", Text),
-    Column("detail", Text, nullable=False, server_default=""),
+    Column("detail", DetailText, nullable=False, server_default=""),
 )
 
 audit_history = Table(
@@ -431,7 +461,7 @@ audit_history = Table(
     _timestamp("ended_at", nullable=False),
     Column("result", _enum(SyncStatus, "result")),
     Column("reason", Text),
-    Column("detail", Text, nullable=False),
+    Column("detail", DetailText, nullable=False),
     Column("differences", JSONB, nullable=False),
     Column("written", JSONB, nullable=False),
     Column("not_written", JSONB, nullable=False),
@@ -467,7 +497,7 @@ operation = Table(
     Column("subcloud_ids", ARRAY(BigInteger), nullable=False),
     Column("reason", Text),
     Column("outcome", _enum(OperationOutcome, "outcome"), nullable=False),
-    Column("detail", Text, nullable=False),
+    Column("detail", DetailText, nullable=False),
     _timestamp("keep_until", nullable=False),
     Index("ix_operation_at", "at"),
     Index("ix_operation_keep_until", "keep_until"),
