@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from dcsync.model.errors import CloudError
 from dcsync.model.reasons import Reason
@@ -16,6 +18,12 @@ from dcsync.model.reasons import Reason
 RETURN_MEMORY_AFTER_BYTES = 8 * 1024 * 1024
 RETURN_MEMORY_DELAY_SECONDS = 5.0
 """After the reply: the run that read it still holds what it needs of it."""
+
+
+OVERHEAD_BYTES = 4 * 1024 * 1024
+OVERHEAD_BYTES_PER_REQUEST = 256 * 1024
+"""What may arrive in a session beside bodies: headers, TLS, chunk sizes, and bodies of errors, which are not read."""
+WIRE_BYTES_PER_BODY_BYTE = 2
 
 
 class Cost:
@@ -26,6 +34,23 @@ class Cost:
         self._max_cpu_seconds = max_cpu_seconds
         self.received_bytes = 0
         self.cpu_seconds = 0.0
+        self.is_flooded = False
+        self._requests = 0
+        self._wire_bytes = 0
+
+    def request(self) -> None:
+        """Counts a request, whose reply may have headers."""
+        self._requests += 1
+
+    def arrive(self, size: int) -> None:
+        """Adds bytes that arrived at a socket of the session; raises ConnectionAbortedError when they are far more than
+        belong to replies: endless interim replies (100 Continue) or chunk extensions, which the HTTP client skips
+        without end."""
+        self._wire_bytes += size
+        overhead = OVERHEAD_BYTES + OVERHEAD_BYTES_PER_REQUEST * self._requests
+        if self._wire_bytes > overhead + WIRE_BYTES_PER_BODY_BYTE * self.received_bytes:
+            self.is_flooded = True
+            raise ConnectionAbortedError("flooded")
 
     def receive(self, size: int, *, call: str) -> None:
         """Adds bytes of a reply; raises CloudError(reply-too-large) above the limit of the session."""
@@ -41,6 +66,22 @@ class Cost:
                 Reason.REPLY_TOO_LARGE,
                 f"{call}: parsing the replies of one run took more than {self._max_cpu_seconds:g} s of CPU",
             )
+
+
+class CountedSocket(socket.socket):
+    """A socket that passes the size of everything received to `count`, which may raise OSError."""
+
+    count: Callable[[int], None]
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        received = super().recv(bufsize, flags)
+        self.count(len(received))
+        return received
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:
+        size = super().recv_into(buffer, nbytes, flags)
+        self.count(size)
+        return size
 
 
 class ReturnedMemory:

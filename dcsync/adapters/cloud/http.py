@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,10 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiohttp
+from aiohttp import AddrInfoType
 from yarl import URL
 
 from dcsync.adapters.cloud.bounded_json import JsonLimits, Listed, TooDeep, TooMuch, listed, parsed
-from dcsync.adapters.cloud.cost import Cost, ReturnedMemory
+from dcsync.adapters.cloud.cost import Cost, CountedSocket, ReturnedMemory
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.model.errors import CloudError
 from dcsync.model.outside_text import cut
@@ -117,11 +119,11 @@ class Reply:
 class Http:
     """The connections of one session with one cloud, opened and closed by `open_http`."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, limits: Limits, trust: Trust) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, limits: Limits, trust: Trust, cost: Cost) -> None:
         self._session = session
         self._limits = limits
         self._trust = trust
-        self.cost = limits.cost()
+        self.cost = cost
 
     async def send(self, method: str, url: str, *, token: str | None = None, body: object = None) -> Reply:
         """Sends one request and returns the reply, whatever its status; only the body of a 2xx is read.
@@ -134,10 +136,13 @@ class Http:
             headers["Content-Type"] = "application/json"
             data = json.dumps(body).encode()
         call = _call(method, url)
+        self.cost.request()
         try:
             return await self._exchange(method, url, call=call, headers=headers, data=data)
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             failure = _failure(exc, call=call, limits=self._limits)
+        if self.cost.is_flooded:
+            raise CloudError(Reason.REPLY_TOO_LARGE, f"{call}: a flood of headers, interim replies or chunk sizes")
         raise failure  # Outside the except block, so that only the cause chosen in _failure is chained.
 
     async def _exchange(
@@ -185,19 +190,51 @@ async def open_http(*, limits: Limits, trust: Trust, request_id: str, reuse: boo
         "User-Header": "distcloud",
         "X-Openstack-Request-Id": request_id,
     }
+    cost = limits.cost()
+    connector = aiohttp.TCPConnector(
+        limit=CONNECTIONS_PER_CLOUD if reuse else 0,
+        force_close=not reuse,
+        socket_factory=_counting_sockets(cost.arrive if reuse else None, most_bytes=4 * limits.max_reply_bytes),
+    )
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=CONNECTIONS_PER_CLOUD if reuse else 0, force_close=not reuse),
+        connector=connector,
         timeout=timeout,
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,
     ) as session:
-        http = Http(session, limits=limits, trust=trust)
+        http = Http(session, limits=limits, trust=trust, cost=cost)
         try:
             yield http
         finally:
             _memory.received(http.cost.received_bytes)
+
+
+def _counting_sockets(
+    count: Callable[[int], None] | None, *, most_bytes: int
+) -> Callable[[AddrInfoType], socket.socket]:
+    """Returns a factory of sockets counted by `count`; with None each receives `most_bytes` at most."""
+
+    def make(address: AddrInfoType) -> socket.socket:
+        family, type_, proto, _, _ = address
+        made = CountedSocket(family, type_, proto)
+        made.count = count or _at_most(most_bytes)
+        return made
+
+    return make
+
+
+def _at_most(most_bytes: int) -> Callable[[int], None]:
+    received = 0
+
+    def count(size: int) -> None:
+        nonlocal received
+        received += size
+        if received > most_bytes:
+            raise ConnectionAbortedError("more than a reply")
+
+    return count
 
 
 def _call(method: str, url: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import pickle
 import socket
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -66,6 +67,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 UNTIL_CLOSED = b"HTTP/1.1 200 OK\r\n\r\n"
 ECHO = f"{TOKEN}-1 {HASH} {KEYS[0]}"
 BOMB = gzip.compress(b"[" + b" " * 5_000_000 + b"]")
+DEFLATED = zlib.compress(b"[" + b" " * 5_000_000 + b"]")
 
 FAILURES: dict[str, tuple[Behaviour, Reason]] = {
     "says nothing": (sends(b"", then="last"), Reason.TIMEOUT),
@@ -97,6 +99,35 @@ FAILURES: dict[str, tuple[Behaviour, Reason]] = {
     "never stops sending chunks": (endless(CHUNKED, b"400\r\n" + b" " * 1024 + b"\r\n"), Reason.REPLY_TOO_LARGE),
     "never stops sending": (endless(UNTIL_CLOSED, b" " * 1024), Reason.REPLY_TOO_LARGE),
     "sends a gzip bomb": (sends(answer(200, BOMB, Content_Encoding="gzip")), Reason.BAD_REPLY),
+    "sends a deflate bomb": (sends(answer(200, DEFLATED, Content_Encoding="deflate")), Reason.BAD_REPLY),
+    "sends brotli": (sends(answer(200, "[]", Content_Encoding="br")), Reason.BAD_REPLY),
+    "names an encoding twice": (sends(answer(200, BOMB, Content_Encoding="identity, gzip")), Reason.BAD_REPLY),
+    "sends a gzip bomb as a transfer coding": (
+        sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BOMB), BOMB)),
+        Reason.BAD_REPLY,
+    ),
+    "continues without end": (endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), Reason.REPLY_TOO_LARGE),
+    "gives early hints without end": (
+        endless(b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 1000),
+        Reason.REPLY_TOO_LARGE,
+    ),
+    "drips interim replies for ever": (
+        endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", between=a_moment),
+        Reason.TIMEOUT,
+    ),
+    "extends a chunk without end": (endless(CHUNKED + b"1;", b"x" * 60_000), Reason.REPLY_TOO_LARGE),
+    "extends every chunk": (endless(CHUNKED, b"1;" + b"x" * 60_000 + b"\r\n \r\n"), Reason.REPLY_TOO_LARGE),
+    "sends a flood of headers": (endless(b"HTTP/1.1 200 OK\r\n", b"A: b\r\n" * 1000), Reason.BAD_REPLY),
+    "sends a flood of trailers": (endless(CHUNKED + b"2\r\n[]\r\n0\r\n", b"A: b\r\n" * 1000), Reason.BAD_REPLY),
+    "switches protocols": (
+        sends(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
+        Reason.BAD_REPLY,
+    ),
+    "answers with a status nobody knows": (sends(answer(999)), Reason.SERVER_ERROR),
+    "gives a reason without end": (endless(b"HTTP/1.1 500 ", b"x" * 60_000), Reason.BAD_REPLY),
+    "answers with another length than it sends": (sends(answer(200, "[]", Content_Length="-1")), Reason.BAD_REPLY),
+    "answers with NaN": (sends(answer(200, "[NaN]")), Reason.BAD_REPLY),
+    "answers in UTF-16": (sends(answer(200, "[]".encode("utf-16"))), Reason.BAD_REPLY),
     "is no HTTP server": (sends(f"SSH-2.0-{ECHO}\r\n\r\n".encode(), then="close"), Reason.BAD_REPLY),
     "sends a broken header": (sends(f"HTTP/1.1 200 OK\r\nX\x01: {ECHO}\r\n\r\n".encode()), Reason.BAD_REPLY),
     "sends a broken length": (sends(answer(200, Content_Length=ECHO)), Reason.BAD_REPLY),

@@ -73,6 +73,7 @@ async def test_keystones_version_document_is_good_and_is_asked_for_without_a_sec
         (sends(b"", then="close"), "reply"),
         (sends(b"", then="last"), f"{TIMEOUT} s"),
         (sends(b"nonsense\r\n\r\n", then="close"), "HTTP"),
+        (sends(b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000, then="hang"), "lost"),
     ],
 )
 async def test_anything_else_is_bad_and_says_why(
