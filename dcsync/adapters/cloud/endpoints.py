@@ -123,7 +123,7 @@ def _from_catalog(catalog: object, service_type: str, *, region: str) -> str:
     found = {
         endpoint.get("interface"): endpoint.get("url")
         for endpoint in _endpoints(catalog, service_type)
-        if region in (endpoint.get("region"), endpoint.get("region_id"))
+        if isinstance(endpoint.get("interface"), str) and region in (endpoint.get("region"), endpoint.get("region_id"))
     }
     for interface in INTERFACES[service_type]:
         url = found.get(interface)

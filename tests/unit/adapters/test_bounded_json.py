@@ -6,8 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,12 +15,12 @@ from hypothesis import strategies as st
 from dcsync.adapters.cloud.bounded_json import JsonLimits, Listed, TooDeep, TooMuch, listed, parsed
 from dcsync.adapters.cloud.cost import RETURN_MEMORY_AFTER_BYTES, Cost, ReturnedMemory, malloc_trim
 from dcsync.adapters.cloud.dbsync import Dbsync
-from dcsync.adapters.cloud.http import Limits, Reply
+from dcsync.adapters.cloud.http import Limits
+from dcsync.adapters.cloud.keystone_api import KeystoneApi
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import ResourceType
 from dcsync.model.reasons import Reason
-
-T = TypeVar("T")
+from tests.unit.adapters.answers import Answers, run
 
 LIMITS = JsonLimits()
 NOT_JSON = (ValueError,)
@@ -32,13 +31,6 @@ VALUES = st.recursive(
 )
 SPACES = st.sampled_from(["", " ", "\n\t ", "\r\n"])
 ALMOST_JSON = st.text(alphabet='[]{},:"\\ \n0123456789.eE+-truefalsn\u00e9x', max_size=40)
-
-
-def run(work: Awaitable[T]) -> T:
-    async def main() -> T:
-        return await work
-
-    return asyncio.run(main())
 
 
 def read(body: bytes | str, key: str | None = None, limits: JsonLimits = LIMITS) -> Listed[Any] | None:
@@ -166,20 +158,8 @@ async def test_others_run_between_the_slices_of_a_long_list() -> None:
 # --- what a reply may cost ---------------------------------------------------------------------------------------
 
 
-class Answers:
-    """An `Authenticated` that is answered with these bytes, in a session with these limits."""
-
-    def __init__(self, body: bytes, limits: Limits) -> None:
-        self.cost = limits.cost()
-        self._body, self._limits = body, limits
-
-    async def request(self, method: str, url: str, **_: Any) -> Reply:
-        return Reply(f"{method} {url}", 200, None, self._body, None, self._limits.json, self.cost)
-
-
 def list_of(body: bytes, limits: Limits | None = None, type_: ResourceType = ResourceType.PROJECTS) -> int:
-    session = Answers(body, limits or Limits())
-    return len(run(Dbsync(session, url="http://site").list(type_)))  # type: ignore[arg-type]
+    return len(run(Dbsync(Answers(body, limits), url="http://site").list(type_)))  # type: ignore[arg-type]
 
 
 def projects(count: int, filling: int = 0) -> bytes:
@@ -208,6 +188,19 @@ def test_a_hostile_list_costs_little_cpu(what: str) -> None:
 
 def test_ten_times_a_large_keystone_is_read() -> None:
     assert list_of(projects(20_000)) == 20_000
+
+
+def test_a_flood_of_assignments_or_group_members_is_too_large() -> None:
+    grant = {"scope": {"project": {"id": "p"}}, "user": {"id": "u"}, "role": {"id": "r"}}
+    grants = json.dumps({"role_assignments": [grant] * 20_001}).encode()
+    with pytest.raises(CloudError) as caught:
+        run(KeystoneApi(Answers(grants), url="http://site").assignments())  # type: ignore[arg-type]
+    assert (caught.value.reason, "20000 records" in caught.value.detail) == (Reason.REPLY_TOO_LARGE, True)
+    group = {"id": "g", "name": "g", "domain_id": "d"}
+    members = json.dumps([{"group": group, "local_user_ids": ["u"] * 600_000}]).encode()
+    with pytest.raises(CloudError) as caught:
+        list_of(members, type_=ResourceType.GROUPS)
+    assert (caught.value.reason, "500000 JSON values" in caught.value.detail) == (Reason.REPLY_TOO_LARGE, True)
 
 
 def test_one_run_has_a_budget_of_cpu() -> None:
