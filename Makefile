@@ -49,6 +49,8 @@ test: lint
 	$(PYTEST) -m "not faults" --cov --cov-report=term
 
 faults: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fuzz]' \
+		|| echo "atheris cannot be installed for this Python: its test is skipped"
 	$(BIN)/python -m pytest -n 1 -m faults tests/faults
 
 soak: $(STAMP)

@@ -6,7 +6,6 @@ check.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from dcsync.planner.plan import plan_audit, plan_initial_sync
 from dcsync.planner.writes import Update
 from tests.integration.adapters.scripted_site import EVENT, GRANT, KEYS, LISTS, USER
 from tests.unit.adapters.answers import Answers, run
+from tests.unit.adapters.documents import places, replaced
 
 T = TypeVar("T")
 
@@ -57,36 +57,12 @@ ANYTHING = st.recursive(
 )
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path] + [place for key, child in inner for place in _places(child, (*path, key))]
-
-
-def _replaced(document: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return None if new is ... else new
-    copied = copy.deepcopy(document)
-    inner = copied
-    for key in path[:-1]:
-        if not isinstance(inner, dict | list):
-            return document
-        try:
-            inner = inner[key]
-        except (KeyError, IndexError, TypeError):
-            return document
-    if isinstance(inner, dict) and new is ...:
-        inner.pop(path[-1], None)
-    elif isinstance(inner, dict) or (isinstance(inner, list) and isinstance(path[-1], int) and path[-1] < len(inner)):
-        inner[path[-1]] = None if new is ... else new
-    return copied
-
-
 @st.composite
 def almost(draw: st.DrawFn, document: Any) -> Any:
     """The document with up to three values replaced or removed."""
     for _ in range(draw(st.integers(0, 3))):
-        place = draw(st.sampled_from(_places(document)))
-        document = _replaced(document, place, draw(ANYTHING | st.just(...)))
+        place = draw(st.sampled_from(places(document)))
+        document = replaced(document, place, draw(ANYTHING | st.just(...)))
     return document
 
 
