@@ -35,6 +35,7 @@ from dcsync.adapters.cloud.tls import Trust
 from dcsync.adapters.host.alarm_sinks import LogSink, WebhookSink
 from dcsync.adapters.host.loop import LoopThread
 from dcsync.adapters.host.secret_file import SecretFile
+from dcsync.adapters.host.tls_rules import is_unverified_database
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.clock import DatabaseClock
@@ -145,8 +146,11 @@ def engine(settings: Settings, *, application_name: str, pool_size: int = 5) -> 
     settings.required("database_url")
     if settings.database_url is None:
         raise MisconfiguredError("not set: DCSYNC_DATABASE_URL")
+    url = settings.database_url.get_secret_value()
+    if is_unverified_database(url):
+        log.warning("PostgreSQL on another host is not verified, as DCSYNC_ALLOW_PLAINTEXT=1 allows")
     return make_engine(
-        settings.database_url.get_secret_value(),
+        url,
         application_name=application_name,
         pool_size=pool_size,
         max_overflow=pool_size,

@@ -23,10 +23,12 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from dcsync.adapters.host import tls_rules
 from dcsync.adapters.host.server_urls import is_sentinel, sentinel_url, server_url
 from dcsync.model.addresses import Network
 from dcsync.model.errors import MisconfiguredError
@@ -79,6 +81,17 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    # Whom dcsync trusts; first, because the URLs below are completed with it.
+    ca_file: Path | None = _setting(
+        None,
+        "CA certificates to trust, PEM: clouds, webhook, PostgreSQL, Redis; re-read when it changes; default: the "
+        "system's",
+    )
+    allow_plaintext: bool = _setting(
+        False,
+        "1: PostgreSQL on another host may be connected to without verified TLS; named in the log of each process",
+    )
+
     # dcsync's own servers and files.
     database_url: SecretStr | None = _setting(
         None, "PostgreSQL 15 or newer: postgresql://user:password@host/database, or host1:5432,host2:5432 for several"
@@ -112,9 +125,6 @@ class Settings(BaseModel):
     subcloud_auth_url: str = _setting("https://{ip}:5001/v3", "template; IPv6 addresses are put in brackets")
     subcloud_dbsync_url: str = _setting("https://{ip}:8220/v1.0", "template")
     subcloud_sysinv_url: str = _setting("https://{ip}:6386/v1", "template")
-    ca_file: Path | None = _setting(
-        None, "CA certificates to trust, PEM; re-read when it changes; default: the system's"
-    )
     allowed_networks: tuple[Network, ...] = _setting(
         (),
         "comma separated networks of allowed management IPs; link-local, metadata, multicast and similar addresses are "
@@ -295,6 +305,18 @@ class Settings(BaseModel):
                 "or redis+sentinel://:password@host:26379,host:26379/name/0"
             )
         return value
+
+    @field_validator("database_url", "redis_url")
+    @classmethod
+    def _verifies_server(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Completes the URL with the TLS parameters that verify the server, and refuses what would weaken them."""
+        if value is None:
+            return None
+        url, ca_file = value.get_secret_value(), info.data.get("ca_file")
+        if info.field_name == "redis_url":
+            return SecretStr(tls_rules.verified_broker_url(url, ca_file=ca_file))
+        allowed = info.data.get("allow_plaintext", False)
+        return SecretStr(tls_rules.verified_database_url(url, ca_file=ca_file, allow_plaintext=allowed))
 
     @field_validator("alarm_webhook_url")
     @classmethod

@@ -11,6 +11,7 @@ from kombu import Queue as KombuQueue
 from beat_schedule import beat_schedule
 from dcsync.adapters.broker import broker_guard
 from dcsync.adapters.broker.redis_client import broker_options, broker_url
+from dcsync.adapters.host.tls_rules import broker_tls
 from dcsync.model.errors import MisconfiguredError
 from dcsync.model.messages import QUEUE_OF, Queue, TaskName
 from dcsync.settings import Settings, load
@@ -53,7 +54,10 @@ def _declared(queue: Queue) -> KombuQueue:
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """Returns Celery's settings. Source for the unusual ones: docs/upstream/platform-facts.md sections 2.6, 3, 10."""
+    broker = settings.redis_url.get_secret_value() if settings.redis_url else ""
     return {
+        # The URL says the same to Celery; Flower reads it from here.
+        "broker_use_ssl": broker_tls(broker),
         "task_queues": [_declared(queue) for queue in Queue],
         "task_default_queue": Queue.CONTROL.value,
         "task_create_missing_queues": False,

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -16,40 +15,11 @@ from dcsync.adapters.cloud.clouds import HttpClouds
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.model.errors import CloudError
 from dcsync.model.reasons import Reason
+from tests.certificates import Authority
 from tests.integration.adapters.scripted_site import ADDRESS, Site, a_subcloud, answer, assert_no_secret_in, texts_of
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with the openssl command")
 MakeClouds = Callable[..., HttpClouds]
-
-
-class Authority:
-    """A CA of the test's own, in a folder of its own."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
-        self.certificate, self.key = folder / f"{name}.pem", folder / f"{name}.key"
-        self._openssl("req", "-x509", *self._new_key(self.key), "-days", "2", "-subj", f"/CN={name}",
-                      "-out", self.certificate)  # fmt: skip
-
-    def sign(self, address: str) -> Path:
-        """A certificate for an IP address, with its key, in one file."""
-        key, request, certificate = (self.folder / f"{self.name}-{address}.{kind}" for kind in ("key", "csr", "crt"))
-        extensions = self.folder / f"{self.name}-{address}.ext"
-        extensions.write_text(f"subjectAltName=IP:{address}\n")
-        self._openssl("req", "-new", *self._new_key(key), "-subj", "/CN=site", "-out", request)
-        self._openssl("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self.key, "-days", "2",
-                      "-set_serial", "1", "-extfile", extensions, "-out", certificate)  # fmt: skip
-        both = self.folder / f"{self.name}-{address}.both"
-        both.write_bytes(certificate.read_bytes() + key.read_bytes())
-        return both
-
-    @staticmethod
-    def _new_key(path: Path) -> tuple[object, ...]:
-        return "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", path
-
-    @staticmethod
-    def _openssl(*arguments: object) -> None:
-        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")

@@ -109,6 +109,14 @@ def test_each_service_is_given_the_secrets_it_needs_and_no_other(name: str, need
 
 
 @each_service_of_ours
+def test_plaintext_is_allowed_to_the_database_on_the_internal_network_only(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+
+    assert ("DCSYNC_ALLOW_PLAINTEXT" in environment) is ("DCSYNC_DATABASE_URL_FILE" in environment)
+    assert SERVICES["postgres"]["networks"] == ["backend"]
+
+
+@each_service_of_ours
 def test_each_command_is_one_that_its_program_takes(name: str) -> None:
     parsed(SERVICES[name]["command"])
 

@@ -51,7 +51,8 @@ def test_only_the_owner_gets_into_the_folder_and_containers_can_read_the_files(f
 def test_dcsync_reads_them(folder: Path) -> None:
     files = {"DATABASE_URL": "database_url", "REDIS_URL": "redis_url", "PASSWORD": "central_password"}
 
-    settings = load({f"{PREFIX}{name}_FILE": str(folder / file) for name, file in files.items()})
+    as_in_compose = {f"{PREFIX}ALLOW_PLAINTEXT": "1"}
+    settings = load(as_in_compose | {f"{PREFIX}{name}_FILE": str(folder / file) for name, file in files.items()})
 
     made = contents(folder)
     assert isinstance(settings, Settings)
