@@ -34,6 +34,7 @@ from dcsync.adapters.cloud.prober import HttpProber
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.adapters.host.alarm_sinks import LogSink, WebhookSink
 from dcsync.adapters.host.loop import LoopThread
+from dcsync.adapters.host.report_keys import ReportKeys
 from dcsync.adapters.host.secret_file import SecretFile
 from dcsync.adapters.host.tls_rules import is_unverified_database
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
@@ -478,6 +479,7 @@ def state_services(settings: Settings, app: Celery, *, clock: DatabaseClock, wor
             now=clock.now,
             endpoint_types=settings.endpoint_types,
             follow_ups=frozenset(audited_types()),
+            keys=ReportKeys(settings.report_key_file),
         ),
         alarm_store=alarm_store,
         alarm_feed=AlarmFeed(store=alarm_store, sinks=alarm_sinks(settings), now=clock.now, jitter=random.random),
@@ -522,8 +524,8 @@ def alarm_sinks(settings: Settings) -> list[AlarmSink]:
 
 
 def reports(settings: Settings, app: Celery) -> CeleryReports:
-    """Returns the sender of reports to the state service."""
-    return CeleryReports(app, redis_connection(settings))
+    """Returns the sender of reports to the state service, signed if DCSYNC_REPORT_KEY_FILE is set."""
+    return CeleryReports(app, redis_connection(settings), keys=ReportKeys(settings.report_key_file))
 
 
 def _audit_interval(settings: Settings) -> timedelta:

@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from dcsync.adapters.host import tls_rules
+from dcsync.adapters.host.report_keys import read_keys
 from dcsync.adapters.host.server_urls import is_sentinel, sentinel_url, server_url
 from dcsync.model.addresses import Network
 from dcsync.model.errors import MisconfiguredError
@@ -100,6 +101,14 @@ class Settings(BaseModel):
         None,
         "Redis 6.2 or newer, or Valkey: redis://:password@host:6379/0, "
         "or redis+sentinel://:password@host1:26379,host2:26379/name/0",
+    )
+    report_key_file: Path | None = _setting(
+        None,
+        "file with one or two keys, one per line, at least 32 characters each: reports to the state service are signed "
+        "with the first, and those signed with neither are rejected; re-read when it changes; default: not signed",
+    )
+    remote_control: bool = _setting(
+        True, "0: workers take no remote control (`celery inspect`, `celery control`, Flower's details of workers)"
     )
     data_dir: Path | None = _setting(None, "where `dcsync up` keeps its embedded servers' data")
 
@@ -304,6 +313,13 @@ class Settings(BaseModel):
                 "must be redis://:password@host:6379/0, or rediss:// for TLS, "
                 "or redis+sentinel://:password@host:26379,host:26379/name/0"
             )
+        return value
+
+    @field_validator("report_key_file")
+    @classmethod
+    def _has_keys(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            read_keys(value)
         return value
 
     @field_validator("database_url", "redis_url")

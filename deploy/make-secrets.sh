@@ -64,4 +64,5 @@ if is_missing database_url; then
 fi
 if is_missing redis_url; then printf 'redis://:%s@redis:6379/0' "$redis_password" | write redis_url; fi
 if is_missing redis.conf; then printf 'requirepass %s\n' "$redis_password" | write redis.conf; fi
+if is_missing report_key; then random | write report_key; fi
 if is_missing flower.py; then printf 'basic_auth = ["operator:%s"]\n' "$(random)" | write flower.py; fi

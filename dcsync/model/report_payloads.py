@@ -8,7 +8,9 @@ times). With models instead of typed dictionaries an availability report would c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hmac
+import json
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 
@@ -80,6 +82,34 @@ def report_from_payload(payload: object) -> Report:
         raise BadReport(_first_problem(exc)) from exc
     mark = Mark(fields.pop("observed_at"), fields.pop("sequence", 0))
     return _MAKERS[fields.pop("kind")](mark=mark, **fields)
+
+
+# --- the signature of a message with many reports ---
+
+
+def signature_of(updates: Sequence[object], key: bytes) -> str:
+    """Returns the HMAC-SHA256 of these payloads as hexadecimal digits.
+
+    What is signed is their JSON with sorted names, without blanks, non-ASCII characters escaped, so that other programs
+    can sign as well. Raises ValueError, TypeError or RecursionError for what is no JSON.
+    """
+    text = json.dumps(list(updates), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+def signature_problem(updates: Sequence[object], signature: object, keys: Sequence[bytes]) -> str | None:
+    """Returns why none of `keys` signed these payloads; None where one did."""
+    if signature is None:
+        return "the message is not signed"
+    try:
+        valid = [signature_of(updates, key) for key in keys]
+    except (ValueError, TypeError, RecursionError):
+        return "the message cannot be verified"
+    given = signature.encode() if isinstance(signature, str) else b""
+    # Every key is compared, in constant time.
+    if not sum(hmac.compare_digest(each.encode(), given) for each in valid):
+        return "the signature of the message is not valid"
+    return None
 
 
 def _availability_report(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from dcsync.model.errors import BadReport, BrokerUnreachable, RowLocked
-from dcsync.model.report_payloads import readable, report_from_payload, report_payload
+from dcsync.model.report_payloads import readable, report_from_payload, report_payload, signature_problem
 from dcsync.model.reports import EndpointReport, Report
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType
@@ -26,6 +26,9 @@ BATCH_SUBCLOUDS = 500
 
 KEPT_TEXT = 2_000
 """Characters stored of a rejected report."""
+
+KEPT_REPORTS = 5
+"""Reports shown of a rejected message."""
 
 
 @dataclass
@@ -64,9 +67,18 @@ class StateService:
     follow_ups: frozenset[EndpointType] = frozenset()
     """The endpoint types whose follow-up audits have a consumer; other follow-ups are not stored."""
     batch_subclouds: int = BATCH_SUBCLOUDS
+    keys: Callable[[], Sequence[bytes]] = tuple
+    """The keys that may sign a message; without any, no signature is needed."""
+
+    def apply_message(self, payloads: Sequence[object], *, signature: object = None) -> Tally:
+        """Applies the payloads of one message, or rejects it as a whole if its signature is needed and not valid."""
+        keys = self.keys()
+        if keys and (problem := signature_problem(payloads, signature, keys)):
+            return self.apply([], rejected=[_rejected_message(payloads, problem)])
+        return self.apply_payloads(payloads)
 
     def apply_payloads(self, payloads: Iterable[object]) -> Tally:
-        """Applies the payloads of one message; invalid payloads are rejected."""
+        """Applies payloads of a trusted message; invalid payloads are rejected."""
         reports: list[Report] = []
         rejected: list[RejectedReport] = []
         for payload in payloads:
@@ -264,6 +276,16 @@ def _cleared(alarm: AlarmRow, at: datetime) -> AlarmRow:
 def _reject_unknown_subcloud(reports: Sequence[Report], changes: StateChanges) -> None:
     error = BadReport("there is no subcloud with this region name")
     changes.rejected += [_rejected(report_payload(report), error) for report in reports]
+
+
+def _rejected_message(payloads: Sequence[object], problem: str) -> RejectedReport:
+    """Returns one row for all reports of a message: who sends many of them shall not fill the table."""
+    shown = [readable(payload) for payload in payloads[:KEPT_REPORTS]]
+    try:
+        text = json.dumps({"reports": len(payloads), "first": shown})
+    except (ValueError, TypeError, RecursionError):
+        text = json.dumps({"reports": len(payloads)})
+    return RejectedReport(None, problem, text[:KEPT_TEXT])
 
 
 def _rejected(payload: object, error: Exception) -> RejectedReport:

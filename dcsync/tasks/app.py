@@ -79,7 +79,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "worker_enable_remote_control": True,
+        "worker_enable_remote_control": settings.remote_control,
         "beat_schedule": beat_schedule(
             sweep_interval=settings.sweep_interval,
             probe_interval=settings.probe_interval,

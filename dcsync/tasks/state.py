@@ -23,14 +23,18 @@ PAUSE_SECONDS = 1.0
 
 @shared_task(name=TaskName.STATE_UPDATES.value, bind=True, acks_late=True, reject_on_worker_lost=True)
 def apply_updates(
-    self: DcsyncTask, updates: list[object] | None = None, version: int = PAYLOAD_VERSION, **_: object
+    self: DcsyncTask,
+    updates: list[object] | None = None,
+    version: int = PAYLOAD_VERSION,
+    signature: object = None,
+    **_: object,
 ) -> dict[str, int]:
     """Applies the reports of one message, and returns it to the queue while the database does not answer."""
     payloads: list[object] = updates if isinstance(updates, list) else [updates]
     if version != PAYLOAD_VERSION:
         payloads = [{"kind": f"message of version {version!r:.20}", "updates": len(payloads)}]
     try:
-        tally = self.state.service.apply_payloads(payloads)
+        tally = self.state.service.apply_message(payloads, signature=signature)
     except (TemporaryError, MisconfiguredError) as error:  # no database, or one not upgraded yet
         log.warning("reports not applied yet", reports=len(payloads), error=str(error))
         threading.Event().wait(PAUSE_SECONDS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcsync.model.errors import BadReport
-from dcsync.model.report_payloads import report_from_payload
+from dcsync.model.report_payloads import report_from_payload, signature_of, signature_problem
 from dcsync.model.reports import MAX_FAIL_COUNT, MAX_SEQUENCE, EndpointReport, Mark
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from tests.builders import NOON
@@ -127,3 +130,21 @@ VALUES = st.recursive(
 def test_whatever_comes_is_a_report_or_rejected_with_a_text_a_row_can_hold(kind: str, fields: dict[str, Any]) -> None:
     told = rejected({**PAYLOADS[kind], **fields})
     assert told is None or (told and told.isascii() and told.isprintable() and len(told) <= 400)
+
+
+def test_a_signature_is_what_the_documentation_says() -> None:
+    """Other programs sign, too: docs/state-service.md shows how."""
+    key = b"0123456789abcdef0123456789abcdef"
+    payloads = [{**PAYLOADS["endpoint"], "region_name": "süd"}]
+    text = (
+        '[{"endpoint_type":"platform","kind":"endpoint","observed_at":"2026-01-31T12:00:00+00:00",'
+        '"region_name":"s\\u00fcd","sequence":1,"sync_status":"in-sync"}]'
+    )
+
+    assert signature_of(payloads, key) == hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+@given(st.lists(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans() | st.none())))
+def test_a_signature_survives_the_trip_as_json(payloads: list[dict[str, object]]) -> None:
+    key = b"k" * 32
+    assert signature_problem(json.loads(json.dumps(payloads)), signature_of(payloads, key), [key]) is None

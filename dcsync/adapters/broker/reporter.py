@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from dcsync.adapters.broker.redis_client import make_client, translated_errors
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.messages import PAYLOAD_VERSION, QUEUE_OF, Queue, TaskName
-from dcsync.model.report_payloads import report_payload
+from dcsync.model.report_payloads import report_payload, signature_of
 from dcsync.model.reports import AvailabilityReport, EndpointReport, EndpointTypesReport, Mark, Report, bulk_report
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, SyncStatus
 
@@ -46,10 +46,13 @@ class Reports(Protocol):
 
 
 class CeleryReports:
-    """Reports as messages on the `state` queue; thread-safe."""
+    """Reports as messages on the `state` queue, signed with the first of `keys` if there is one; thread-safe."""
 
-    def __init__(self, app: Celery, client: redis.Redis | None = None) -> None:
+    def __init__(
+        self, app: Celery, client: redis.Redis | None = None, *, keys: Callable[[], Sequence[bytes]] = tuple
+    ) -> None:
         self._app = app
+        self._keys = keys
         self._client = client or make_client(str(app.conf.broker_url))
 
     def send(self, reports: Sequence[Report]) -> None:
@@ -65,7 +68,10 @@ class CeleryReports:
             raise BrokerUnreachable(f"{waiting} messages in the queue state: check that a state worker is running")
 
     def _send_message(self, reports: Sequence[Report]) -> None:
-        payload = {"version": PAYLOAD_VERSION, "updates": [report_payload(report) for report in reports]}
+        updates = [report_payload(report) for report in reports]
+        payload = {"version": PAYLOAD_VERSION, "updates": updates}
+        if keys := self._keys():
+            payload["signature"] = signature_of(updates, keys[0])
         task = TaskName.STATE_UPDATES
         try:
             self._app.send_task(

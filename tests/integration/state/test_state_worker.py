@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
 from sqlalchemy import text
 
+from dcsync import bootstrap
 from dcsync.adapters.broker import reporter
 from dcsync.adapters.broker.reporter import CeleryReports, Observer
 from dcsync.adapters.host.clock import utc_now
+from dcsync.adapters.host.report_keys import ReportKeys
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.messages import Queue, TaskName
@@ -23,6 +26,7 @@ from tests.processes import Processes, Running, wait_until
 from tests.reports import FIRMWARE, IN_SYNC, ONLINE, UNKNOWN
 
 StartWorker = Callable[[], Running]
+OURS, THEIRS = "k" * 64, "t" * 64
 
 
 @pytest.fixture
@@ -47,6 +51,37 @@ def test_reports_become_rows(rows: Rows, app: Celery, start_worker: StartWorker)
     wait_until(lambda: rows.status(FIRMWARE, "subcloud2") is IN_SYNC, seconds=180, what="the report is written down")
     assert rows.subcloud("subcloud1").availability_status is ONLINE
     assert [region for region, _ in rows.rejected()] == ["nowhere", "nowhere"]
+
+
+def test_with_a_key_a_worker_applies_signed_reports_only(
+    rows: Rows, app: Celery, processes: Processes, server_urls: dict[str, str], tmp_path: Path
+) -> None:
+    rows.add()
+    key_file, other_file = tmp_path / "report.key", tmp_path / "other.key"
+    key_file.write_text(f"{OURS}\n")
+    other_file.write_text(f"{THEIRS}\n")
+    environ = {**server_urls, "DCSYNC_REPORT_KEY_FILE": str(key_file)}
+    processes.celery("worker", "-Q", "state", "-P", "threads", "-c", "1", environ=environ, ready="ready.")
+
+    CeleryReports(app).send([Observer(utc_now).availability("subcloud1", ONLINE)])
+    CeleryReports(app, keys=ReportKeys(other_file)).send([Observer(utc_now).availability("subcloud1", ONLINE)])
+    wait_until(lambda: len(rows.rejected()) == 2, seconds=180, what="both are rejected")
+    assert rows.rejected() == [
+        (None, "the message is not signed"),
+        (None, "the signature of the message is not valid"),
+    ]
+    assert rows.subcloud().availability_status is not ONLINE
+
+    # As commands and sync workers send them.
+    settings = load(environ)
+    bootstrap.reports(settings, app).send([Observer(utc_now).availability("subcloud1", ONLINE)])
+    wait_until(lambda: rows.subcloud().availability_status is ONLINE, seconds=180, what="the signed report is applied")
+
+    # Rotation: the worker accepts the new key beside the old one, without a restart.
+    key_file.write_text(f"{OURS}\n{THEIRS}\n")
+    CeleryReports(app, keys=ReportKeys(other_file)).send([Observer(utc_now).endpoint("subcloud1", FIRMWARE, IN_SYNC)])
+    wait_until(lambda: rows.status(FIRMWARE) is IN_SYNC, seconds=180, what="the new key is accepted")
+    assert len(rows.rejected()) == 2
 
 
 def test_workers_give_subclouds_of_before_the_endpoint_types_that_are_configured(

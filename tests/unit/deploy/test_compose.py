@@ -88,7 +88,7 @@ def test_secrets_are_given_as_files_that_the_service_is_handed(name: str) -> Non
     for variable, value in service["environment"].items():
         field = variable.removeprefix(PREFIX).lower()
         assert field not in SECRETS, f"{variable} would show in `docker inspect`"
-        if field.removesuffix("_file") in SECRETS:
+        if field.removesuffix("_file") in SECRETS or field == "report_key_file":
             assert value.removeprefix("/run/secrets/") in service["secrets"], f"{variable} names {value}"
 
 
@@ -96,8 +96,8 @@ def test_secrets_are_given_as_files_that_the_service_is_handed(name: str) -> Non
     ("name", "needed"),
     [
         ("migrate", {"database_url"}),
-        ("sync-worker", {"database_url", "redis_url", "password"}),
-        ("state-worker", {"database_url", "redis_url"}),
+        ("sync-worker", {"database_url", "redis_url", "password", "report_key"}),
+        ("state-worker", {"database_url", "redis_url", "report_key"}),
         ("beat", {"redis_url"}),
         ("flower", {"redis_url"}),
     ],
@@ -144,6 +144,11 @@ def test_state_workers_send_no_events() -> None:
     section 4.3."""
     assert not parsed(SERVICES["state-worker"]["command"]).get("task_events")
     assert parsed(SERVICES["flower"]["command"])["enable_events"] == "False"
+
+
+@each_worker
+def test_workers_take_no_remote_control(name: str) -> None:
+    assert SERVICES[name]["environment"]["DCSYNC_REMOTE_CONTROL"] == "0"
 
 
 @each_worker

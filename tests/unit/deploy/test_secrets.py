@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dcsync.adapters.host.report_keys import read_keys
 from dcsync.settings import PREFIX, Settings, load
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,6 +53,7 @@ def test_dcsync_reads_them(folder: Path) -> None:
     files = {"DATABASE_URL": "database_url", "REDIS_URL": "redis_url", "PASSWORD": "central_password"}
 
     as_in_compose = {f"{PREFIX}ALLOW_PLAINTEXT": "1"}
+    assert read_keys(folder / "report_key") == (contents(folder)["report_key"].encode(),)
     settings = load(as_in_compose | {f"{PREFIX}{name}_FILE": str(folder / file) for name, file in files.items()})
 
     made = contents(folder)
@@ -78,10 +80,15 @@ def test_passwords_are_long_random_and_different(folder: Path, tmp_path: Path) -
     passwords = [
         text
         for made in (contents(folder), contents(other))
-        for text in (made["postgres_password"], made["redis_password"], made["flower.py"].split(":")[1].split('"')[0])
+        for text in (
+            made["postgres_password"],
+            made["redis_password"],
+            made["report_key"],
+            made["flower.py"].split(":")[1].split('"')[0],
+        )
     ]
 
-    assert len(set(passwords)) == 6
+    assert len(set(passwords)) == 8
     assert all(len(password) == 48 for password in passwords)
 
 

@@ -108,8 +108,8 @@ def test_each_setting_is_one_that_dcsync_reads(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "needed"),
     [
-        (SYNC, {"database_url", "redis_url", "password"}),
-        (STATE, {"database_url", "redis_url"}),
+        (SYNC, {"database_url", "redis_url", "password", "report_key"}),
+        (STATE, {"database_url", "redis_url", "report_key"}),
         (BEAT, {"redis_url"}),
         (FLOWER, {"redis_url"}),
     ],
@@ -121,6 +121,11 @@ def test_each_role_is_given_the_secrets_it_needs_as_credentials_and_no_other(nam
     assert set(files) == {f"{PREFIX}{secret.upper()}_FILE" for secret in needed}
     assert {value.removeprefix("%d/") for value in files.values()} <= handed
     assert not {f"{PREFIX}{secret.upper()}" for secret in SECRETS} & set(environment(name))
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_take_no_remote_control(name: str) -> None:
+    assert environment(name)["DCSYNC_REMOTE_CONTROL"] == "0"
 
 
 @each_service
