@@ -6,6 +6,8 @@ This module defines the processes and their arguments; `supervisor` keeps them r
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +20,25 @@ import click
 import dcsync
 from dcsync.adapters.postgres.database import upgrade
 from dcsync.local.endpoints import is_set, remove_endpoints, up_lock, write_endpoints
-from dcsync.local.folder import default_data_dir, make_data_dir, make_folder
+from dcsync.local.folder import default_data_dir, make_data_dir, make_folder, write_private
 from dcsync.local.servers import HOST, EmbeddedPostgres, EmbeddedRedis, Server, free_port, is_free
 from dcsync.local.supervisor import ChildProcess, StopSignals, Supervised, Supervisor, Tails
 from dcsync.model.errors import MisconfiguredError
-from dcsync.settings import Settings, load
+from dcsync.settings import PREFIX, SECRETS, Settings, load
 
 SYNC_WORKERS = 2
 SYNC_THREADS = 100
 STATE_THREADS = 2
 FLOWER_PORT = 5555
+FLOWER_USER = "operator"
+NEEDED_SECRETS: Mapping[str, frozenset[str]] = {
+    "sync-worker": frozenset(SECRETS),
+    # It delivers alarms as well, while no sync worker does.
+    "state-worker": frozenset({"database_url", "redis_url", "alarm_webhook_url"}),
+    "beat": frozenset({"redis_url"}),
+    "flower": frozenset({"redis_url"}),
+}
+"""The secrets each kind of process is given; as in the compose file and the systemd units."""
 STOP_MARGIN_SECONDS = 10.0
 """Added to the time that a stopping worker gives its runs."""
 SERVERS: Mapping[str, type[Server]] = {"DCSYNC_DATABASE_URL": EmbeddedPostgres, "DCSYNC_REDIS_URL": EmbeddedRedis}
@@ -165,6 +176,8 @@ class Machine:
             rows.append((child.name, str(child.pid or "-"), where))
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines = [f"{name:<{widths[0]}}  {pid:>{widths[1]}}  {where}" for name, pid, where in rows]
+        if self.flower_url:
+            lines.append(f"Flower asks for user {FLOWER_USER} and the password in {self._flower_login}")
         return "\n".join([*lines, f"data and logs: {self.data_dir}"])
 
     def _supervise(self, stages: Sequence[Sequence[Supervised]], interrupted: Callable[[], bool]) -> None:
@@ -178,31 +191,39 @@ class Machine:
         if options.flower:
             port = _flower_port(options.flower_port)
             self.flower_url = f"http://{HOST}:{port}"
-            flower = [self._celery("flower", *_flower_arguments(port), stop_seconds=STOP_MARGIN_SECONDS)]
-        beat = self._celery(
-            "beat", "beat", "--schedule", str(self._run_folder / "beat-schedule"), stop_seconds=STOP_MARGIN_SECONDS
-        )
+            make_flower_login(self._flower_login)
+            arguments = _flower_arguments(port, login=self._flower_login)
+            flower = [self._celery("flower", *arguments, role="flower", stop_seconds=STOP_MARGIN_SECONDS)]
+        schedule = str(self._run_folder / "beat-schedule")
+        beat = self._celery("beat", "beat", "--schedule", schedule, role="beat", stop_seconds=STOP_MARGIN_SECONDS)
         workers: list[Supervised] = [
-            self._worker(f"sync-worker-{number}", "control,sync,audit", SYNC_THREADS, "-E", stop_seconds=stop_seconds)
+            self._worker("sync-worker", number, "control,sync,audit", SYNC_THREADS, "-E", stop_seconds=stop_seconds)
             for number in range(1, SYNC_WORKERS + 1)
         ]
-        workers.append(self._worker("state-worker", "state", STATE_THREADS, stop_seconds=stop_seconds))
+        workers.append(self._worker("state-worker", None, "state", STATE_THREADS, stop_seconds=stop_seconds))
         return [flower, [beat], workers]
 
-    def _worker(self, name: str, queues: str, threads: int, *more: str, stop_seconds: float) -> ChildProcess:
+    def _worker(
+        self, role: str, number: int | None, queues: str, threads: int, *more: str, stop_seconds: float
+    ) -> ChildProcess:
+        name = role if number is None else f"{role}-{number}"
         arguments = ("-n", f"{name}@%h", "-Q", queues, "-P", "threads", "-c", str(threads))
         alone = ("--without-gossip", "--without-mingle")
-        return self._celery(name, "worker", *arguments, *alone, *more, stop_seconds=stop_seconds)
+        return self._celery(name, "worker", *arguments, *alone, *more, role=role, stop_seconds=stop_seconds)
 
-    def _celery(self, name: str, *arguments: str, stop_seconds: float) -> ChildProcess:
+    def _celery(self, name: str, *arguments: str, role: str, stop_seconds: float) -> ChildProcess:
         return ChildProcess(
             name,
             (sys.executable, "-m", "celery", "-A", "worker", *arguments),
-            environ=with_own_modules(self.environ),
+            environ=with_own_modules(with_needed_secrets(self.environ, role=role)),
             cwd=self._run_folder,
             log_file=make_folder(self.data_dir / "logs", mode=0o700) / f"{name}.log",
             stop_seconds=stop_seconds,
         )
+
+    @property
+    def _flower_login(self) -> Path:
+        return self.data_dir / "flower_login.py"
 
     @property
     def _run_folder(self) -> Path:
@@ -217,11 +238,25 @@ def with_own_modules(environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, "PYTHONPATH": os.pathsep.join([ours, *rest])}
 
 
-def _flower_arguments(port: int) -> tuple[str, ...]:
+def with_needed_secrets(environ: Mapping[str, str], *, role: str) -> dict[str, str]:
+    """Returns the environment without the secrets that a process of this role does not need, nor their files."""
+    withheld = {PREFIX + name.upper() for name in set(SECRETS) - NEEDED_SECRETS[role]}
+    withheld |= {f"{name}_FILE" for name in withheld}
+    return {name: value for name, value in environ.items() if name not in withheld}
+
+
+def make_flower_login(path: Path) -> None:
+    """Writes Flower's configuration with a random password; keeps the password of one that exists."""
+    found = re.search(rf'"{FLOWER_USER}:([\w-]+)"', path.read_text(encoding="utf-8")) if path.exists() else None
+    password = found.group(1) if found else secrets.token_urlsafe(24)
+    write_private(path, f'basic_auth = ["{FLOWER_USER}:{password}"]\n')
+
+
+def _flower_arguments(port: int, *, login: Path) -> tuple[str, ...]:
     """Returns Flower's arguments. It must not enable events in state workers, where they cost a third of the capacity;
     sync workers send them anyway."""
     shown = ("--read_only=True", "--enable_events=False", "--max_tasks=20000")
-    return ("flower", f"--address={HOST}", f"--port={port}", *shown)
+    return ("flower", f"--conf={login}", f"--address={HOST}", f"--port={port}", *shown)
 
 
 def _flower_port(wanted: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import signal
 import socket
 import stat
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -43,11 +46,47 @@ def _pids(output: str) -> dict[str, int]:
     return {name: int(pid) for name, pid in re.findall(r"^([\w-]+) +(\d+) +\S+$", output, re.MULTILINE)}
 
 
+def _secrets_of(pid: int, names: set[str]) -> set[str]:
+    return names & psutil.Process(pid).environ().keys()
+
+
+def _flower_answers(port: int, login: str | None) -> int | None:
+    """The HTTP status; None while it does not listen."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/workers")
+    if login is not None:
+        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+    except OSError:
+        return None
+
+
 def test_up_runs_everything_until_it_is_stopped(processes: Processes, environ: dict[str, str]) -> None:
-    up = _up(processes, environ, "--flower-port", str(free_port()))  # 5555 may be another test's, or a person's
+    port = free_port()  # 5555 may be another test's, or a person's
+    up = _up(processes, environ, "--flower-port", str(port))
     assert list(_pids(up.output())) == EVERYTHING
     family = [psutil.Process(pid) for pid in _pids(up.output()).values()]
     assert all(process.is_running() for process in family)
+
+    # Each process is given the secrets it needs, and no other.
+    central, database, broker = "DCSYNC_PASSWORD", "DCSYNC_DATABASE_URL", "DCSYNC_REDIS_URL"
+    held = {name: _secrets_of(pid, {central, database, broker}) for name, pid in _pids(up.output()).items()}
+    workers = {"sync-worker-1": {central, database, broker}, "sync-worker-2": {central, database, broker}}
+    others = {"state-worker": {database, broker}, "beat": {broker}, "flower": {broker}}
+    assert held == workers | others | {"postgresql": set(), "valkey": set()}
+
+    # Flower asks for a login, which only the owner of the folder can read.
+    login = Path(environ["DCSYNC_DATA_DIR"]) / "flower_login.py"
+    assert stat.S_IMODE(login.stat().st_mode) == 0o600
+    wait_until(lambda: _flower_answers(port, "operator:wrong"), seconds=60, what="Flower answers")
+    user_and_password = login.read_text().split('"')[1]
+    assert _flower_answers(port, None) == 401
+    assert _flower_answers(port, "operator:wrong") == 401
+    assert _flower_answers(port, user_and_password) == 200
+    assert user_and_password.partition(":")[2] not in up.output()
 
     # Other commands on this machine find the servers, and nobody else may.
     urls = find_endpoints(environ)
@@ -121,4 +160,4 @@ def test_flower_on_a_port_that_is_taken_is_refused(processes: Processes, environ
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = processes.cli("up", "--flower-port", port, environ=environ, expect=2)
-    assert f"port {port} is taken" in done.stderr
+    assert f"port {port} is in use" in done.stderr
