@@ -53,16 +53,29 @@ if is_missing central_password; then
     password=$(ask_central_password)
     printf '%s' "$password" | write central_password
 fi
-if is_missing postgres_password; then random | write postgres_password; fi
-if is_missing redis_password; then random | write redis_password; fi
+for name in postgres_password postgres_owner_password postgres_app_password postgres_reader_password \
+    redis_password; do
+    if is_missing "$name"; then random | write "$name"; fi
+done
 
-postgres_password=$(cat "$folder/postgres_password")
-redis_password=$(cat "$folder/redis_password")
+# url ROLE: its address on the PostgreSQL of compose.
+url() {
+    printf 'postgresql://dcsync_%s:%s@postgres:5432/dcsync' "$1" "$(cat "$folder/postgres_$1_password")"
+}
 
-if is_missing database_url; then
-    printf 'postgresql://dcsync:%s@postgres:5432/dcsync' "$postgres_password" | write database_url
+if is_missing owner_database_url; then url owner | write owner_database_url; fi
+if is_missing database_url; then url app | write database_url; fi
+
+# What dcsync's user of Redis may do; dcsync/adapters/broker/acl.py says why.
+redis_rules='resetkeys resetchannels -@all ~dcsync:* ~control* ~sync* ~audit* ~state* ~_kombu.* ~unacked* ~celeryev.* ~*.celery.pidbox* &/0.celeryev &/0.celeryev/* &/0.celery.pidbox +auth +hello +ping +select +client|setname +client|id +info +role +time +scan +get +set +mget +del +exists +expire +pexpire +pttl +ttl +type +lpush +rpush +rpop +brpop +llen +lrange +lrem +sadd +srem +smembers +scard +sismember +hset +hget +hdel +hgetall +hlen +hexists +hmget +hincrby +zadd +zrem +zrevrangebyscore +zrangebyscore +zrange +zcard +zscore +zremrangebyscore +incr +incrby +decr +setex +psetex +setnx +getdel +multi +exec +discard +watch +unwatch +eval +evalsha +script|load +script|exists +publish +subscribe +psubscribe +unsubscribe +punsubscribe'
+if is_missing redis_url; then printf 'redis://dcsync:%s@redis:6379/0' "$(random)" | write redis_url; fi
+if is_missing redis.conf; then
+    {
+        printf 'requirepass %s\n' "$(cat "$folder/redis_password")"
+        # Nothing for an address with another user: then Redis has that user already.
+        redis_app_password=$(sed -n 's|^rediss*://dcsync:\([^@]*\)@.*|\1|p' "$folder/redis_url")
+        if [ -n "$redis_app_password" ]; then printf 'user dcsync on >%s %s\n' "$redis_app_password" "$redis_rules"; fi
+    } | write redis.conf
 fi
-if is_missing redis_url; then printf 'redis://:%s@redis:6379/0' "$redis_password" | write redis_url; fi
-if is_missing redis.conf; then printf 'requirepass %s\n' "$redis_password" | write redis.conf; fi
 if is_missing report_key; then random | write report_key; fi
 if is_missing flower.py; then printf 'basic_auth = ["operator:%s"]\n' "$(random)" | write flower.py; fi

@@ -28,7 +28,7 @@ from sqlalchemy import Engine, func, select
 from dcsync.adapters.broker.locks import RedisLocks
 from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.audits import SqlAuditStore
-from dcsync.adapters.postgres.database import make_engine
+from dcsync.adapters.postgres.database import make_engine, upgrade
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import central_state
 from dcsync.audit.endpoints import audited_types
@@ -91,8 +91,8 @@ class System:
         self.environ = {
             **settings,
             **cloud.environment(),
-            "DCSYNC_DATABASE_URL": postgres.url,
-            "DCSYNC_REDIS_URL": redis.url,
+            "DCSYNC_DATABASE_URL": postgres.app_url,
+            "DCSYNC_REDIS_URL": redis.app_url,
         }
         self.inventory = SqlInventory(engine)
         self.audits = SqlAuditStore(engine)
@@ -362,7 +362,7 @@ def open_system(
             engine=engine,
             settings=FAST if settings is None else settings,
         )
-        system.cli("db", "upgrade")
+        upgrade(postgres.owner_url)
         try:
             yield system
         finally:

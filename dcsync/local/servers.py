@@ -6,6 +6,8 @@ stops when this process ends. `binaries` finds the programs; `up` decides which 
 
 from __future__ import annotations
 
+import contextlib
+import hmac
 import json
 import os
 import secrets
@@ -26,6 +28,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from dcsync.adapters.broker import acl
+from dcsync.adapters.postgres import privileges
 from dcsync.local.binaries import Program, accessible_program, find_postgres, find_redis, major_version
 from dcsync.local.folder import FolderLock, User, make_data_dir, make_folder, server_user, write_private
 from dcsync.local.leash import leashed
@@ -79,7 +83,12 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """The URL with the password; available after `start`."""
+        """The administrator's URL with the password; available after `start`."""
+
+    @property
+    @abstractmethod
+    def app_url(self) -> str:
+        """The URL of workers and commands, whose user may do what they need and no more."""
 
     @property
     def port(self) -> int:
@@ -258,7 +267,7 @@ class Server(ABC):
 
 
 class EmbeddedPostgres(Server):
-    """PostgreSQL with one superuser and one database, both named dcsync."""
+    """PostgreSQL with one superuser and one database, both named dcsync, and the roles of `privileges`."""
 
     name = "postgresql"
     death_signal = signal.SIGINT
@@ -271,9 +280,19 @@ class EmbeddedPostgres(Server):
     def url(self) -> str:
         return self.url_of(self.ACCOUNT)
 
-    def url_of(self, database: str) -> str:
-        """Returns the URL of another database of this server."""
-        return f"postgresql://{self.ACCOUNT}:{self._kept.password}@{HOST}:{self.port}/{database}"
+    @property
+    def app_url(self) -> str:
+        return self.url_of(self.ACCOUNT, role=privileges.APP)
+
+    @property
+    def owner_url(self) -> str:
+        """The URL of the role that owns the schema, for upgrades."""
+        return self.url_of(self.ACCOUNT, role=privileges.OWNER)
+
+    def url_of(self, database: str, *, role: str | None = None) -> str:
+        """Returns the URL of another database of this server; of the superuser unless a role is named."""
+        password = self._kept.password if role is None else _derived(self._kept.password, role)
+        return f"postgresql://{role or self.ACCOUNT}:{password}@{HOST}:{self.port}/{database}"
 
     @property
     def _pid_file(self) -> Path:
@@ -361,7 +380,14 @@ class EmbeddedPostgres(Server):
                     cursor.execute(f"CREATE DATABASE {self.ACCOUNT}")
         finally:
             connection.close()
+        self._make_roles()
         return True
+
+    def _make_roles(self) -> None:
+        names = {"owner": privileges.OWNER, "app": privileges.APP, "reader": privileges.READER}
+        passwords = {f"{name}_password": _derived(self._kept.password, role) for name, role in names.items()}
+        with contextlib.closing(psycopg2.connect(self.url)) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(privileges.role_statements(passwords, connection))
 
 
 class EmbeddedRedis(Server):
@@ -374,6 +400,10 @@ class EmbeddedRedis(Server):
     @property
     def url(self) -> str:
         return f"redis://:{self._kept.password}@{HOST}:{self.port}/0"
+
+    @property
+    def app_url(self) -> str:
+        return f"redis://{acl.USER}:{_derived(self._kept.password, acl.USER)}@{HOST}:{self.port}/0"
 
     @property
     def _pid_file(self) -> Path:
@@ -404,6 +434,7 @@ class EmbeddedRedis(Server):
             "maxmemory-policy": "noeviction",
             "tcp-backlog": 128,
         }
+        settings["user"] = f"{acl.USER} on >{_derived(kept.password, acl.USER)} {acl.RULES}"
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
         write_private(self._config_file, text, owner=self._user)
         return [str(program.executable(f"{program.name}-server")), str(self._config_file)]
@@ -423,6 +454,11 @@ class EmbeddedRedis(Server):
             return False
         finally:
             client.close()
+
+
+def _derived(password: str, purpose: str) -> str:
+    """Returns the password of a lesser user; it reveals nothing of the administrator's."""
+    return hmac.digest(password.encode(), purpose.encode(), "sha256").hex()[:48]
 
 
 def free_port() -> int:

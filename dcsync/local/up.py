@@ -131,8 +131,8 @@ class Machine:
 
     @property
     def embedded_urls(self) -> dict[str, str]:
-        """Name of the setting -> URL, with the password."""
-        return {variable: server.url for variable, server in self.servers.items()}
+        """Name of the setting -> URL of workers and commands, with the password."""
+        return {variable: server.app_url for variable, server in self.servers.items()}
 
     @property
     def log_files(self) -> dict[str, Path]:
@@ -152,7 +152,8 @@ class Machine:
         self.environ |= self.embedded_urls
         url = load(self.environ).required("database_url", "redis_url").database_url
         assert url is not None
-        before, now = upgrade(url.get_secret_value())
+        server = self.servers.get("DCSYNC_DATABASE_URL")
+        before, now = upgrade(server.owner_url if isinstance(server, EmbeddedPostgres) else url.get_secret_value())
         if before != now:
             self._say(f"database schema upgraded to revision {now}")
 

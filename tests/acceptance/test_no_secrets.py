@@ -189,7 +189,9 @@ def sinks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sinks]:
                 system.cloud.set_fault(name, None)
             system.until_completed(*names)
         app.close()
-        own = {system.postgres.url.split(":")[2].split("@")[0], system.redis.url.split(":")[2].split("@")[0]}
+        postgres, redis_ = system.postgres, system.redis
+        urls = (postgres.url, postgres.owner_url, postgres.app_url, redis_.url, redis_.app_url)
+        own = {url.split(":")[2].split("@")[0] for url in urls}
         after = all_secrets(system.cloud, [system.address(name) for name in names])
         texts = {
             "output": system.output(),

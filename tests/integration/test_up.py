@@ -94,6 +94,8 @@ def test_up_runs_everything_until_it_is_stopped(processes: Processes, environ: d
     endpoints = Path(environ["DCSYNC_DATA_DIR"]) / "endpoints.json"
     assert stat.S_IMODE(endpoints.stat().st_mode) == 0o600
     assert json.loads(endpoints.read_text()) == urls
+    assert urls["DCSYNC_DATABASE_URL"].startswith("postgresql://dcsync_app:")
+    assert urls["DCSYNC_REDIS_URL"].startswith("redis://dcsync:")
     psycopg2.connect(urls["DCSYNC_DATABASE_URL"]).close()
 
     # All three workers wait for work.
@@ -127,7 +129,7 @@ def test_killed_up_leaves_nothing_and_its_data_is_there_the_next_time(
     family = [psutil.Process(pid) for pid in _pids(first.output()).values()]
     urls = find_endpoints(environ)
     with redis.Redis.from_url(urls["DCSYNC_REDIS_URL"]) as client:
-        client.set("kept", "yes")
+        client.set("dcsync:kept", "yes")
     os.kill(first.pid, signal.SIGKILL)
     assert psutil.wait_procs(family, timeout=60)[1] == []
     assert find_endpoints(environ) == {}
@@ -135,7 +137,7 @@ def test_killed_up_leaves_nothing_and_its_data_is_there_the_next_time(
     _up(processes, environ, "--no-flower")
     assert find_endpoints(environ) == urls
     with redis.Redis.from_url(urls["DCSYNC_REDIS_URL"], decode_responses=True) as client:
-        assert client.get("kept") == "yes"
+        assert client.get("dcsync:kept") == "yes"
 
 
 def test_servers_that_are_given_are_used_and_none_are_embedded(

@@ -133,7 +133,7 @@ class Secrets:
 
     def __init__(self, system: System) -> None:
         self._system = system
-        own = (system.postgres.url, system.redis.url)
+        own = (system.postgres.url, system.postgres.app_url, system.redis.url, system.redis.app_url)
         self._seen = {url.split(":")[2].split("@")[0] for url in own}
 
     def collect(self, names: Sequence[str]) -> None:

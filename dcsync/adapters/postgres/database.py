@@ -13,7 +13,7 @@ from psycopg2 import errorcodes
 from sqlalchemy import Connection, Engine, create_engine, event, exc, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from dcsync.adapters.postgres import connections
+from dcsync.adapters.postgres import connections, privileges
 from dcsync.adapters.postgres.connections import PING_SECONDS, STATEMENT_SECONDS, Limits, Opener, url_parameters
 from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError, RowLocked, SchemaOutOfDate
 
@@ -188,6 +188,7 @@ def upgrade(url: str) -> tuple[str | None, str]:
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            privileges.grant(connection)
             return before, head_revision()
     finally:
         engine.dispose()

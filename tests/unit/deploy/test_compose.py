@@ -95,7 +95,7 @@ def test_secrets_are_given_as_files_that_the_service_is_handed(name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "needed"),
     [
-        ("migrate", {"database_url"}),
+        ("migrate", {"database_url"}),  # that of the owner role
         ("sync-worker", {"database_url", "redis_url", "password", "report_key"}),
         ("state-worker", {"database_url", "redis_url", "report_key"}),
         ("beat", {"redis_url"}),
@@ -211,6 +211,26 @@ def test_the_schema_waits_for_its_database() -> None:
 @each_lasting_service
 def test_each_lasting_service_starts_again_after_it_ended(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
+
+
+def test_only_the_migration_is_the_owner_of_the_schema() -> None:
+    owners = {name for name, service in SERVICES.items() if "owner_database_url" in service.get("secrets", [])}
+
+    assert owners == {"migrate"}
+    assert "database_url" not in SERVICES["migrate"]["secrets"]
+    assert SERVICES["migrate"]["environment"]["DCSYNC_DATABASE_URL_FILE"] == "/run/secrets/owner_database_url"
+
+
+def test_postgresql_makes_the_roles_with_the_passwords_it_is_handed() -> None:
+    mounts = dict(mount.split(":")[:2] for mount in SERVICES["postgres"]["volumes"])
+    (script,) = [source for source, target in mounts.items() if target.startswith("/docker-entrypoint-initdb.d/")]
+    text = (ROOT / script).read_text(encoding="utf-8")
+
+    assert set(re.findall(r"/run/secrets/(\w+)", text)) == set(SERVICES["postgres"]["secrets"]) - {"postgres_password"}
+    (included,) = re.findall(r"^\\i (\S+)$", text, re.MULTILINE)
+    (roles,) = [source for source, target in mounts.items() if target == included]
+    variables = set(re.findall(r":'(\w+)'", (ROOT / roles).read_text(encoding="utf-8")))
+    assert variables == set(re.findall(r"^\\set (\w+_password)", text, re.MULTILINE))
 
 
 def test_a_failed_migration_is_not_repeated_for_ever() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dcsync.adapters.broker import acl
 from dcsync.adapters.host.report_keys import read_keys
 from dcsync.settings import PREFIX, Settings, load
 
@@ -62,15 +64,38 @@ def test_dcsync_reads_them(folder: Path) -> None:
     assert settings.password.get_secret_value() == CENTRAL_PASSWORD
     assert settings.database_url is not None
     assert settings.database_url.get_secret_value() == (
-        f"postgresql://dcsync:{made['postgres_password']}@postgres:5432/dcsync"
+        f"postgresql://dcsync_app:{made['postgres_app_password']}@postgres:5432/dcsync"
     )
     assert settings.redis_url is not None
-    assert settings.redis_url.get_secret_value() == f"redis://:{made['redis_password']}@redis:6379/0"
+    assert settings.redis_url.get_secret_value() == made["redis_url"]
+    assert made["owner_database_url"] == (
+        f"postgresql://dcsync_owner:{made['postgres_owner_password']}@postgres:5432/dcsync"
+    )
 
 
 def test_servers_are_told_the_same_passwords(folder: Path) -> None:
     made = contents(folder)
 
+    administrator, ours = made["redis.conf"].splitlines()
+    assert administrator == f"requirepass {made['redis_password']}"
+    assert ours == f"user {acl.USER} on >{_redis_app_password(made)} {acl.RULES}"
+
+
+def _redis_app_password(made: dict[str, str]) -> str:
+    found = re.fullmatch(r"redis://dcsync:(\w+)@redis:6379/0", made["redis_url"])
+    assert found is not None
+    return found.group(1)
+
+
+def test_an_address_of_redis_that_was_there_is_kept_and_no_user_made_for_it(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    (folder / "redis_url").write_text("rediss://another:pw@redis.example:6379/0")
+
+    make(folder)
+
+    made = contents(folder)
+    assert made["redis_url"] == "rediss://another:pw@redis.example:6379/0"
     assert made["redis.conf"] == f"requirepass {made['redis_password']}\n"
 
 
@@ -81,14 +106,15 @@ def test_passwords_are_long_random_and_different(folder: Path, tmp_path: Path) -
         text
         for made in (contents(folder), contents(other))
         for text in (
-            made["postgres_password"],
+            *(made[f"postgres_{role}password"] for role in ("", "owner_", "app_", "reader_")),
+            _redis_app_password(made),
             made["redis_password"],
             made["report_key"],
             made["flower.py"].split(":")[1].split('"')[0],
         )
     ]
 
-    assert len(set(passwords)) == 8
+    assert len(set(passwords)) == 16
     assert all(len(password) == 48 for password in passwords)
 
 
