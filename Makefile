@@ -5,6 +5,8 @@
 # make bench-sync    what an initial sync costs
 # make bench-state   how much the state service carries
 # make bench-audit   what it costs to keep 1,000 subclouds in line, and how soon a central change is everywhere
+# make sbom    the bill of materials of a deployment (CycloneDX), as sbom.json
+# make constraints    the pins with hashes anew, after a change of dependencies; needs uv
 # All install what they need into .venv, once. PYTHON=... chooses the Python, SUBCLOUDS=... the size of the demo.
 
 SHELL := /bin/bash
@@ -21,7 +23,7 @@ STAMP := $(VENV)/installed-in-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1
 # By file: xdist 3.8 under pytest 9.2 ignores its own groups, and a module's servers are to be started once.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: venv demo test lint faults soak bench bench-sync bench-state bench-audit clean
+.PHONY: venv demo test lint faults sbom constraints soak bench bench-sync bench-state bench-audit clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -67,7 +69,19 @@ bench-state: $(STAMP)
 bench-audit: $(STAMP)
 	@$(BIN)/python -m bench.audit
 
+sbom: $(STAMP)
+	@$(BIN)/python tools/make_sbom.py > sbom.json
+
+# The address of the package index is in none of them, so that hashes alone decide what is installed.
+COMPILE := uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
+constraints:
+	$(COMPILE) pyproject.toml --extra postgres -c constraints.txt > constraints-runtime.new
+	$(COMPILE) deploy/build-requirements.in > constraints-build.new
+	for name in runtime build; do \
+		{ grep '^#' constraints-$$name.txt; cat constraints-$$name.new; } > constraints-$$name.both \
+		&& mv constraints-$$name.both constraints-$$name.txt && rm constraints-$$name.new; done
+
 clean:
 	rm -rf $(VENV) .keystone-venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	rm -rf build dist *.egg-info celerybeat-schedule*
+	rm -rf build dist sbom.json *.egg-info celerybeat-schedule*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -168,6 +168,40 @@ def test_flower_asks_for_a_password_changes_nothing_and_is_seen_on_this_host_onl
     assert flower["ports"][0].endswith(f":{options['port']}")
 
 
+# --- images ------------------------------------------------------------------------------------------------------
+
+IMAGES = {"postgres": "POSTGRES_IMAGE", "redis": "REDIS_IMAGE", **dict.fromkeys(OURS, "APP_IMAGE")}
+
+
+def default_image(name: str) -> str:
+    """What is used where the variable is not set."""
+    found = re.fullmatch(r"\$\{(\w+):-(.+)\}", SERVICES[name]["image"])
+    assert found is not None, name
+    assert found.group(1) == IMAGES[name]
+    return found.group(2)
+
+
+@pytest.mark.parametrize("name", sorted(SERVERS))
+def test_images_of_servers_are_pinned_to_a_minor_version(name: str) -> None:
+    assert re.fullmatch(r"\w+:\d+\.\d+(\.\d+)?-bookworm", default_image(name))
+
+
+@each_service
+def test_each_image_can_be_replaced_by_one_with_a_digest(name: str) -> None:
+    digest = f"registry.example/{name}@sha256:{'0' * 64}"
+
+    assert re.sub(r"\$\{(\w+):-[^}]+\}", digest, SERVICES[name]["image"]) == digest
+    assert "@" not in default_image(name)
+
+
+@each_service_of_ours
+def test_the_base_of_our_image_is_that_of_the_dockerfile(name: str) -> None:
+    (default,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+
+    assert SERVICES[name]["build"]["args"] == {"PYTHON_IMAGE": f"${{PYTHON_IMAGE:-{default}}}"}
+    assert re.fullmatch(r"python:\d+\.\d+-slim-bookworm", default)
+
+
 # --- start, health, stop -----------------------------------------------------------------------------------------
 
 
@@ -314,7 +348,7 @@ def test_nothing_is_mounted_for_writing_but_the_servers_data() -> None:
 def test_postgresql_takes_its_password_from_a_file_and_is_16_or_newer() -> None:
     postgres = SERVICES["postgres"]
 
-    assert int(postgres["image"].removeprefix("postgres:").partition("-")[0]) >= 16
+    assert float(default_image("postgres").removeprefix("postgres:").partition("-")[0]) >= 16
     assert not {"POSTGRES_PASSWORD", "POSTGRES_HOST_AUTH_METHOD"} & postgres["environment"].keys()
     assert postgres["environment"]["POSTGRES_PASSWORD_FILE"].removeprefix("/run/secrets/") in postgres["secrets"]
 
@@ -324,7 +358,7 @@ def test_redis_keeps_what_it_was_given_evicts_nothing_and_asks_for_a_password() 
     program, conf, *words = redis["command"]
     options = dict(zip(words[::2], words[1::2], strict=True))
 
-    assert int(redis["image"].removeprefix("redis:").partition("-")[0].partition(".")[0]) >= 7
+    assert float(default_image("redis").removeprefix("redis:").partition("-")[0]) >= 7
     assert program == "redis-server"
     assert conf.removeprefix("/run/secrets/") in redis["secrets"]
     assert options["--appendonly"] == "yes"
@@ -362,4 +396,6 @@ def test_no_password_stands_in_the_file(name: str) -> None:
             assert variable.endswith("_FILE") or variable == "POSTGRES_INITDB_ARGS", variable
             assert value.startswith("/run/secrets/"), variable
     assert not [word for word in words if re.search(r"(?i)--?(pass|requirepass|basic.?auth|a)\b", word)]
-    assert "${" not in TEXT, "a value taken from the shell of whoever starts it"
+    assert set(re.findall(r"\$\{(\w+)", TEXT)) == set(IMAGES.values()) | {"PYTHON_IMAGE"}, (
+        "another value taken from the shell of whoever starts it"
+    )
