@@ -229,6 +229,10 @@ def _request(
         if as_json:
             click.echo(json_text([_object(row) for row in requested]))
         return 0
+    if names is None:
+        known = operator.inventory.all()
+        managed = {each.name for each in known if each.management_state is ManagementState.MANAGED}
+        requested = [row for row in requested if row.name in managed]
     return _wait(operator, requested, timeout=timeout, as_json=as_json)
 
 
@@ -241,7 +245,7 @@ def _wait(operator: Operator, requested: list[AuditRow], *, timeout: float | Non
     the time is up, and as soon as a subcloud cannot be audited as it is."""
     wanted = {(row.name, row.endpoint_type): row.generation for row in requested}
     if not wanted:
-        note("there are no subclouds: there is nothing to wait for")
+        note("no subcloud is managed: there is nothing to wait for")
         if as_json:
             click.echo(json_text([]))
         return 1

@@ -265,6 +265,7 @@ def test_config_shows_no_secret(cli: Cli) -> None:
 
 def test_interrupting_a_wait_is_130_without_a_traceback(processes: Processes, server_urls: dict[str, str]) -> None:
     processes.cli("subcloud", "add", "edge-1", "--management-ip", "10.10.0.5", environ=server_urls, expect=0)
+    processes.cli("subcloud", "manage", "edge-1", "--force", environ=server_urls, expect=0)
     argv = (sys.executable, "-m", "dcsync.cli", "wait", "--for", "completed", "edge-1")
     waiting = processes.start(*argv, name="wait", environ=server_urls, ready="1 none")
     waiting.signal(signal.SIGINT)

@@ -73,7 +73,7 @@ def test_what_was_asked_for_and_fails_is_not_in_sync(system: System, subclouds: 
 def test_a_request_makes_unknown_at_once_and_only_its_end_makes_in_sync(system: System, subclouds: Subclouds) -> None:
     (name,) = in_sync(system, subclouds)
     before = shown(system, name)
-    system.cloud.set_fault(name, Fault("latency", seconds=0.3))
+    system.cloud.set_fault(name, Fault("latency", seconds=5))
     system.cli("sync", name)
     assert set(shown(system, name)["sync_status"].values()) == {UNKNOWN}
     assert set(shown(system, name)["sync_reason"].values()) <= {Unproven.ASKED, Unproven.IN_PROGRESS}

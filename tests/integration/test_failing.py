@@ -41,7 +41,7 @@ def claimed(store: SqlRunStore, run_id: str, *, now: datetime, generation: int =
 
 def fail(store: SqlRunStore, run_id: str, *, now: datetime, generation: int = 1) -> None:
     assert store.fail(claimed(store, run_id, now=now, generation=generation), BROKEN, now=now, retry_at=now)
-    store.requeue_due(now=now)
+    store.requeue_due(now=now, longest=timedelta(hours=1))
 
 
 def test_the_first_of_the_failures_in_a_row_is_kept_until_one_run_completes(engine: Engine, store: SqlRunStore) -> None:

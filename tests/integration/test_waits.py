@@ -43,12 +43,11 @@ def test_a_restart_of_postgresql_is_waited_for(
 
     def finish() -> None:
         own_postgres.start()
-        audited = {"observed_generation": subcloud_sync.c.generation, "result": SyncStatus.IN_SYNC}
+        done = {"observed_generation": subcloud_sync.c.generation, "result": SyncStatus.IN_SYNC}
+        audited = done | {"keys_fingerprint": ""}
         with operator.engine.begin() as connection:
             connection.execute(update(subcloud_sync).values(audited))
             connection.execute(update(key_rotation).values(requested_at=None, last_rotated_at=NOON))
-            # One that is not completed lacks no keys.
-            connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.REQUESTED))
 
     operator = Patient(own_postgres.kill, lambda: None, finish)
     requested_rows(operator.engine, [NewSubcloud(name="edge-1", region_name="edge-1", management_ip="10.10.0.5")])

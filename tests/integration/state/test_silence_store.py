@@ -130,7 +130,7 @@ def test_when_a_sweep_last_ended_is_kept_and_never_goes_back_unless_it_lay_in_th
 def test_alarms_are_raised_once_reworded_quietly_and_cleared(engine: Engine, store: SqlSilenceStore) -> None:
     assert settled(store, an_alarm()) == (1, 0)
     alarms = SqlAlarmStore(engine)
-    turn = alarms.take_turn("sink", now=NOON, until=NOON)
+    turn = alarms.take_turn("sink", now=NOON, until=NOON, longest=timedelta(minutes=1))
     assert turn is not None
     (notice,), position = alarms.changed_after(turn.position, limit=9)
     assert settled(store, an_alarm(text="why now"), now=later(seconds=30)) == (0, 0)
@@ -174,7 +174,7 @@ def test_a_subcloud_that_was_deleted_meanwhile_raises_nothing(engine: Engine, st
 def test_deleting_a_subcloud_clears_its_alarm(rows: Rows, store: SqlSilenceStore) -> None:
     rows.add()
     settled(store, an_alarm("subcloud=name-of-subcloud1", subcloud_id=rows.subcloud().id))
-    rows.inventory.delete("name-of-subcloud1")
+    rows.inventory.delete("name-of-subcloud1", now=NOON)
     assert active(rows.engine) == []
 
 
