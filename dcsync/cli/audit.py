@@ -242,7 +242,7 @@ def _requested_rows(operator: Operator, names: list[str] | None, scope: Scope) -
 
 def _wait(operator: Operator, requested: list[AuditRow], *, timeout: float | None, as_json: bool) -> int:
     """Returns 0 when all that was requested is done and in-sync, 5 when a guard refused some of it, else 1: also when
-    the time is up, and as soon as a subcloud cannot be audited as it is."""
+    the time is up, as soon as a subcloud cannot be audited as it is, and when none of them is left."""
     wanted = {(row.name, row.endpoint_type): row.generation for row in requested}
     if not wanted:
         note("no subcloud is managed: there is nothing to wait for")
@@ -261,6 +261,11 @@ def _wait(operator: Operator, requested: list[AuditRow], *, timeout: float | Non
         return bool(hopeless) or all(_is_done(row, wanted) for row in rows)
 
     (rows, hopeless), elapsed = waiting.until(operator, look, is_over, timeout=timeout)
+    if not rows:
+        note(waiting.NONE_LEFT)
+        if as_json:
+            click.echo(json_text([]))
+        return 1
     if all(_is_done(row, wanted) for row in rows):
         note(f"{many(len({row.name for row in rows}))} audited after {span(elapsed)}")
     if hopeless:

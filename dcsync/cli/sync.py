@@ -146,7 +146,16 @@ def _request_audits(operator: Operator, names: list[str]) -> datetime:
 
 
 def _all_managed(inventory: Inventory) -> Callable[[], list[Subcloud]]:
-    return lambda: [known for known in inventory.all() if known.management_state is ManagementState.MANAGED]
+    """Returns a function that finds all managed subclouds, and those that it found managed before: one that is
+    unmanaged during a wait has not reached anything."""
+    were_managed: set[str] = set()
+
+    def look() -> list[Subcloud]:
+        found = inventory.all()
+        were_managed.update(known.name for known in found if known.management_state is ManagementState.MANAGED)
+        return [known for known in found if known.name in were_managed]
+
+    return look
 
 
 # --- history -----------------------------------------------------------------------------------------------------

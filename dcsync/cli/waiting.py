@@ -40,6 +40,7 @@ PAUSE_PER_LOOK = 4
 LONGEST_DATABASE_OUTAGE = 60.0
 """Seconds for which the database may be unreachable; every command has queried it successfully before it waits."""
 NAMED_AT_MOST = 20
+NONE_LEFT = "all of them were deleted meanwhile: there is nothing to wait for"
 
 
 def _outlook(shown: View, now: datetime) -> str:
@@ -135,7 +136,7 @@ def wait(
     report: Callable[[str], None] = say,
 ) -> int:
     """Returns 0 when all subclouds that `look` returns have reached the goal, and 1 after `timeout` seconds (None:
-    never) or as soon as one cannot reach it, having printed those that have not, and why.
+    never) or as soon as one cannot reach it, having printed those that have not, and why; also 1 when none is left.
 
     `quick`: a short wait, without progress. `unexplained` is printed when `goal` gives no reason for one of them.
     `report` prints that all have reached it.
@@ -155,6 +156,9 @@ def wait(
         shortest_pause=QUICK_PAUSE if quick else SHORTEST_PAUSE,
         describe=None if quick else lambda views: counts(map(goal.word, views), order=goal.order),
     )
+    if not subclouds:
+        note(NONE_LEFT)
+        return 1
     left = missing(subclouds)
     if not left:
         report(f"{many(len(subclouds))} {goal.reached} after {span(elapsed)}")

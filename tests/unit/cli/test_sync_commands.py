@@ -198,6 +198,30 @@ def test_waiting_for_an_empty_fleet_is_no_success(dcsync: Shell) -> None:
     assert dcsync("wait", "--for", "completed", "--all").code == 1
 
 
+@pytest.mark.parametrize("goal", ["completed", "in-sync"])
+def test_all_includes_what_is_unmanaged_during_the_wait(dcsync: Shell, goal: str) -> None:
+    with_subclouds(dcsync, a_subcloud("a"), a_subcloud("b"))
+
+    def unmanaged() -> None:
+        dcsync.inventory.put("b", management_state=ManagementState.UNMANAGED, initial_sync_state=InitialSyncState.NONE)
+
+    dcsync.operator.meanwhile = unmanaged
+    told = dcsync("wait", "--for", goal, "--all", "--timeout", "60")
+    assert told.code == 1
+    assert dcsync.operator.slept < 1
+    assert "b: " in told.err
+    assert "unmanaged: dcsync subcloud manage b starts it" in told.err
+
+
+@pytest.mark.parametrize("goal", ["completed", "in-sync", "online"])
+def test_a_wait_for_all_of_a_fleet_that_was_deleted_is_no_success(dcsync: Shell, goal: str) -> None:
+    with_subclouds(dcsync, a_subcloud("a", availability_status=AvailabilityStatus.OFFLINE))
+    dcsync.operator.meanwhile = dcsync.inventory.subclouds.clear
+    told = dcsync("wait", "--for", goal, "--all", "--timeout", "60")
+    assert told.code == 1
+    assert "all of them were deleted meanwhile" in told.err
+
+
 def test_in_a_pipe_progress_is_a_plain_line_for_each_change(dcsync: Shell) -> None:
     with_subclouds(dcsync, a_subcloud("a"))
 

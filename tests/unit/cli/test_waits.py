@@ -199,6 +199,23 @@ def test_a_subcloud_deleted_meanwhile_is_not_waited_for_among_others(fleet: Flee
     assert (told.code, told.out) == (0, "1 subcloud in-sync, nothing was changed\n")
 
 
+@pytest.mark.parametrize("output", [(), ("-o", "json")])
+def test_a_wait_for_audits_of_subclouds_that_were_all_deleted_is_no_success(
+    fleet: Fleet, dcsync: Shell, output: tuple[str, ...]
+) -> None:
+    fleet.audits.add(a_subcloud("b", initial_sync_state=InitialSyncState.COMPLETED))
+
+    def meanwhile() -> None:
+        for name in list(fleet.audits.subclouds):
+            fleet.audits.delete(name)
+
+    fleet.operator.meanwhile = meanwhile
+    told = dcsync("audit", "a", "b", "--wait", *output)
+    assert told.code == 1
+    assert "all of them were deleted meanwhile" in told.err
+    assert "in-sync" not in told.out
+
+
 def test_every_wait_sees_within_half_a_second_that_the_work_is_done(fleet: Fleet, waits: Callable[..., Answer]) -> None:
     fleet.operator.meanwhile = fleet.work_is_done
     assert waits().code == 0
