@@ -38,6 +38,7 @@ def _without_void_marks(row: StateRow, *, now: datetime) -> StateRow:
         offline_mark=offline,
         fail_mark=None if _is_void(row.fail_mark, now=now) else row.fail_mark,
         unmanaged_at=_moment(row.unmanaged_at, now=now),
+        added_at=_moment(row.added_at, now=now),
         endpoints={
             endpoint_type: replace(
                 endpoint,
@@ -74,6 +75,7 @@ def _facts_of_rows(row: StateRow) -> Facts:
         fail_count=row.fail_count,
         fail_mark=row.fail_mark,
         unmanaged_at=row.unmanaged_at,
+        added_at=row.added_at,
         endpoints={
             endpoint_type: EndpointFact(
                 endpoint.sync_status,

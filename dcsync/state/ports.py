@@ -45,6 +45,7 @@ class StateRow:
     fail_count: int
     fail_mark: Mark | None
     unmanaged_at: datetime | None
+    added_at: datetime | None
     endpoints: Mapping[EndpointType, EndpointRow]
     memory: Mapping[str, Any]
     audited: frozenset[EndpointType] = frozenset()

@@ -103,6 +103,8 @@ class Facts:
     fail_mark: Mark | None = None
     unmanaged_at: datetime | None = None
     """When it was last unmanaged: earlier reports of its endpoints, except dc-cert, are ignored."""
+    added_at: datetime | None = None
+    """When it was added: earlier reports are about another subcloud that had its region name."""
     endpoints: Mapping[EndpointType, EndpointFact] = field(default_factory=dict)
     type_marks: Mapping[EndpointType, tuple[Mark, bool]] = field(default_factory=dict)
     """The last report that each endpoint type is present (True) or removed (False), where there is one."""
@@ -243,14 +245,24 @@ def reject_future(report: Report, *, now: datetime) -> None:
 
 def concerns(facts: Facts, report: Report) -> bool:
     """Returns whether a report on every subcloud applies to this one; a report on this subcloud alone always does."""
-    if not isinstance(report, EndpointReport) or report.region_name is not None or report.endpoint_type is None:
+    if not isinstance(report, EndpointReport) or report.region_name is not None:
         return True
-    return report.endpoint_type in facts.endpoints
+    if _is_older_than(facts, report):
+        return False
+    return report.endpoint_type is None or report.endpoint_type in facts.endpoints
+
+
+def _is_older_than(facts: Facts, report: Report) -> bool:
+    """Returns whether the report was observed before this subcloud was added."""
+    return facts.added_at is not None and report.mark.observed_at < facts.added_at
 
 
 def apply(facts: Facts, report: Report, *, now: datetime) -> Outcome:
     """Returns the outcome of applying this report. Raises BadReport when it does not fit this subcloud."""
     reject_future(report, now=now)
+    if facts.added_at is not None and _is_older_than(facts, report):
+        before = (facts.added_at - report.mark.observed_at).total_seconds()
+        raise BadReport(f"observed {before:.0f} s before the subcloud was added: it is about an earlier one")
     match report:
         case AvailabilityReport():
             return _apply_availability(facts, report)

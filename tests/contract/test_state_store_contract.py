@@ -157,6 +157,10 @@ def test_rows_are_locked_in_the_order_of_their_ids_and_unknown_ones_are_left_out
     assert bare == [a_state_row("subcloud1", subcloud_id=1), a_state_row("subcloud3", subcloud_id=3)]
 
 
+def test_rows_say_since_when_their_subcloud_exists(rows: Rows) -> None:
+    assert rows.row().added_at == NOON
+
+
 def test_only_the_endpoints_asked_for_are_read(rows: Rows) -> None:
     with rows.store.transaction() as transaction:
         (row,) = transaction.lock(["subcloud1"], endpoint_types=[PLATFORM, EndpointType.IDENTITY_OPENSTACK])

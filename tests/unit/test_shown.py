@@ -249,6 +249,7 @@ def test_nothing_is_shown_that_no_report_verified_within_its_window(
         fail_count=0,
         fail_mark=None,
         unmanaged_at=None,
+        added_at=None,
         endpoints={PLATFORM: EndpointRow(UNKNOWN, True, None)},
         memory={},
     )

@@ -165,7 +165,7 @@ _LOCK = """
 SET LOCAL lock_timeout = %s;
 SELECT id, name, region_name, management_state, initial_sync_state, availability_status,
        online_observed_at, online_sequence, offline_observed_at, offline_sequence,
-       audit_fail_count, fail_count_observed_at, fail_count_sequence, unmanaged_at
+       audit_fail_count, fail_count_observed_at, fail_count_sequence, unmanaged_at, created_at
 FROM subcloud WHERE region_name = ANY(%s) ORDER BY id FOR NO KEY UPDATE
 """
 _MEMORIES = "SELECT subcloud_id, memory FROM report_memory WHERE subcloud_id = ANY(%s)"
@@ -194,6 +194,7 @@ def _state_row(
         fail_count=row[10],
         fail_mark=_mark(row[11], row[12]),
         unmanaged_at=row[13],
+        added_at=row[14],
         endpoints=endpoints,
         memory=memory,
         audited=audited,

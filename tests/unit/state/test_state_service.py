@@ -4,6 +4,7 @@ more."""
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -364,6 +365,41 @@ def test_a_report_on_all_subclouds_from_the_future_is_rejected_once_and_asks_for
     told = world.tell(endpoint(86_400, FIRMWARE, UNKNOWN, region_name=None))
     assert (told["rejected"], len(world.store.rejected)) == (1, 1)
     assert world.store.audits == []
+
+
+# --- from before it was added ---
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        online(4),
+        offline(4),
+        fails(4, 3),
+        endpoint(4, PLATFORM, IN_SYNC),
+        bulk(4, {PLATFORM: IN_SYNC}, availability_status=ONLINE),
+    ],
+)
+def test_a_report_on_an_earlier_subcloud_of_the_same_region_name_is_rejected(report: Any) -> None:
+    world = World(a_state_row(added_at=at(5)))
+    told = world.tell(report)
+    assert (told["rejected"], world.store.writes) == (1, 0)
+    (rejected,) = world.store.rejected
+    assert "1 s before the subcloud was added" in rejected.reason
+
+
+def test_a_report_on_all_subclouds_passes_by_those_added_since() -> None:
+    world = World(a_state_row("subcloud1"), a_state_row("subcloud2", subcloud_id=2, added_at=at(5)))
+    world.tell(online(1), online(6, region_name="subcloud2"))
+    told = world.tell(endpoint(4, FIRMWARE, IN_SYNC, region_name=None))
+    assert (told["rejected"], told["applied"]) == (0, 1)
+    assert world.store.status(FIRMWARE, "subcloud2") is UNKNOWN
+
+
+def test_a_subcloud_that_was_added_in_the_future_takes_reports() -> None:
+    world = World(a_state_row(added_at=NOW + timedelta(hours=1)))
+    world.tell(online(1))
+    assert world.store.rows["subcloud1"].availability_status is ONLINE
 
 
 # --- late, doubled, poisoned ---------------------------------------------------------------------------------------
