@@ -82,6 +82,7 @@ def a_state_row(region_name: str = "subcloud1", **changes: Any) -> StateRow:
         "fail_count": 0,
         "fail_mark": None,
         "unmanaged_at": None,
+        "added_at": NOON,
         "endpoints": {type_: EndpointRow(UNKNOWN, True, None) for type_ in SEVEN_TYPES},
         "memory": {},
     }

@@ -227,7 +227,7 @@ def _request(
         note(f"warning: the central cloud is {problem}")
     if not wait_for_it and timeout is None:
         if as_json:
-            click.echo(json_text([_object(row) for row in requested]))
+            click.echo(json_text([_object(row, answer=None) for row in requested]))
         return 0
     if names is None:
         known = operator.inventory.all()
@@ -271,10 +271,11 @@ def _wait(operator: Operator, requested: list[AuditRow], *, timeout: float | Non
     if hopeless:
         note(f"{many(len(hopeless))} cannot be audited now:")
         waiting.print_reasons(operator, hopeless)
-    _print(operator, rows, as_json=as_json)
+    answers = [_answer(row) if _is_done(row, wanted) else None for row in rows]
+    _print(operator, list(zip(rows, answers, strict=True)), as_json=as_json)
     if any(_is_done(row, wanted) and row.reason is Reason.GUARD_REFUSED for row in rows):
         return 5
-    return 0 if all(_is_done(row, wanted) and row.result is SyncStatus.IN_SYNC for row in rows) else 1
+    return 0 if all(answer is SyncStatus.IN_SYNC for answer in answers) else 1
 
 
 def _cannot_be_audited(shown: View) -> bool:
@@ -292,6 +293,12 @@ def _is_done(row: AuditRow, wanted: dict[tuple[str, EndpointType], int]) -> bool
     return row.observed_generation >= wanted[row.name, row.endpoint_type]
 
 
+def _answer(row: AuditRow) -> SyncStatus | None:
+    """Returns what the last audit found; None if it failed before it could compare: the result is an earlier one's."""
+    is_earlier = row.audit_status is AuditStatus.FAILED and row.result is SyncStatus.IN_SYNC
+    return None if is_earlier else row.result
+
+
 def _look(operator: Operator, wanted: Collection[tuple[str, EndpointType]]) -> list[AuditRow]:
     """Returns the rows, without subclouds that were deleted meanwhile unless there was only one."""
     names = sorted({name for name, _ in wanted})
@@ -299,31 +306,37 @@ def _look(operator: Operator, wanted: Collection[tuple[str, EndpointType]]) -> l
     return [row for row in every if (row.name, row.endpoint_type) in wanted]
 
 
-def _print(operator: Operator, rows: Sequence[AuditRow], *, as_json: bool) -> None:
+def _print(operator: Operator, ends: Sequence[tuple[AuditRow, SyncStatus | None]], *, as_json: bool) -> None:
+    """Prints the rows with the answer to what was requested, None where there is none (yet)."""
     if as_json:
-        click.echo(json_text([_object(row) for row in rows]))
+        click.echo(json_text([_object(row, answer=answer) for row, answer in ends]))
         return
-    shown = [row for row in rows if row.result is not SyncStatus.IN_SYNC or row.repaired_at == row.last_audit_time]
+    shown = [
+        (row, answer)
+        for row, answer in ends
+        if answer is not SyncStatus.IN_SYNC or row.repaired_at == row.last_audit_time
+    ]
     if shown:
-        say_table(["SUBCLOUD", "ENDPOINT", "STATUS", "DETAIL"], [_line(row, operator) for row in shown])
+        say_table(["SUBCLOUD", "ENDPOINT", "STATUS", "DETAIL"], [_line(row, answer, operator) for row, answer in shown])
     else:
-        say(f"{many(len({row.name for row in rows}))} in-sync, nothing was changed")
+        say(f"{many(len({row.name for row, _ in ends}))} in-sync, nothing was changed")
 
 
-def _line(row: AuditRow, operator: Operator) -> list[str]:
+def _line(row: AuditRow, answer: SyncStatus | None, operator: Operator) -> list[str]:
     if row.audit_status is AuditStatus.FAILED:
         detail = f"{row.reason}: {row.detail}; next try {until(row.due_at, now=operator.now())}"
-    elif row.result is SyncStatus.IN_SYNC:
+    elif answer is SyncStatus.IN_SYNC:
         detail = f"repaired {'; '.join(row.differences)}"
-    elif row.result is SyncStatus.OUT_OF_SYNC and row.difference_at == row.last_audit_time:
+    elif answer is SyncStatus.OUT_OF_SYNC and row.difference_at == row.last_audit_time:
         detail = "; ".join(row.differences)
     else:
         detail = f"requested {ago(row.requested_at, now=operator.now())}"
-    return [row.name, row.endpoint_type, row.result or SyncStatus.UNKNOWN, detail]
+    return [row.name, row.endpoint_type, answer or SyncStatus.UNKNOWN, detail]
 
 
-def _object(row: AuditRow) -> dict[str, object]:
-    """Returns the audit row of one endpoint type of one subcloud as JSON values."""
+def _object(row: AuditRow, *, answer: SyncStatus | None) -> dict[str, object]:
+    """Returns the audit row of one endpoint type of one subcloud as JSON values. `result` is the answer to what was
+    requested, null where there is none (yet)."""
     return {
         "name": row.name,
         "region_name": row.region_name,
@@ -332,7 +345,8 @@ def _object(row: AuditRow) -> dict[str, object]:
         "generation": row.generation,
         "observed_generation": row.observed_generation,
         "audit_status": row.audit_status,
-        "result": row.result,
+        "result": answer,
+        "last_result": row.result,
         "reason": row.reason,
         "detail": row.detail,
         "differences": list(row.differences),

@@ -12,6 +12,7 @@ import pytest
 from dcsync.audit.ports import CentralState
 from dcsync.model.errors import DatabaseUnreachable
 from dcsync.model.reasons import Reason
+from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.rotation.ports import KeyHolding
@@ -250,6 +251,35 @@ def test_a_wait_for_audits_that_cannot_be_made_ends_at_once_and_says_why(
     (line,) = [line for line in told.err.splitlines() if line.startswith("  b: ")]
     assert (HINDERED[hindrance].get("reason") or hindrance) in line
     assert {row["name"] for row in told.json} == set(command) & {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(AuditStatus.FAILED, Reason.SERVER_ERROR), (AuditStatus.COMPLETED, None)]
+)
+def test_an_audit_that_has_not_been_made_does_not_show_the_result_of_an_earlier_one(
+    fleet: Fleet, dcsync: Shell, status: AuditStatus, reason: Reason | None
+) -> None:
+    for row in fleet.audits.rows.values():
+        row.result, row.last_audit_time, row.status, row.reason = SyncStatus.IN_SYNC, NOON, status, reason
+    told = dcsync("audit", "a", "--wait", "--timeout", "3")
+    assert (told.code, "in-sync" in told.out) == (1, False)
+    assert told.out.count("unknown") == len(fleet.audits.rows)
+    for wait in ((), ("--wait", "--timeout", "3")):
+        seen = dcsync("audit", "a", *wait, "-o", "json").json
+        assert {(row["result"], row["last_result"]) for row in seen} == {(None, "in-sync")}
+
+
+def test_a_guard_that_refuses_to_compare_does_not_show_the_result_of_an_earlier_audit(
+    fleet: Fleet, dcsync: Shell
+) -> None:
+    def refused() -> None:
+        for row in fleet.audits.rows.values():
+            row.result, row.last_audit_time, row.observed_generation = SyncStatus.IN_SYNC, NOON, row.generation
+            row.status, row.reason = AuditStatus.FAILED, Reason.GUARD_REFUSED
+
+    fleet.operator.meanwhile = refused
+    told = dcsync("audit", "a", "--wait")
+    assert (told.code, "in-sync" in told.out) == (5, False)
 
 
 def test_a_wait_for_audits_includes_what_is_being_synced(fleet: Fleet, dcsync: Shell) -> None:
