@@ -97,6 +97,8 @@ class _Progress:
     found: tuple[str, ...] | None = None
     """The differences of the first comparison; None before it is completed."""
     difference: str | None = None
+    read_at: datetime | None = None
+    """When the reading that was compared last began: what was read may have changed since."""
     was_repair_started: bool = False
     is_partial: bool = False
     """The requested resource types are repaired; others still differ."""
@@ -223,6 +225,7 @@ class Audit:
         writer = self._writer(run, session, progress)
         before: str | None = None
         read_back: Any = None
+        progress.read_at = self.now()
         deletions = 0
         for passes_left in reversed(range(PASSES + 1)):
             held = read_back if read_back is not None else await endpoint.read(session)
@@ -245,6 +248,7 @@ class Audit:
             before = found
             await self._remember(run, old=memory, new=comparison.memory_during_repair)
             memory = comparison.memory_during_repair
+            progress.read_at = self.now()
             read_back = await endpoint.repair(comparison, central=central, writer=writer)
         progress.is_partial = progress.part.resource_types is not None and not comparison.writes
         if not progress.is_partial:
@@ -344,11 +348,12 @@ class Audit:
         result = None if progress.found is None else SyncStatus.IN_SYNC if is_in_sync else SyncStatus.OUT_OF_SYNC
         is_observed = failure is None or failure.reason in SETTLED
         was_compared = progress.found is not None
+        reported = _reported(result, failure)
         return Finding(
             endpoint_type=part.endpoint_type,
             generation=part.generation,
             result=result,
-            reported=_reported(result, failure),
+            reported=reported,
             is_observed=is_observed,
             differences=progress.found or (),
             difference=progress.difference,
@@ -357,6 +362,7 @@ class Audit:
             failure=failure,
             due_at=next_due if is_observed and was_compared else now + self._hold_off(part, failure),
             keys_fingerprint=progress.held_fingerprint,
+            observed_at=now if reported is not result or progress.read_at is None else progress.read_at,
             written=tuple(progress.written),
             not_written=progress.not_written,
         )
@@ -372,6 +378,7 @@ class Audit:
                     finding.reported,
                     alarmable=not is_planned,
                     reason=finding.failure.reason if finding.failure else None,
+                    observed_at=finding.observed_at,
                 )
 
     def _next_due(self, now: datetime) -> datetime:

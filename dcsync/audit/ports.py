@@ -69,6 +69,8 @@ class Finding:
     """The status after the run; None when no comparison was completed."""
     reported: SyncStatus | None
     """The status to report to the state service; None keeps the last report."""
+    observed_at: datetime | None = None
+    """When what is reported was observed: the reading that was compared began then. None: at the end of the run."""
     is_observed: bool
     """Whether the request is finished, as far as the guards allow."""
     differences: tuple[str, ...] = ()
@@ -277,7 +279,7 @@ class AuditReports(Protocol):
         reason: str | None = None,
         observed_at: datetime | None = None,
     ) -> None:
-        """`reason`: why it is unknown. `observed_at`: now, unless an earlier report is repeated."""
+        """`reason`: why it is unknown. `observed_at`: when that was seen, by default now."""
 
 
 class AuditMessenger(Protocol):

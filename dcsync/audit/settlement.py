@@ -35,7 +35,7 @@ def settlement(
     if finding.keys_fingerprint is not None:
         always["keys_fingerprint"] = finding.keys_fingerprint
     if finding.reported is not None:
-        always |= AuditChanges(reported=finding.reported, reported_at=now)
+        always |= AuditChanges(reported=finding.reported, reported_at=finding.observed_at or now)
     if finding.result is not None:
         always |= AuditChanges(last_audit_time=now, result=finding.result, difference=finding.difference)
         unless_requested["difference_repairs"] = finding.difference_repairs

@@ -18,9 +18,11 @@ from dcsync.runs.ports import Locks
 REPORT_PATIENCE = timedelta(seconds=5)
 """A report takes this long to its row where nothing is wrong: younger ones may be on their way."""
 
-SEARCH_BACK = timedelta(minutes=2)
+SEARCH_BACK = timedelta(minutes=4)
+"""From when runs read what they reported; a run takes up to two minutes by default."""
+
 SEARCH_ALL_EVERY = timedelta(minutes=5)
-"""Comparing all rows of 20,000 subclouds costs PostgreSQL some 50 ms; those of two minutes, a few."""
+"""Comparing all rows of 20,000 subclouds costs PostgreSQL some 50 ms; those of a few minutes, less than ten."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class World:
     faults: list[BaseException] = field(default_factory=list)
     reports: list[tuple[EndpointType, SyncStatus, bool]] = field(default_factory=list)
     reasons: list[str | None] = field(default_factory=list)
+    observed: dict[EndpointType, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     now: Any = NOON
     deadline_seconds: float = 3600
@@ -94,7 +95,7 @@ class World:
         observed_at: datetime | None = None,
     ) -> None:
         assert region_name == REGION
-        assert observed_at is None
+        self.observed[endpoint_type] = observed_at
         self.reports.append((endpoint_type, status, alarmable))
         self.reasons.append(reason)
 
@@ -165,6 +166,40 @@ def test_a_subcloud_in_line_is_read_once_and_reported_in_sync(world: World) -> N
     )  # fmt: skip
     assert world.row(PLATFORM).due_at == row.due_at
     assert world.locks.held == {}
+
+
+def test_what_is_reported_was_observed_when_it_was_read(world: World) -> None:
+    """A subcloud that answers late, or a process that was stopped, does not make the proof younger."""
+
+    def a_minute_later() -> None:
+        world.now += timedelta(minutes=1)
+
+    world.just_before("GET fernet_repo", a_minute_later)
+    world.run()
+    assert world.observed == {IDENTITY: NOON, PLATFORM: NOON}
+    row = world.row()
+    assert (row.reported_at, row.last_audit_time) == (NOON, NOON + timedelta(minutes=1))
+
+
+def test_what_was_repaired_was_observed_after_the_repair_began(world: World) -> None:
+    def a_minute_later() -> None:
+        world.now += timedelta(minutes=1)
+
+    world.site.put(a_user("sysinv", password="drifted"))
+    world.just_before("GET users", a_minute_later)
+    world.run()
+    assert world.observed == dict.fromkeys((IDENTITY, PLATFORM), NOON + timedelta(minutes=1))
+
+
+def test_what_could_not_be_read_is_unknown_since_the_end_of_the_run(world: World) -> None:
+    def a_minute_later() -> None:
+        world.now += timedelta(minutes=1)
+        raise CloudError(Reason.TIMEOUT, "the site does not answer")
+
+    world.just_before("GET", a_minute_later)
+    world.run()
+    assert world.told() == [UNKNOWN]
+    assert world.observed[IDENTITY] == NOON + timedelta(minutes=1)
 
 
 def test_drift_is_repaired_looked_at_again_and_reported_once(world: World) -> None:
