@@ -222,8 +222,8 @@ class SweepTrigger(Protocol):
 class ObservedFacts:
     """How many subclouds have a recent status of one resource.
 
-    Counted are managed, online subclouds, for audited endpoint types only completed ones: of others it is known why
-    their status is unknown.
+    Counted are managed subclouds, for endpoint types only online ones. Without a completed initial sync, a status
+    is as old as the request; one that fails is not counted, because another alarm reports it.
     """
 
     endpoint_type: EndpointType | None

@@ -101,11 +101,12 @@ def expected(facts: SilenceFacts, *, limits: SilenceLimits, now: datetime) -> li
 def _nobody_observes(facts: SilenceFacts, limits: SilenceLimits, now: datetime) -> Iterator[AlarmRow]:
     for each in facts.observed:
         resource = each.endpoint_type or "availability"
+        which = "managed, online" if each.endpoint_type else "managed"
         entity = f"fleet.resource={resource}"
         is_active = (SilenceId.NOBODY_OBSERVES, entity) in facts.active
         if each.stale > _tolerated(each, limits, is_active=is_active):
             text = (
-                f"{each.stale} of {each.subclouds} managed, online subclouds have no recent {resource} status"
+                f"{each.stale} of {each.subclouds} {which} subclouds have no recent {resource} status"
                 f" ({_named(each.names, each.stale)}): check that sync workers, state workers and beat run and take"
                 " their queues (dcsync service monitor), and that the central cloud can be read (dcsync central)"
             )

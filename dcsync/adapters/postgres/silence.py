@@ -30,6 +30,7 @@ from dcsync.adapters.postgres.tables import (
 from dcsync.audit.endpoints import audited_types, endpoint_type_of_keys
 from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.reasons import Reason
+from dcsync.model.reports import MAX_FAIL_COUNT
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from dcsync.state.ports import (
@@ -50,7 +51,6 @@ _IS_OURS = sa.and_(alarm.c.cleared_at.is_(None), alarm.c.alarm_id.in_(list(alarm
 _MANAGED = subcloud.c.management_state == ManagementState.MANAGED
 _IS_COMPLETED = INITIAL_SYNC_MOVES.after(InitialSyncEvent.SUCCEEDED)
 _ONLINE = subcloud.c.availability_status == AvailabilityStatus.ONLINE
-_COUNTED = (_MANAGED, _ONLINE)
 _PROBED = subcloud.outerjoin(subcloud_probe, subcloud_probe.c.subcloud_id == subcloud.c.id)
 _STATUSES = endpoint_status.join(subcloud, subcloud.c.id == endpoint_status.c.subcloud_id)
 _AUDITS = subcloud_sync.join(subcloud, subcloud.c.id == _AUDIT.subcloud_id)
@@ -125,12 +125,11 @@ class SqlSilenceStore:
 
 
 def _observed(connection: Connection, cutoffs: SilenceCutoffs) -> tuple[ObservedFacts, ...]:
-    seen_at = sa.func.greatest(subcloud_probe.c.seen_at, subcloud.c.online_observed_at)
-    is_stale = ~_is_recent(seen_at, sa.literal(cutoffs.availability), cutoffs)
+    is_stale = ~_is_recent(_LAST_OBSERVED, sa.literal(cutoffs.availability), cutoffs) & ~_IS_COUNTED_OUT
     subclouds, stale = connection.execute(
-        sa.select(sa.func.count(), sa.func.count().filter(is_stale)).select_from(_PROBED).where(*_COUNTED)
+        sa.select(sa.func.count(), sa.func.count().filter(is_stale)).select_from(_PROBED).where(_MANAGED)
     ).one()
-    names = _names(connection, _PROBED, *_COUNTED, is_stale) if stale else ()
+    names = _names(connection, _PROBED, _MANAGED, is_stale) if stale else ()
     seen = ObservedFacts(endpoint_type=None, subclouds=subclouds, stale=stale, names=names)
     return (seen, *_verified(connection, cutoffs))
 
@@ -138,8 +137,11 @@ def _observed(connection: Connection, cutoffs: SilenceCutoffs) -> tuple[Observed
 def _verified(connection: Connection, cutoffs: SilenceCutoffs) -> Iterator[ObservedFacts]:
     type_ = endpoint_status.c.endpoint_type
     is_audited = type_.in_(audited_types())
-    is_stale = ~_is_recent(_PROOF, sa.case((is_audited, cutoffs.audited), else_=cutoffs.reported), cutoffs)
-    counted = (*_COUNTED, sa.or_(~is_audited, _IS_COMPLETED))
+    since = sa.case((is_audited, cutoffs.audited), else_=cutoffs.reported)
+    is_waiting = sa.and_(is_audited, ~_IS_COMPLETED)
+    is_stale = ~_is_recent(sa.case((is_waiting, _WAITING_SINCE), else_=_PROOF), since, cutoffs)
+    # Of one that fails, another alarm reports it.
+    counted = (_MANAGED, _ONLINE, sa.or_(~is_waiting, subcloud.c.failing_since.is_(None)))
     rows = connection.execute(
         sa.select(type_, sa.func.count().label("subclouds"), sa.func.count().filter(is_stale).label("stale"))
         .select_from(_STATUSES)
@@ -163,6 +165,18 @@ def _is_recent(moment: Any, since: Any, cutoffs: SilenceCutoffs) -> sa.ColumnEle
     return sa.func.coalesce(moment.between(since, cutoffs.future), sa.false())
 
 
+_LAST_OBSERVED = sa.case(
+    (_ONLINE, sa.func.greatest(subcloud_probe.c.seen_at, subcloud.c.online_observed_at)),
+    else_=sa.func.coalesce(
+        sa.func.greatest(subcloud.c.offline_observed_at, subcloud.c.fail_count_observed_at), subcloud.c.created_at
+    ),
+)
+"""When the availability in the row was last observed. That an offline subcloud was seen by a probe does not count: its
+row does not say so, which means that no state worker wrote it."""
+
+_IS_COUNTED_OUT = sa.and_(~_ONLINE, subcloud.c.audit_fail_count >= MAX_FAIL_COUNT)
+"""Failed probes are counted no further, so its row does not change with them any more."""
+
 _STATUS = endpoint_status.c
 _PROOF = sa.case(
     (_STATUS.sync_status != SyncStatus.UNKNOWN, _STATUS.verified_at),
@@ -172,6 +186,8 @@ _PROOF = sa.case(
 )
 """What must be recent. An unknown status is observed as long as anybody reports it; one that was never reported counts
 from the request that asked for it."""
+
+_WAITING_SINCE = sa.func.coalesce(subcloud.c.requested_at, subcloud.c.created_at)
 
 
 def _failing(connection: Connection) -> tuple[FailingFacts, ...]:

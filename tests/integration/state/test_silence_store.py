@@ -21,6 +21,7 @@ from dcsync.audit.endpoints import audited_types
 from dcsync.audit.ports import CentralState
 from dcsync.model.errors import BrokerUnreachable
 from dcsync.model.reasons import Reason
+from dcsync.model.reports import MAX_FAIL_COUNT
 from dcsync.model.shown import Windows, view
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
@@ -322,7 +323,8 @@ def test_what_is_counted_as_stale_is_what_would_be_shown_as_stale(rows: Rows, st
     found = {each.endpoint_type: each for each in store.facts(CUTOFFS, now=NOON).observed}
     assert found.keys() == {None, *SEVEN_TYPES}
     unseen = [shown for shown in counted if shown.availability == "unknown"]
-    assert (found[None].stale, found[None].subclouds) == (len(unseen), len(counted)) == (6, 12)
+    managed_ones = [shown for shown in views if shown.subcloud.management_state == "managed"]
+    assert (found[None].stale, found[None].subclouds) == (len(unseen), len(managed_ones)) == (6, 24)
     for type_ in SEVEN_TYPES:
         stale = [shown.subcloud.name for shown in counted if shown.endpoints[type_].is_stale]
         assert found[type_].stale == len(stale) == (3 if type_ in audited_types() else 6)
@@ -330,8 +332,7 @@ def test_what_is_counted_as_stale_is_what_would_be_shown_as_stale(rows: Rows, st
 
 
 def stale(store: SqlSilenceStore, type_: EndpointType | None) -> int:
-    (found,) = [each for each in store.facts(CUTOFFS, now=NOON).observed if each.endpoint_type is type_]
-    return found.stale
+    return sum(each.stale for each in store.facts(CUTOFFS, now=NOON).observed if each.endpoint_type is type_)
 
 
 def test_an_unknown_status_is_observed_as_long_as_it_is_reported(rows: Rows, store: SqlSilenceStore) -> None:
@@ -356,6 +357,33 @@ def test_a_subcloud_is_seen_also_by_a_report_of_others(rows: Rows, store: SqlSil
     assert stale(store, None) == 1
     put(rows.engine, "name-of-subcloud1", online_observed_at=NOON)
     assert stale(store, None) == 0
+
+
+def test_offline_is_observed_as_long_as_it_is_reported(rows: Rows, store: SqlSilenceStore) -> None:
+    """Also where a probe sees it: then no state worker writes what the probe reports."""
+    rows.add()
+    name, too_old = "name-of-subcloud1", NOON - WINDOWS.availability - SECOND
+    put(rows.engine, name, created_at=too_old)
+    assert stale(store, None) == 1, "nobody has ever looked for it"
+    see(rows.engine, rows.subcloud().id, NOON)
+    put(rows.engine, name, offline_observed_at=too_old)
+    assert stale(store, None) == 1
+    put(rows.engine, name, fail_count_observed_at=NOON - WINDOWS.availability, audit_fail_count=7)
+    assert stale(store, None) == 0
+    put(rows.engine, name, fail_count_observed_at=too_old, audit_fail_count=MAX_FAIL_COUNT)
+    assert stale(store, None) == 0, "what is counted no further is not written any more"
+
+
+def test_an_initial_sync_that_nobody_starts_is_as_old_as_its_request(rows: Rows, store: SqlSilenceStore) -> None:
+    rows.add()
+    name, too_old = "name-of-subcloud1", NOON - WINDOWS.audited - SECOND
+    requested = {"availability_status": AvailabilityStatus.ONLINE, "initial_sync_state": InitialSyncState.REQUESTED}
+    put(rows.engine, name, requested_at=NOON - WINDOWS.audited, **requested)
+    assert stale(store, IDENTITY) == 0
+    put(rows.engine, name, requested_at=too_old)
+    assert stale(store, IDENTITY) == 1
+    put(rows.engine, name, failing_since=too_old)
+    assert stale(store, IDENTITY) == 0, "dcsync.sync-failing reports it"
 
 
 # --- the check as a whole ----------------------------------------------------------------------------------------
