@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHOWN_DIGITS = 8
 
 _WHY_NOT = {
-    KeyHolding.LACK: "lacks the keys; dcsync sync-request platform NAME --wait repairs it",
+    KeyHolding.LACK: "not known to have the keys; dcsync sync-request platform NAME --wait repairs it, or says why not",
     KeyHolding.FAILED: "its initial sync failed; it gets the keys when that succeeds",
     KeyHolding.SYNCING: "its initial sync has not ended; it gets the keys from it",
     KeyHolding.AWAY: "offline; it gets the keys when it comes back",

@@ -16,7 +16,8 @@ class KeyHolding(StrEnum):
 
     HAVE = "have"
     LACK = "lack"
-    """Managed, online and completed, and not known to hold exactly the current keys."""
+    """Managed, online and completed, and not known to hold exactly the current keys: it was last seen to hold others,
+    or its latest audit could not read them."""
     FAILED = "failed"
     """Managed and online; its initial sync failed."""
     SYNCING = "syncing"

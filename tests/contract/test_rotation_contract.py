@@ -27,7 +27,7 @@ from dcsync.model.identity import FernetKeys
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.states.rotation import RotationState
-from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud, SyncStatus
 from dcsync.rotation.ports import CentralKeys, KeyHolding, Spread
 from tests.builders import NOON, some_keys
 from tests.contract.held import Held
@@ -103,6 +103,22 @@ def test_subclouds_not_seen_to_hold_exactly_these_keys_lack_them(make: Make) -> 
     rotation = make(["new", "old", None])
     assert rotation.spread("new") == Spread(have=1, lack=2)
     assert rotation.spread("newer") == Spread(lack=3)
+
+
+def test_a_subcloud_whose_keys_could_not_be_read_lately_is_not_known_to_have_them(engine: Engine) -> None:
+    """Its sysinv answers 500: what it was once seen to hold proves nothing now. The fake counts what it is given."""
+    names = ["s0", "s1"]
+    requested_rows(engine, [NewSubcloud(name=n, management_ip="10.0.0.1", region_name=n) for n in names])
+    rotation = SqlKeyRotationStore(engine)
+    own = update(subcloud_sync).where(subcloud_sync.c.subcloud_id == subcloud.c.id)
+    with engine.begin() as connection:
+        connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
+        connection.execute(own.values(keys_fingerprint="new", sync_status_reported=SyncStatus.IN_SYNC))
+    assert rotation.spread("new") == Spread(have=2)
+    with engine.begin() as connection:
+        connection.execute(own.where(subcloud.c.name == "s1").values(sync_status_reported=SyncStatus.UNKNOWN))
+    assert rotation.spread("new") == Spread(have=1, lack=1)
+    assert rotation.without_keys("new", limit=9) == [("s1", KeyHolding.LACK)]
 
 
 def test_every_subcloud_is_counted_once(make: Make) -> None:

@@ -25,7 +25,7 @@ from dcsync.model.marks import CLOCK_TOLERANCE
 from dcsync.model.operation import Intent, OperationOutcome
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.states.rotation import RotationEvent
-from dcsync.model.subcloud import AvailabilityStatus, ManagementState
+from dcsync.model.subcloud import AvailabilityStatus, ManagementState, SyncStatus
 from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
 
 _ROW = key_rotation.c
@@ -231,7 +231,10 @@ def _holding(fingerprint: str) -> sa.ColumnElement[str]:
 
 
 def _lacks(fingerprint: str) -> sa.ColumnElement[bool]:
-    return _SYNC.keys_fingerprint.is_distinct_from(fingerprint)
+    """Returns the condition that a subcloud was last seen to hold other keys, or that the latest audit could not see
+    which."""
+    could_not_be_read = _SYNC.sync_status_reported.is_not_distinct_from(SyncStatus.UNKNOWN)
+    return sa.or_(_SYNC.keys_fingerprint.is_distinct_from(fingerprint), could_not_be_read)
 
 
 def _in_flight(connection: Connection, fingerprint: str) -> int:
