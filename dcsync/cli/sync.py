@@ -112,7 +112,8 @@ def wait(
     """Wait until subclouds are completed, in-sync (all their endpoint types) or online.
 
     in-sync means proven: compared after the latest request and the latest known change of the central cloud, and not
-    longer ago than DCSYNC_STATUS_WINDOW. Exit 1 when the time is up, and at once when a subcloud is unmanaged.
+    longer ago than DCSYNC_STATUS_WINDOW. Exit 1 when the time is up, and at once when a subcloud is unmanaged, or
+    stays unknown because audits are made on request only (DCSYNC_AUDIT_INTERVAL=0).
 
     \b
     Examples:
@@ -128,8 +129,9 @@ def wait(
         note("no subcloud is managed, or there is none: there is nothing to wait for")
         return 1
     wanted = waiting.GOALS[goal]
-    if fresh:
-        wanted = waiting.in_sync(since=_request_audits(operator, [known.name for known in look()]))
+    if goal == SyncStatus.IN_SYNC:
+        since = _request_audits(operator, [known.name for known in look()]) if fresh else None
+        wanted = waiting.in_sync(since=since, audits_on_request=not operator.settings.audit_interval)
     return waiting.wait(operator, look, wanted, timeout=timeout)
 
 

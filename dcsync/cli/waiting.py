@@ -76,8 +76,11 @@ COMPLETED = Goal(
 ONLINE = Goal(ShownAvailability.ONLINE, lambda shown: shown.availability, tuple(ShownAvailability))
 
 
-def in_sync(*, since: datetime | None = None) -> Goal:
-    """All endpoint types in-sync, proven after what was last requested of them; with `since`, after that as well."""
+def in_sync(*, since: datetime | None = None, audits_on_request: bool = False) -> Goal:
+    """All endpoint types in-sync, proven after what was last requested of them; with `since`, after that as well.
+
+    `audits_on_request`: no audit is made unless it is requested, so what is unknown without a request stays so.
+    """
 
     def word(shown: View) -> str:
         if is_proven_in_sync(shown, since=since):
@@ -85,10 +88,30 @@ def in_sync(*, since: datetime | None = None) -> Goal:
         worst = shown.worst.sync_status if shown.worst else SyncStatus.UNKNOWN
         return PENDING if worst is SyncStatus.IN_SYNC else worst
 
-    def why(shown: View, now: datetime) -> str:
-        return outlook(shown, now=now) or worst_in_words(shown, now=now)
+    def stays_unknown(shown: View) -> bool:
+        return audits_on_request and any(_is_unknown_without_a_request(shown, type_) for type_ in shown.endpoints)
 
-    return Goal(SyncStatus.IN_SYNC, word, LEAST_FIRST, why, is_hopeless=_is_unmanaged)
+    def why(shown: View, now: datetime) -> str:
+        text = outlook(shown, now=now) or worst_in_words(shown, now=now)
+        return f"{text}; no audit is due, --fresh requests one" if stays_unknown(shown) else text
+
+    return Goal(
+        SyncStatus.IN_SYNC,
+        word,
+        LEAST_FIRST,
+        why,
+        is_hopeless=lambda shown: _is_unmanaged(shown) or stays_unknown(shown),
+    )
+
+
+def _is_unknown_without_a_request(shown: View, type_: EndpointType) -> bool:
+    stored = shown.subcloud.endpoints[type_]
+    is_audited_now = (
+        stored.is_audited
+        and shown.subcloud.initial_sync_state is InitialSyncState.COMPLETED
+        and shown.subcloud.availability_status is AvailabilityStatus.ONLINE
+    )
+    return is_audited_now and not stored.is_pending and shown.endpoints[type_].sync_status is SyncStatus.UNKNOWN
 
 
 GOALS: dict[str, Goal] = {str(goal.reached): goal for goal in (COMPLETED, in_sync(), ONLINE)}

@@ -179,6 +179,21 @@ def test_fresh_requests_audits_and_believes_only_what_they_find(dcsync: Shell) -
     assert dcsync.operator.queue.audit_sweeps == 1
 
 
+def test_without_periodic_audits_a_wait_for_what_nobody_requested_ends_at_once(dcsync: Shell) -> None:
+    unknown = statuses(dict.fromkeys(audited_types(), SyncStatus.UNKNOWN))
+    pending = statuses(dict.fromkeys(audited_types(), SyncStatus.UNKNOWN), is_pending=True)
+    with_subclouds(dcsync, a_subcloud("a", initial_sync_state=COMPLETED, endpoints=unknown))
+    told = dcsync("wait", "--for", "in-sync", "a", "--timeout", "3")
+    assert (told.code, dcsync.operator.slept) == (1, 3.0), "an audit will come by itself"
+    dcsync.set(DCSYNC_AUDIT_INTERVAL="0")
+    told = dcsync("wait", "--for", "in-sync", "a", "--timeout", "3")
+    assert (told.code, dcsync.operator.slept) == (1, 3.0)
+    assert "no audit is due, --fresh requests one" in told.err
+    dcsync.inventory.put("a", endpoints=pending)
+    assert dcsync("wait", "--for", "in-sync", "a", "--timeout", "3").code == 1
+    assert dcsync.operator.slept == 6.0, "one was requested"
+
+
 def test_fresh_is_for_in_sync_only(dcsync: Shell) -> None:
     with_subclouds(dcsync, a_subcloud("a"))
     assert dcsync("wait", "--for", "completed", "a", "--fresh").code == 2
