@@ -174,8 +174,15 @@ class FakeStateStore:
 class FakeAlarms:
     """Alarms as operators read them, of what was written to a FakeStateStore."""
 
-    def __init__(self, store: FakeStateStore) -> None:
+    def __init__(self, store: FakeStateStore, *, checked_at: datetime | None = None) -> None:
         self._store = store
+        self._checked_at = checked_at
+
+    def check(self, now: datetime) -> None:
+        self._checked_at = now
+
+    def checked_at(self) -> datetime | None:
+        return self._checked_at
 
     def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
         active = sorted(self._store.active.values(), key=lambda alarm: (alarm.alarm_id, alarm.raised_at))

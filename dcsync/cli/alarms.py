@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, note, say_table
+from dcsync.model.shown import is_within
 
 if TYPE_CHECKING:
     from dcsync.state.ports import AlarmNotice
 
 SHOWN_AT_MOST = 100_000
+CHECKED_WITHIN = timedelta(seconds=120)
+"""Every worker process checks every 30 s."""
 
 
 @click.group()
@@ -42,6 +46,7 @@ def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> No
       dcsync alarm list --history -o json
     """
     alarms = operator.alarm_store.alarms(history=history, limit=limit)
+    _warn_if_nobody_checks(operator)
     if as_json:
         click.echo(json_text([asdict(each) for each in alarms]))
         return
@@ -53,6 +58,14 @@ def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> No
         ["ALARM", "SEVERITY", "ENTITY", "RAISED", *cleared, "REASON"],
         [_row(each, operator, history=history) for each in alarms],
     )
+
+
+def _warn_if_nobody_checks(operator: Operator) -> None:
+    """An alarm that is not listed is not active only if somebody has looked."""
+    checked_at, now = operator.alarm_store.checked_at(), operator.now()
+    if checked_at is None or not is_within(checked_at, CHECKED_WITHIN, now=now):
+        since = f"last checked {ago(checked_at, now=now)}" if checked_at else "never checked"
+        note(f"warning: whether anybody observes was {since}: no worker runs, so these alarms may be out of date")
 
 
 def _row(alarm: AlarmNotice, operator: Operator, *, history: bool) -> list[str]:

@@ -137,6 +137,9 @@ class Alarms(Protocol):
         """Returns active alarms: those that report silence, then by id, oldest first; with `history` cleared ones as
         well, newest first."""
 
+    def checked_at(self) -> datetime | None:
+        """Returns when a worker process last checked for silence; None: never."""
+
 
 class CentralChecks(Protocol):
     """What the watch recorded of the central cloud."""

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, select
 
 from dcsync.adapters.postgres.alarms import SqlAlarmStore
 from dcsync.adapters.postgres.inventory import SqlInventory
+from dcsync.adapters.postgres.silence import SqlSilenceStore
 from dcsync.adapters.postgres.states import SqlStateStore
 from dcsync.adapters.postgres.tables import audit_request, rejected_report
 from dcsync.cli.ports import Alarms
@@ -60,6 +61,8 @@ class Rows:
     audits: Callable[[], set[tuple[int | None, EndpointType]]]
     rejected: Callable[[], list[str]]
     unmanage: Callable[[str, datetime], None]
+    check: Callable[[datetime], object]
+    """A worker checks for silence."""
 
     def write(self, changes: StateChanges, *, now: datetime = NOON) -> None:
         with self.store.transaction() as transaction:
@@ -82,9 +85,11 @@ def _memory_rows() -> Rows:
         row, unmanaged = store.rows[region_name], ManagementState.UNMANAGED
         store.rows[region_name] = replace(row, management_state=unmanaged, unmanaged_at=now)
 
+    alarms = FakeAlarms(store)
     return Rows(
         store=store,
-        alarms=FakeAlarms(store),
+        alarms=alarms,
+        check=alarms.check,
         audits=lambda: set(store.audits),
         rejected=lambda: [each.reason for each in store.rejected],
         unmanage=unmanage,
@@ -117,6 +122,7 @@ def _sql_rows(engine: Engine) -> Rows:
     return Rows(
         store=SqlStateStore(engine),
         alarms=SqlAlarmStore(engine),
+        check=lambda now: SqlSilenceStore(engine).begin_check(now=now, swept_at=None, unless_since=now),
         audits=audits,
         rejected=rejected,
         unmanage=unmanage,
@@ -292,6 +298,13 @@ def test_active_alarms_come_gravest_and_oldest_first_and_no_more_than_are_asked_
     rows.write(StateChanges(raised_alarms=raised))
     assert [raised_at for _, _, raised_at in rows.active()] == [at(3), at(1), at(2)]
     assert len(rows.alarms.alarms(history=False, limit=2)) == 2
+
+
+def test_it_is_known_when_somebody_last_checked_for_silence(rows: Rows) -> None:
+    assert rows.alarms.checked_at() is None
+    for moment in (at(1), at(40)):
+        rows.check(moment)
+        assert rows.alarms.checked_at() == moment
 
 
 def test_realigned_alarms_are_those_the_rows_ask_for(rows: Rows) -> None:

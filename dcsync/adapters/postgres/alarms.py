@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.rows import has_passed
 from dcsync.adapters.postgres.states import reconcile_alarms
-from dcsync.adapters.postgres.tables import alarm, alarm_sink, rejected_report
+from dcsync.adapters.postgres.tables import alarm, alarm_sink, rejected_report, silence
 from dcsync.state.ports import AlarmNotice, AlarmPosition, SinkTurn
 from dcsync.state.silence import alarm_ids
 
@@ -51,6 +51,11 @@ class SqlAlarmStore:
             wanted = wanted.order_by(fleet_first.nulls_last(), alarm.c.alarm_id, alarm.c.raised_at, alarm.c.entity)
         with self._engine.connect() as connection:
             return [_notice(row) for row in connection.execute(wanted).mappings()]
+
+    @database_errors()
+    def checked_at(self) -> datetime | None:
+        with self._engine.connect() as connection:
+            return connection.execute(select(silence.c.checked_at)).scalar_one_or_none()
 
     @database_errors()
     def take_turn(self, sink: str, *, now: datetime, until: datetime, longest: timedelta) -> SinkTurn | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -28,11 +28,11 @@ CLEARED = replace(ACTIVE, entity="subcloud=edge-2", reason_text="edge-2 is offli
 def shown(dcsync: Shell) -> Callable[..., None]:
     """Which alarms there are."""
 
-    def show(*alarms: AlarmNotice) -> None:
+    def show(*alarms: AlarmNotice, checked_at: datetime | None = NOON) -> None:
         rows = [AlarmRow(**asdict(alarm), subcloud_id=1, endpoint_type=None) for alarm in alarms]
         store = FakeStateStore()
         store.write(StateChanges(raised_alarms=rows), now=NOON)
-        dcsync.operator.alarm_store = FakeAlarms(store)  # type: ignore[assignment]
+        dcsync.operator.alarm_store = FakeAlarms(store, checked_at=checked_at)  # type: ignore[assignment]
 
     return show
 
@@ -43,6 +43,25 @@ def test_active_alarms_are_a_table_with_reason_and_age(dcsync: Shell, shown: Cal
     assert told.code == 0
     assert [word in told.out for word in ("280.001", "critical", "edge-1 is offline", "5 min ago")] == [True] * 4
     assert "edge-2" not in told.out
+
+
+@pytest.mark.parametrize("output", [(), ("-o", "json")])
+@pytest.mark.parametrize(
+    ("checked_at", "words"),
+    [
+        (None, "never checked"),
+        (NOON - timedelta(minutes=12), "last checked 12 min ago"),
+        (NOON + timedelta(hours=1), "no worker runs"),
+        (NOON - timedelta(minutes=2), ""),
+    ],
+)
+def test_no_alarm_is_a_statement_of_somebody_who_looked(
+    dcsync: Shell, shown: Callable[..., None], checked_at: datetime | None, words: str, output: tuple[str, ...]
+) -> None:
+    shown(checked_at=checked_at)
+    told = dcsync("alarm", "list", *output)
+    assert words in told.err
+    assert ("warning" in told.err) is bool(words)
 
 
 def test_history_shows_when_an_alarm_was_cleared(dcsync: Shell, shown: Callable[..., None]) -> None:
