@@ -22,10 +22,16 @@ from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
 
 class FakeRotationRequests:
     """The row of a rotation that is carried out when the test says so; `holds` is the fingerprint each completed
-    subcloud was last seen to hold, `others` are the rest."""
+    subcloud was last seen to hold, and `read_at` when, `others` are the rest."""
 
-    def __init__(self, holds: Sequence[str | None] = (), others: Sequence[KeyHolding] = ()) -> None:
+    def __init__(
+        self,
+        holds: Sequence[str | None] = (),
+        others: Sequence[KeyHolding] = (),
+        read_at: Sequence[datetime] = (),
+    ) -> None:
         self.holds = list(holds)
+        self.read_at = list(read_at)
         self.others = list(others)
         self.operations: list[Operation] = []
         self._row = KeyRotationRow(
@@ -61,6 +67,11 @@ class FakeRotationRequests:
     def without_keys(self, fingerprint: str, *, limit: int) -> list[tuple[str, KeyHolding]]:
         counted = (KeyHolding.HAVE, KeyHolding.UNMANAGED)
         return [each for each in self._holdings(fingerprint) if each[1] not in counted][:limit]
+
+    def oldest_reading(self, fingerprint: str) -> datetime | None:
+        return min(
+            (at for held, at in zip(self.holds, self.read_at, strict=False) if held == fingerprint), default=None
+        )
 
     def _holdings(self, fingerprint: str) -> list[tuple[str, KeyHolding]]:
         completed = [KeyHolding.HAVE if held == fingerprint else KeyHolding.LACK for held in self.holds]

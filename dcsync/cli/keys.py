@@ -39,6 +39,8 @@ class Sight:
     fingerprint: str | None
     """Fingerprint of the central cloud's keys as last read by the watch or a rotation; None before that."""
     spread: Spread
+    oldest_reading: datetime | None
+    """When the keys of those that have them were read, of the one where that is longest ago."""
 
     @property
     def shown_fingerprint(self) -> str | None:
@@ -164,6 +166,7 @@ def show(operator: Operator, *, as_json: bool) -> None:
     lines = {
         "keys": seen.shown_fingerprint or "not read yet",
         "subclouds": f"{spread}; {spread.unmanaged} unmanaged" if seen.fingerprint else "-",
+        "read": f"{ago(seen.oldest_reading, now=now)} or later" if seen.oldest_reading else "-",
         "rotation": row.state + (f": {row.detail}" if row.detail else ""),
         "last": ago(row.last_rotated_at, now=now),
         "next": _next(row, now=now),
@@ -188,7 +191,8 @@ def _look(operator: Operator) -> Sight:
 
     row, known = operator.key_rotation_store.row(), operator.audit_store.central_state(endpoint_type_of_keys())
     fingerprint = known.fingerprint if known else None
-    return Sight(row, fingerprint, operator.key_rotation_store.spread(fingerprint or ""))
+    store = operator.key_rotation_store
+    return Sight(row, fingerprint, store.spread(fingerprint or ""), store.oldest_reading(fingerprint or ""))
 
 
 def _object(seen: Sight) -> dict[str, object]:
@@ -200,6 +204,7 @@ def _object(seen: Sight) -> dict[str, object]:
         "sites": spread.managed,
         "behind": spread.behind,
         "subclouds": {"managed": spread.managed} | asdict(spread),
+        "oldest_reading_at": seen.oldest_reading,
         "last_rotated_at": row.last_rotated_at,
         "next_due_at": row.next_due_at,
         "window_until": row.window_until,

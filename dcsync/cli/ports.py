@@ -129,6 +129,9 @@ class RotationRequests(Protocol):
     def without_keys(self, fingerprint: str, *, limit: int) -> list[tuple[str, KeyHolding]]:
         """Returns up to `limit` managed subclouds, by name, that are not known to have these keys, and why."""
 
+    def oldest_reading(self, fingerprint: str) -> datetime | None:
+        """Returns when keys were last read of the one, of those that have them, of which that is longest ago."""
+
 
 class Alarms(Protocol):
     """Alarms as listed for operators."""

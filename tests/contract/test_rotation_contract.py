@@ -8,7 +8,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import zip_longest
 
 import pytest
 from sqlalchemy import Engine, update
@@ -57,12 +58,14 @@ def make(request: pytest.FixtureRequest) -> Make:
         return FakeRotationRequests
     engine: Engine = request.getfixturevalue("engine")
 
-    def in_postgresql(holds: Sequence[str | None] = (), others: Sequence[KeyHolding] = ()) -> RotationRequests:
+    def in_postgresql(
+        holds: Sequence[str | None] = (), others: Sequence[KeyHolding] = (), read_at: Sequence[datetime] = ()
+    ) -> RotationRequests:
         names = [f"s{number}" for number in range(len(holds) + len(others))]
         requested_rows(engine, [NewSubcloud(name=n, management_ip="10.0.0.1", region_name=n) for n in names])
         with engine.begin() as connection:
             connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
-            for name, held in zip(names, holds, strict=False):
+            for name, held, at in zip_longest(names[: len(holds)], holds, read_at):
                 connection.execute(
                     update(subcloud_sync)
                     .where(
@@ -70,7 +73,7 @@ def make(request: pytest.FixtureRequest) -> Make:
                         subcloud.c.name == name,
                         subcloud_sync.c.endpoint_type == endpoint_type_of_keys(),
                     )
-                    .values(keys_fingerprint=held)
+                    .values(keys_fingerprint=held, sync_status_report_time=at)
                 )
             for name, holding in zip(names[len(holds) :], others, strict=True):
                 connection.execute(update(subcloud).where(subcloud.c.name == name).values(OTHERS[holding]))
@@ -103,6 +106,12 @@ def test_subclouds_not_seen_to_hold_exactly_these_keys_lack_them(make: Make) -> 
     rotation = make(["new", "old", None])
     assert rotation.spread("new") == Spread(have=1, lack=2)
     assert rotation.spread("newer") == Spread(lack=3)
+
+
+def test_what_is_known_of_keys_is_as_old_as_the_oldest_reading_of_those_that_have_them(make: Make) -> None:
+    rotation = make(["new", "old", "new"], read_at=[NOON, NOON - timedelta(hours=2), NOON - timedelta(hours=1)])
+    assert rotation.oldest_reading("new") == NOON - timedelta(hours=1)
+    assert rotation.oldest_reading("newer") is None
 
 
 def test_a_subcloud_whose_keys_could_not_be_read_lately_is_not_known_to_have_them(engine: Engine) -> None:

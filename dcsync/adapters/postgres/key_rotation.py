@@ -165,6 +165,14 @@ class SqlKeyRotationStore:
             return [(name, KeyHolding(word)) for name, word in rows]
 
     @database_errors()
+    def oldest_reading(self, fingerprint: str) -> datetime | None:
+        query = sa.select(sa.func.min(_SYNC.sync_status_report_time)).select_from(_KEYS_OF_SUBCLOUDS)
+        with self._engine.connect() as connection:
+            have = _holding(fingerprint) == KeyHolding.HAVE.value
+            oldest: datetime | None = connection.execute(query.where(have)).scalar_one()
+            return oldest
+
+    @database_errors()
     def next_wave(self, fingerprint: str, *, max_in_flight: int, requested_before: datetime, now: datetime) -> int:
         distributing = sa.select(_ROW.id).where(ROTATION_MOVES.where(RotationEvent.WAVE_SENT))
         with self._engine.begin() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from math import inf
 from typing import Any
 
@@ -314,3 +315,11 @@ def test_keys_show_counts_the_whole_fleet(fleet: Fleet, dcsync: Shell) -> None:
     fleet.rotation.others = [KeyHolding.FAILED, KeyHolding.AWAY, KeyHolding.UNMANAGED]
     told = dcsync("keys", "show")
     assert "1 of 3 managed subclouds have the keys (1 failed, 1 away); 1 unmanaged" in told.out
+
+
+def test_keys_show_says_how_old_that_is(fleet: Fleet, dcsync: Shell) -> None:
+    seen = CentralState(endpoint_type=EndpointType.PLATFORM, fingerprint="0123456789", events_fingerprint="", counts={})
+    fleet.audits.accept_central(seen, old=None, now=NOON)
+    fleet.rotation.holds, fleet.rotation.read_at = ["0123456789"], [NOON - timedelta(hours=3)]
+    assert "3 h ago or later" in dcsync("keys", "show").out
+    assert dcsync("keys", "show", "-o", "json").json["oldest_reading_at"] == "2026-01-31T09:00:00.000Z"
