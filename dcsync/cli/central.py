@@ -28,7 +28,8 @@ def central(operator: Operator, *, as_json: bool) -> int:
 
     facts, now = operator.central_checks.central_facts(), operator.now()
     changed = {type_: operator.audit_store.central_state(type_) for type_ in audited_types()}
-    problem = trouble(facts, now=now, settings=operator.settings)
+    is_checked = operator.settings.central_silent_seconds > 0
+    problem = trouble(facts, now=now, settings=operator.settings) if is_checked else NOT_CHECKED
     if as_json:
         click.echo(
             json_text(
@@ -46,6 +47,9 @@ def central(operator: Operator, *, as_json: bool) -> int:
         for type_, state in changed.items():
             say(f"{type_:<9}  " + (f"changed {ago(state.changed_at, now=now)}" if state else "not read yet"))
     return 0 if problem is None else 1
+
+
+NOT_CHECKED = "not checked, audits are made on request only (DCSYNC_AUDIT_INTERVAL=0)"
 
 
 def central_trouble(operator: Operator) -> str | None:

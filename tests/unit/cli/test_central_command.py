@@ -45,6 +45,15 @@ def test_a_readable_central_cloud_is_a_yes(dcsync: Shell) -> None:
     ]
 
 
+@pytest.mark.parametrize("facts", [READABLE, SILENT, UNREADABLE, CentralFacts()])
+def test_without_periodic_audits_nobody_knows_whether_it_is_readable(dcsync: Shell, facts: CentralFacts) -> None:
+    dcsync.set(DCSYNC_AUDIT_INTERVAL="0")
+    answer = told(dcsync, facts)
+    assert answer.code == 1
+    assert "not checked, audits are made on request only" in answer.out
+    assert "state      readable" not in answer.out
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
@@ -65,7 +74,8 @@ def test_a_list_that_is_refused_is_a_no_with_the_reason(dcsync: Shell) -> None:
 
 def test_where_audits_are_only_requested_nobody_is_meant_to_check(dcsync: Shell) -> None:
     dcsync.set(DCSYNC_AUDIT_INTERVAL="0")
-    assert told(dcsync, SILENT).code == told(dcsync, UNREADABLE).code == 0
+    told(dcsync, SILENT)
+    assert "central" not in dcsync("audit", "--all", "--yes").err
 
 
 def test_programs_get_since_when_and_why(dcsync: Shell) -> None:
