@@ -65,11 +65,16 @@ def _history(
     run: AuditRun, finding: Finding, *, now: datetime, started_at: datetime, worker: str
 ) -> AuditHistory | None:
     """Returns None for an audit that found no difference, since the row of the endpoint type proves it, and for the
-    repetition of a failure that found none: while a central cloud is away, each would add rows for the whole fleet."""
+    repetition of a failure that found none: while a central cloud is away, each would add rows for the whole fleet.
+    The audit that ends such failures says how many there were, and since when."""
     failure = finding.failure
     (part,) = (part for part in run.parts if part.endpoint_type is finding.endpoint_type)
-    if not finding.differences and (failure is None or part.failures):
+    ends_failures = failure is None and part.failures > 0
+    if not finding.differences and not ends_failures and (failure is None or part.failures):
         return None
+    detail = failure.detail if failure else ""
+    if ends_failures and part.failing_since is not None:
+        detail = f"after {part.failures} failed in a row, the first {part.failing_since:%Y-%m-%d %H:%M:%S}Z"
     return AuditHistory(
         run_id=run.run_id,
         endpoint_type=finding.endpoint_type,
@@ -78,7 +83,7 @@ def _history(
         ended_at=now,
         result=finding.result,
         reason=failure.reason.value if failure else None,
-        detail=cut(failure.detail) if failure else "",
+        detail=cut(detail),
         differences=Named.of(finding.differences),
         written=Named.of(finding.written),
         not_written=Named.of(finding.not_written),

@@ -169,7 +169,7 @@ def _all_managed(inventory: Inventory) -> Callable[[], list[Subcloud]]:
 @pass_operator
 def history(operator: Operator, name: str, *, as_json: bool) -> None:
     """Show what happened to a subcloud, newest first: operations, requests with their attempts and steps, and audits
-    that found a difference or failed.
+    that found a difference or failed; of failures in a row the first, and the audit that ended them.
 
     A deleted subcloud's history is kept for DCSYNC_HISTORY_DAYS; where its name was added again, both are shown.
 
@@ -252,10 +252,11 @@ def _step(step: StepHistory) -> str:
 
 def _audit_lines(audit: AuditHistory) -> Iterator[str]:
     took = span((audit.ended_at - audit.started_at).total_seconds())
-    found = "failed" if audit.reason else "repaired" if audit.result is SyncStatus.IN_SYNC else str(audit.result)
+    is_repaired = audit.result is SyncStatus.IN_SYNC and audit.differences.count > 0
+    found = "failed" if audit.reason else "repaired" if is_repaired else str(audit.result)
     yield f"{instant(audit.ended_at)}  audit of {audit.endpoint_type}: {found} after {took}"
-    if audit.reason:
-        yield f"    {audit.reason}: {audit.detail}"
+    if because := ": ".join(part for part in (audit.reason, audit.detail) if part):
+        yield f"    {because}"
     for what, named in (
         ("differed", audit.differences),
         ("written", audit.written),

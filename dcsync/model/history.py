@@ -76,7 +76,7 @@ class RequestHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditHistory:
-    """An audit of one endpoint type that found a difference or failed."""
+    """An audit of one endpoint type that found a difference, failed, or was the first to succeed after failures."""
 
     run_id: str
     endpoint_type: EndpointType

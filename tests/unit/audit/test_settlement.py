@@ -93,6 +93,15 @@ def test_the_keys_that_were_seen_are_kept_and_those_nobody_looked_at_stay(
     assert {name: value for name, value in always.items() if name == "keys_fingerprint"} == kept
 
 
+def test_the_audit_that_ends_failures_is_in_the_history_with_their_number() -> None:
+    """Otherwise the history ends with the first failure, whether it lasted a minute or a day."""
+    failed = replace(RUN.parts[0], failures=40, failing_since=NOON - timedelta(hours=4))
+    kept = settled(run=replace(RUN, parts=(failed,))).history
+    assert kept is not None
+    assert (kept.result, kept.reason) == (SyncStatus.IN_SYNC, None)
+    assert kept.detail == f"after 40 failed in a row, the first {NOON - timedelta(hours=4):%Y-%m-%d %H:%M:%S}Z"
+
+
 def test_the_history_keeps_what_was_found_and_nothing_of_a_clean_audit() -> None:
     assert settled().history is None
     kept = settled(differences=("users bob: name",), written=("PUT users bob",), repaired=True).history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from dcsync.audit.endpoints import audited_types
 from dcsync.cli.waiting import Progress
 from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable
-from dcsync.model.history import AttemptHistory, RequestHistory, StepHistory
+from dcsync.model.history import AttemptHistory, AuditHistory, Life, Named, RequestHistory, StepHistory
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Report
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Step, Subcloud, SyncStatus
@@ -339,6 +340,40 @@ def test_history_tells_requests_attempts_and_steps(dcsync: Shell) -> None:
     assert (request["entry"], request["generation"], request["deleted_at"]) == ("request", 3, None)
     assert request["attempts"][0]["steps"][0]["ended_at"] == "2026-01-31T12:00:02.000Z"
     assert request["attempts"][1]["ending"] is None
+
+
+def test_history_tells_since_when_audits_failed_and_when_that_ended(dcsync: Shell) -> None:
+    ended = AuditHistory(
+        run_id="run-3",
+        endpoint_type=EndpointType.IDENTITY,
+        worker="worker-1",
+        started_at=NOON,
+        ended_at=NOON + timedelta(seconds=2),
+        result=SyncStatus.IN_SYNC,
+        reason=None,
+        detail="after 40 failed in a row, the first 2026-01-31 08:00:00Z",
+        differences=Named.of(()),
+        written=Named.of(()),
+        not_written=Named.of(()),
+    )
+    failed = replace(ended, result=None, reason="timeout", detail="slow")
+    repaired = replace(ended, detail="", differences=Named.of(("users bob",)), written=Named.of(("PUT users bob",)))
+    life = Life(
+        subcloud_id=1, name="a", region_name="a", added_at=NOON, deleted_at=None, entries=(ended, failed, repaired)
+    )
+    dcsync.inventory.lives["a"] = [life]
+    assert dcsync("history", "a").out.splitlines() == [
+        "2026-01-31 12:00:02Z  audit of identity: in-sync after 2.0 s",
+        "    after 40 failed in a row, the first 2026-01-31 08:00:00Z",
+        "    run run-3 on worker-1",
+        "2026-01-31 12:00:02Z  audit of identity: failed after 2.0 s",
+        "    timeout: slow",
+        "    run run-3 on worker-1",
+        "2026-01-31 12:00:02Z  audit of identity: repaired after 2.0 s",
+        "    differed: users bob",
+        "    written: PUT users bob",
+        "    run run-3 on worker-1",
+    ]
 
 
 def test_an_empty_history_is_told_and_is_an_empty_array(dcsync: Shell) -> None:
