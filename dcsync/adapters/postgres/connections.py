@@ -32,6 +32,8 @@ TRAVEL_SECONDS = 5.0
 PING_SECONDS = 5.0
 
 _CHECKED_EVERY_SECONDS = 0.5
+_REFUSES_SETTINGS = re.compile("unsupported startup parameter|command-line options")
+"""PgBouncer, and Amazon's RDS Proxy."""
 _SCHEME = re.compile(r"(postgresql|postgres)(\+\w+)?://")
 
 
@@ -222,7 +224,7 @@ class Opener:
         try:
             connection = self._connect(options=self._session_options())
         except psycopg2.OperationalError as error:
-            if "unsupported startup parameter" not in str(error):
+            if not _REFUSES_SETTINGS.search(str(error)):
                 raise
             self.is_pooler = True
             return self._open_through_pooler()
