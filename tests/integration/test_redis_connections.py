@@ -12,6 +12,7 @@ from dcsync.adapters.broker.locks import RedisLocks
 from dcsync.adapters.broker.queues import QueueLengths
 from dcsync.adapters.broker.redis_client import make_client
 from dcsync.adapters.broker.reporter import Observer
+from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.database import make_engine
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.bootstrap import reports
@@ -150,7 +151,7 @@ def test_workers_follow_the_sentinels(watched: Watched, database_url: str, proce
 
     def is_online() -> bool:
         try:
-            reports(settings, app).send([Observer().availability("edge-1", AvailabilityStatus.ONLINE)])
+            reports(settings, app).send([Observer(utc_now).availability("edge-1", AvailabilityStatus.ONLINE)])
         except BrokerUnreachable:
             return False
         return SqlInventory(engine).find(["edge-1"])[0].availability_status is AvailabilityStatus.ONLINE

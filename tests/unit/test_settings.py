@@ -55,7 +55,9 @@ def test_a_broker_that_celery_and_our_locks_cannot_both_reach_is_refused(url: st
 def test_usual_addresses_of_a_broker_are_taken(url: str) -> None:
     loaded = load({"DCSYNC_REDIS_URL": url}).redis_url
     assert loaded is not None
-    assert loaded.get_secret_value() == url
+    assert loaded.get_secret_value().removesuffix("&ssl_cert_reqs=required") == url.removesuffix(
+        "&ssl_cert_reqs=required"
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_every_secret_may_be_given_as_a_file(tmp_path: Path, name: str) -> None:
     schemes = {"redis_url": "redis", "database_url": "postgresql"}
     file.write_text(f"{schemes.get(name, 'https')}://word\n")
     loaded = getattr(load({f"DCSYNC_{name.upper()}_FILE": str(file)}), name)
-    assert loaded.get_secret_value().endswith("://word")
+    assert "://word" in loaded.get_secret_value()
     assert "word" not in str(loaded)
 
 

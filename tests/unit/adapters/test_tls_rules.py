@@ -174,5 +174,6 @@ def test_without_a_ca_file_the_systems_certificates_count() -> None:
 
 
 @pytest.mark.parametrize("url", ["https://word", "mysql://db.example/x", "nonsense"])
-def test_an_url_of_something_else_is_left_for_who_refuses_it(url: str) -> None:
-    assert database(url) == url
+def test_an_url_of_something_else_is_refused_as_such(url: str) -> None:
+    with pytest.raises(MisconfiguredError, match="must be postgresql://"):
+        database(url)

@@ -4,17 +4,19 @@ more."""
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from dcsync.audit.endpoints import audited_types
+from dcsync.model.errors import RowLocked
 from dcsync.model.report_payloads import report_payload, signature_of
 from dcsync.model.reports import AvailabilityReport
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import DEFAULT_ENDPOINT_TYPES, EndpointType, SyncStatus
-from dcsync.state.ports import EndpointRow, StateChanges
+from dcsync.state.ports import EndpointRow, StateChanges, StateRow
 from dcsync.state.service import StateService
 from tests.fake_messenger import FakeMessenger
 from tests.fake_states import FakeStateStore
@@ -521,7 +523,7 @@ def test_with_a_key_a_message_without_a_valid_signature_changes_nothing_and_leav
 @pytest.mark.parametrize("key", [KEY, NEXT_KEY])
 def test_a_message_signed_with_either_of_two_keys_is_applied(key: bytes) -> None:
     world = World(keys=lambda: (KEY, NEXT_KEY))
-    payloads = [report_payload(online(-2))]
+    payloads = [report_payload(online(1))]
 
     tally = world.service.apply_message(payloads, signature=signature_of(payloads, key))
 
@@ -530,16 +532,37 @@ def test_a_message_signed_with_either_of_two_keys_is_applied(key: bytes) -> None
 
 def test_a_signature_is_of_these_reports_only() -> None:
     world = World(keys=lambda: (KEY,))
-    first, second = [report_payload(online(-2))], [report_payload(offline(-1))]
+    first, second = [report_payload(online(1))], [report_payload(offline(2))]
 
     assert world.service.apply_message(second, signature=signature_of(first, KEY)).rejected == 1
     assert world.service.apply_message(first + second, signature=signature_of(first, KEY)).rejected == 1
 
 
 def test_without_a_key_signatures_do_not_count() -> None:
-    assert World().service.apply_message([report_payload(online(-2))], signature="nonsense").rejected == 0
+    assert World().service.apply_message([report_payload(online(1))], signature="nonsense").rejected == 0
 
 
 @pytest.mark.parametrize("payload", [float("nan"), object(), ("a",)])
 def test_what_cannot_be_verified_is_rejected(payload: object) -> None:
     assert World(keys=lambda: (KEY,)).service.apply_message([payload], signature="0" * 64).rejected == 1
+
+
+def test_a_locked_row_delays_no_other_subcloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    regions = [f"subcloud{number}" for number in range(1, 8)]
+    world = World(*(a_state_row(region_name=region, subcloud_id=id_) for id_, region in enumerate(regions, 1)))
+    lock = world.store.lock
+
+    def lock_unless_held(region_names: Collection[str], **of: Any) -> list[StateRow]:
+        if "subcloud4" in region_names:
+            raise RowLocked("another session holds a row")
+        return lock(region_names, **of)
+
+    monkeypatch.setattr(world.store, "lock", lock_unless_held)
+    reports = [report_payload(online(1, region)) for region in regions]
+    with pytest.raises(RowLocked, match="the rows of 1 subclouds"):
+        world.service.apply_payloads(reports)
+    are_online = [region for region in regions if world.store.rows[region].availability_status is ONLINE]
+    assert are_online == [region for region in regions if region != "subcloud4"]
+    monkeypatch.setattr(world.store, "lock", lock)
+    world.service.apply_payloads(reports)
+    assert world.store.rows["subcloud4"].availability_status is ONLINE
