@@ -33,6 +33,7 @@ from dcsync.adapters.cloud.keystone import Credentials
 from dcsync.adapters.cloud.prober import HttpProber
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.adapters.host.alarm_sinks import LogSink, WebhookSink
+from dcsync.adapters.host.clock import elapsed_seconds
 from dcsync.adapters.host.loop import LoopThread
 from dcsync.adapters.host.report_keys import ReportKeys
 from dcsync.adapters.host.secret_file import SecretFile
@@ -287,7 +288,7 @@ def sync_services(
         ),
         initial_sync=InitialSync(
             store=run_store,
-            ownership=BatchedOwnership(run_store, locks),
+            ownership=BatchedOwnership(run_store, locks, lock_ttl_seconds=settings.lock_ttl, elapsed=elapsed_seconds),
             clouds=http_clouds,
             progress=progress,
             limits=SyncLimits(
@@ -349,7 +350,7 @@ def audit_engine(
     """Returns the audit engine, for audits and for previews."""
     return Audit(
         store=store,
-        ownership=BatchedOwnership(store, locks),
+        ownership=BatchedOwnership(store, locks, lock_ttl_seconds=settings.lock_ttl, elapsed=elapsed_seconds),
         clouds=http_clouds,
         loop=loop,
         reports=_audit_reports(reporter, Observer(clock.now)),

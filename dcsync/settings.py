@@ -156,7 +156,7 @@ class Settings(BaseModel):
         gt=0,
         le=3600,
     )
-    lock_ttl: float = _setting(30, "time to live of a subcloud's lock, which its worker renews", ge=1, le=30)
+    lock_ttl: float = _setting(10, "time to live of a subcloud's lock, which its worker renews", ge=1, le=30)
     run_deadline: float = _setting(120, "time limit of one run on one subcloud", gt=1, le=3600)
     connect_timeout: float = _setting(10, "time limit for connecting to a cloud", gt=0, le=300)
     read_timeout: float = _setting(15, "time limit between two parts of a reply", gt=0, le=600)

@@ -330,6 +330,10 @@ class MemoryLocks:
             del self.held[held[owner]]
         return ours
 
+    def renew(self, held: Mapping[str, str]) -> set[str]:
+        self._reach()
+        return {owner for owner, region in held.items() if self.held.get(region) == owner}
+
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
         self._reach()
         return {name: self.held.get(name) for name in region_names}

@@ -6,6 +6,7 @@ What both stores keep of a subcloud is copied from one to the other; PostgreSQL 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -126,7 +127,7 @@ class OneWorker:
     def _initial_sync(self) -> InitialSync:
         return InitialSync(
             store=self.rows,
-            ownership=BatchedOwnership(self.rows, self.locks),
+            ownership=BatchedOwnership(self.rows, self.locks, lock_ttl_seconds=30, elapsed=time.monotonic),
             clouds=self.clouds,
             progress=lambda run, step: None,
             limits=SyncLimits(
@@ -143,7 +144,7 @@ class OneWorker:
 
         return Audit(
             store=self.audits,
-            ownership=BatchedOwnership(self.audits, self.locks),
+            ownership=BatchedOwnership(self.audits, self.locks, lock_ttl_seconds=30, elapsed=time.monotonic),
             clouds=self.clouds,
             loop=OwnLoop(),
             reports=report,

@@ -20,6 +20,7 @@ from dcsync.planner.match import Cloud
 from dcsync.planner.writes import AddEvent, Create, Delete, Grant, Revoke, SetPassword, Update, Write
 from dcsync.runs.clouds import IdentityService, SubcloudSession
 from dcsync.runs.ports import Owner, Ownership, Standing
+from dcsync.runs.writing import depends_on, writing
 
 T = TypeVar("T")
 
@@ -35,11 +36,31 @@ class Stopped(Exception):
         self.standing = standing
 
 
+ANSWERS_TRIED = 3
+"""Answers that come so late that nobody may write on them, after which the run is given back."""
+
+_TOO_LATE = Standing(Ending.LOCK_LOST, "answers about its ownership came too late to write on them")
+
+
 async def require_ownership(ownership: Ownership, run: Owner) -> None:
-    """Returns if the run still owns its subcloud, by row and lock; raises Stopped if not."""
-    standing = await ownership.standing(run)
-    if standing is not None:
-        raise Stopped(standing)
+    """Returns if the run still owns its subcloud, by row and lock; raises Stopped if not. Writes that follow in
+    `writing` depend on this answer."""
+
+    async def ask() -> None:
+        for _ in range(ANSWERS_TRIED):
+            standing = await ownership.standing(run)
+            if standing is not None:
+                raise Stopped(standing)
+            if ownership.is_recent(run):
+                return
+        raise Stopped(_TOO_LATE)
+
+    async def ask_if_old() -> None:
+        if not ownership.is_recent(run):
+            await ask()
+
+    await ask()
+    depends_on(ask_if_old)
 
 
 async def write_own(ownership: Ownership, run: Owner, write: Callable[..., bool], *args: object) -> None:
@@ -99,7 +120,8 @@ async def carry_out(
 
     async def send(write: Write) -> None:
         await check_ownership()
-        await _send(write, session, admin_password)
+        with writing():
+            await _send(write, session, admin_password)
         if note is not None:
             note(write.words)
 
@@ -188,7 +210,8 @@ async def replace_fernet_keys(*, session: SubcloudSession, keys: FernetKeys, che
         raise CloudError(Reason.CENTRAL_KEYS_INVALID, f"nothing was sent: {'; '.join(problems)}")
     await check_ownership()
     session.seen.keys = None
-    await session.fernet_repo.replace(keys)
+    with writing():
+        await session.fernet_repo.replace(keys)
     await session.login()
     stored = await session.fernet_repo.read()
     if stored.fingerprint() != keys.fingerprint():

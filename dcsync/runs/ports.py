@@ -34,6 +34,10 @@ class Locks(Protocol):
         """Takes owner -> region name; returns the owners that held their lock until now. A lock of another owner is
         never removed. When the broker does not answer, the lock expires after its time to live."""
 
+    def renew(self, held: Mapping[str, str]) -> set[str]:
+        """Takes owner -> region name; gives these locks their whole time to live back, and returns the owners that
+        still hold theirs; one round trip."""
+
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
         """Returns the owner of each lock, None if it is free; one round trip."""
 
@@ -54,6 +58,9 @@ class Ownership(Protocol):
     async def standing(self, run: Owner) -> Standing | None:
         """Returns None while the run owns both the row and the lock, else why it must stop. Raises DatabaseUnreachable
         or BrokerUnreachable when ownership cannot be checked; the run must not write then either."""
+
+    def is_recent(self, run: Owner) -> bool:
+        """Returns whether the last answer that this run owns both is recent enough to write on; asks nobody."""
 
 
 class Loop(Protocol):

@@ -57,6 +57,15 @@ def test_only_its_owner_releases_a_lock(locks: Locks) -> None:
 
 def test_nothing_asked_is_nothing_answered(locks: Locks) -> None:
     assert locks.owners([]) == {}
+    assert locks.renew({}) == locks.release({}) == set()
+
+
+def test_only_those_that_hold_their_lock_renew_it(locks: Locks) -> None:
+    locks.acquire({"a": "s1", "b": "s2"})
+    locks.release({"b": "s2"})
+    locks.acquire({"c": "s2"})
+    assert locks.renew({"a": "s1", "b": "s2", "d": "s3"}) == {"a"}
+    assert locks.owners(["s1", "s2", "s3"]) == {"s1": "a", "s2": "c", "s3": None}
 
 
 class Turns(threading.Event):
@@ -102,6 +111,34 @@ def test_a_held_lock_gets_its_whole_life_back_each_third_of_it(
     assert set(turns.pauses) == {1000}
 
 
+def test_two_thousand_locks_are_renewed_by_two_commands(
+    make_locks: Callable[[float], RedisLocks], redis_client: redis.Redis
+) -> None:
+    """A busy interpreter delays each answer: a command for each lock would be late for the last ones."""
+    locks = make_locks(3000)
+    turns = in_turns(locks)
+    names = [f"many{number}" for number in range(2000)]
+    locks.acquire({f"run-{name}": name for name in names})
+    turns.one()
+    for name in names:
+        redis_client.expire(f"dcsync:lock:{name}", 2000)
+    before = redis_client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    turns.one()
+    assert redis_client.info("commandstats")["cmdstat_evalsha"]["calls"] - before == 2
+    assert min(redis_client.ttl(f"dcsync:lock:{name}") for name in names) > 2000
+
+
+def test_a_run_that_asks_for_its_lock_gets_its_whole_life_back(
+    make_locks: Callable[[float], RedisLocks], redis_client: redis.Redis
+) -> None:
+    locks = make_locks(3000)
+    in_turns(locks)
+    locks.acquire({"a": "s1"})
+    redis_client.expire("dcsync:lock:s1", 20)
+    assert locks.renew({"a": "s1"}) == {"a"}
+    assert redis_client.ttl("dcsync:lock:s1") > 2000
+
+
 def test_the_lock_of_a_process_that_is_gone_runs_out(
     make_locks: Callable[[float], RedisLocks], redis_client: redis.Redis
 ) -> None:
@@ -144,4 +181,6 @@ def test_a_broker_that_is_away_is_an_error_and_not_a_no(away: Locks) -> None:
     assert "CANARY" not in str(error.value)
     with pytest.raises(BrokerUnreachable):
         away.owners(["s1"])
+    with pytest.raises(BrokerUnreachable):
+        away.renew({"a": "s1"})
     assert away.release({"a": "s1"}) == set()

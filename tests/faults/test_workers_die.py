@@ -72,7 +72,7 @@ def worker_of(system: System, name: str, workers: Sequence[Running]) -> Running:
 
 
 def test_a_killed_worker_costs_its_subclouds_less_than_a_minute(broken_system: BrokenSystem) -> None:
-    """With the real defaults: a lock that lives 30 s, a sweep every 10 s. The worker is back at once."""
+    """With the real defaults: a lock that lives 10 s, a sweep every 10 s. The worker is back at once."""
     system = broken_system(subclouds=3, fast=False)
     system.start_dcsync()
     names = system.add_online(count=3)

@@ -213,6 +213,7 @@ ONE_METHOD = "class Newest:\n    def newest(self, *, limit): ...\n"
 ANY_PARAMETERS = "class Nothing:\n    def request(self, *_, **__): ...\n    def audits(self, _): ...\n"
 WITHIN_A_TEST = (
     "def test_it():\n    class Blind:\n        async def standing(self, run):\n            raise BrokerUnreachable\n"
+    "        def is_recent(self, run):\n            return False\n"
 )
 PARTLY = "class FakeInventory2:\n    def names_starting_with(self, prefix, *, limit): ...\n"
 

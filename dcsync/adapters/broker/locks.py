@@ -1,7 +1,8 @@
 """One lock per subcloud in Redis, with an owner and a time to live (port `Locks`).
 
-redis-py's Lock acquires and releases; this module renews all locks of the process in one thread. A lock keeps two
-workers from the same subcloud and saves work; a row is protected by its run id in PostgreSQL.
+All locks of the process are renewed in one thread and by one script, however many there are: a thread that waited for
+the interpreter once per lock would be late in a busy process. A lock keeps two workers from the same subcloud and saves
+work; a row is protected by its run id in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
-from redis.exceptions import LockNotOwnedError, RedisError
-from redis.lock import Lock
+from redis.exceptions import RedisError
 
 from dcsync.adapters.broker.redis_client import translated_errors
 
@@ -21,6 +21,31 @@ _PREFIX = "dcsync:lock:"
 RETRY_SECONDS = 1.0
 """Between two rounds of renewal while Redis does not answer."""
 
+_AT_ONCE = 1000
+"""Locks per call of a script, which keeps every other client of Redis waiting meanwhile: about a millisecond."""
+
+_RENEW = """
+local held = {}
+for number, key in ipairs(KEYS) do
+    if redis.call('get', key) == ARGV[number + 1] then
+        redis.call('pexpire', key, ARGV[1])
+        held[#held + 1] = ARGV[number + 1]
+    end
+end
+return held
+"""
+
+_RELEASE = """
+local released = {}
+for number, key in ipairs(KEYS) do
+    if redis.call('get', key) == ARGV[number] then
+        redis.call('del', key)
+        released[#released + 1] = ARGV[number]
+    end
+end
+return released
+"""
+
 
 class RedisLocks:
     """The locks of this process, renewed after every third of their time to live until `close`."""
@@ -28,7 +53,10 @@ class RedisLocks:
     def __init__(self, client: redis.Redis, *, ttl_seconds: float) -> None:
         self._client = client
         self._ttl = ttl_seconds
-        self._held: dict[tuple[str, str], Lock] = {}
+        self._ttl_ms = int(ttl_seconds * 1000)
+        self._renewed = client.register_script(_RENEW)
+        self._released = client.register_script(_RELEASE)
+        self._held: dict[str, str] = {}
         self._guard = threading.Lock()
         self._closing = threading.Event()
         self._renewer: threading.Thread | None = None
@@ -38,39 +66,43 @@ class RedisLocks:
         got: dict[str, str] = {}
         try:
             for owner, region_name in wanted.items():
-                if self._acquire(region_name, owner):
+                if self._client.set(_PREFIX + region_name, owner, nx=True, px=self._ttl_ms):
                     got[owner] = region_name
         except RedisError:
             self.release(got)
             raise
+        self._keep_renewed(got)
         return set(got)
 
-    def _acquire(self, region_name: str, owner: str) -> bool:
-        lock = Lock(self._client, _PREFIX + region_name, timeout=self._ttl, blocking=False, thread_local=False)
-        if not lock.acquire(token=owner):
-            return False
+    def _keep_renewed(self, got: Mapping[str, str]) -> None:
         with self._guard:
-            self._held[region_name, owner] = lock
-            if self._renewer is None:
+            self._held |= got
+            if got and self._renewer is None:
                 self._renewer = threading.Thread(target=self._renew_held, name="lock-renewal", daemon=True)
                 self._renewer.start()
-        return True
 
     def release(self, held: Mapping[str, str]) -> set[str]:
-        """When Redis does not answer for one lock, the others are not asked for: all of them expire."""
         with self._guard:
-            locks = {owner: self._held.pop((region_name, owner), None) for owner, region_name in held.items()}
-        released: set[str] = set()
-        for owner, lock in locks.items():
-            try:
-                if lock is not None:
-                    lock.release()
-                    released.add(owner)
-            except LockNotOwnedError:
-                continue
-            except RedisError:
-                break
-        return released
+            for owner in held:
+                self._held.pop(owner, None)
+        try:
+            return self._for_each(self._released, held)
+        except RedisError:
+            return set()
+
+    @translated_errors
+    def renew(self, held: Mapping[str, str]) -> set[str]:
+        return self._for_each(self._renewed, held, self._ttl_ms)
+
+    def _for_each(self, script: Any, held: Mapping[str, str], *first: object) -> set[str]:
+        """Returns the owners for which the script found their lock to be theirs."""
+        found: set[str] = set()
+        pairs = list(held.items())
+        for start in range(0, len(pairs), _AT_ONCE):
+            some = pairs[start : start + _AT_ONCE]
+            keys = [_PREFIX + region_name for _, region_name in some]
+            found.update(script(keys=keys, args=[*first, *(owner for owner, _ in some)]))
+        return found
 
     @translated_errors
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
@@ -87,18 +119,16 @@ class RedisLocks:
         pause = self._ttl / 3
         while not self._closing.wait(pause):
             with self._guard:
-                held = list(self._held.items())
-            answers = all(self._renew(key, lock) for key, lock in held)
-            pause = self._ttl / 3 if answers else min(RETRY_SECONDS, self._ttl / 3)
+                held = dict(self._held)
+            pause = self._ttl / 3 if self._renew_or_drop(held) else min(RETRY_SECONDS, self._ttl / 3)
 
-    def _renew(self, key: tuple[str, str], lock: Lock) -> bool:
-        """Renews one lock; a lost lock is not acquired again. Returns False when Redis does not answer: the others are
-        then not waited for one after another, but renewed in the next round."""
+    def _renew_or_drop(self, held: Mapping[str, str]) -> bool:
+        """Renews all of these; a lost lock is not acquired again. Returns False when Redis does not answer."""
         try:
-            lock.extend(self._ttl, replace_ttl=True)
-        except LockNotOwnedError:
-            with self._guard:
-                self._held.pop(key, None)
+            lost = held.keys() - self._for_each(self._renewed, held, self._ttl_ms)
         except RedisError:
             return False
+        with self._guard:
+            for owner in lost:
+                self._held.pop(owner, None)
         return True

@@ -23,6 +23,7 @@ from yarl import URL
 
 from dcsync.adapters.cloud.bounded_json import JsonLimits, Listed, TooDeep, TooMuch, listed, parsed
 from dcsync.adapters.cloud.cost import Cost, CountedSocket, ReturnedMemory
+from dcsync.adapters.cloud.owned_request import OwnedRequest
 from dcsync.adapters.cloud.tls import Trust
 from dcsync.model.errors import CloudError
 from dcsync.model.outside_text import cut
@@ -203,6 +204,7 @@ async def open_http(*, limits: Limits, trust: Trust, request_id: str, reuse: boo
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,
+        request_class=OwnedRequest,
     ) as session:
         http = Http(session, limits=limits, trust=trust, cost=cost)
         try:

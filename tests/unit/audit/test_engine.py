@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -73,7 +74,7 @@ class World:
     def engine(self) -> Audit:
         parts: dict[str, Any] = {
             "store": self.store,
-            "ownership": BatchedOwnership(self.store, self.locks),
+            "ownership": BatchedOwnership(self.store, self.locks, lock_ttl_seconds=30, elapsed=time.monotonic),
             "clouds": self.clouds,
             "loop": self.loop,
             "reports": self.note_report,

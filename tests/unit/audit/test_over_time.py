@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -171,7 +172,7 @@ class Life:
         locks = MemoryLocks()
         engine = InitialSync(
             store=self.runs,
-            ownership=BatchedOwnership(self.runs, locks),
+            ownership=BatchedOwnership(self.runs, locks, lock_ttl_seconds=30, elapsed=time.monotonic),
             clouds=self.world.clouds,
             progress=lambda run, step: None,
             limits=syncs.LIMITS,

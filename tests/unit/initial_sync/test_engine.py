@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -55,7 +56,7 @@ class World:
     def engine(self) -> InitialSync:
         parts: dict[str, Any] = {
             "store": self.store,
-            "ownership": BatchedOwnership(self.store, self.locks),
+            "ownership": BatchedOwnership(self.store, self.locks, lock_ttl_seconds=30, elapsed=time.monotonic),
             "clouds": self.clouds,
             "progress": lambda run, step: self.shown.append(step),
             "limits": LIMITS,
