@@ -51,6 +51,20 @@ QUEUE_OF = {
 }
 
 
+_SENDING = "~"
+
+
+def sending_id(task_id: str, sending: str) -> str:
+    """Returns Celery's id of one sending of a hint. Workers discard every message with an id that was revoked, for
+    hours: a hint that is sent again must not have the id of the one before."""
+    return f"{task_id}{_SENDING}{sending}"
+
+
+def sent_task_id(sending: str) -> str:
+    """Returns the hint's id of a sending; an id without such a word is the hint's own."""
+    return sending.rpartition(_SENDING)[0] or sending
+
+
 @dataclass(frozen=True)
 class SyncHint:
     """A hint that a subcloud is due for initial sync. It may be lost, duplicated or late: the row decides."""
@@ -62,7 +76,8 @@ class SyncHint:
 
     @property
     def task_id(self) -> str:
-        """Identifies the run in Flower, and the hints that are still queued to the sweep."""
+        """Identifies the attempt in Flower, and the hints that are still queued to the sweep. Each sending of the hint
+        adds a word of its own, see `sending_id`."""
         return f"{self.region_name}.g{self.generation}.a{self.attempt}"
 
     def payload(self) -> dict[str, object]:
@@ -84,9 +99,3 @@ class AuditHint:
 
     def payload(self) -> dict[str, object]:
         return {"version": PAYLOAD_VERSION, "region_name": self.region_name}
-
-
-# --- reports to the state service: facts, acknowledged only after they were committed ----------------------------
-
-
-# --- the parts of a report ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import structlog
@@ -14,7 +15,7 @@ from dcsync.adapters.broker.ticks import Ticks
 from dcsync.adapters.postgres.clock import DatabaseClock
 from dcsync.initial_sync.ports import Run
 from dcsync.model.errors import TemporaryError
-from dcsync.model.messages import SyncHint, TaskName
+from dcsync.model.messages import TaskName
 from dcsync.model.subcloud import Step
 from dcsync.runs.outcome import Outcome
 from dcsync.runs.runner import OnEnd
@@ -27,6 +28,9 @@ T = TypeVar("T")
 UNSCHEDULED_SECONDS = 1.0
 """The tick of a task that beat of this configuration does not send, and somebody else's does."""
 
+
+task_at_work: ContextVar[str] = ContextVar("task_at_work", default="")
+"""Celery's id of the task whose run this is; what a task's thread sets is seen by the coroutines it submits."""
 
 TAKEN = "this tick was taken already"
 
@@ -146,17 +150,12 @@ class WorkerProcess:
     def show_step(self, run: Run, step: Step) -> None:
         """Sends an event to Flower that sets the task's state to the step's name. Errors are ignored."""
         dispatcher = getattr(self.consumer, "event_dispatcher", None)
-        if dispatcher is None or not dispatcher.enabled:
+        if dispatcher is None or not dispatcher.enabled or not task_at_work.get():
             return
         try:
-            dispatcher.send(f"task-{step.value}", uuid=_task_id(run), retry=False)
+            dispatcher.send(f"task-{step.value}", uuid=task_at_work.get(), retry=False)
         except Exception as exc:  # noqa: BLE001 - an event for a dashboard must not end a run
             log.debug("step not shown", error=type(exc).__name__)
-
-
-def _task_id(run: Run) -> str:
-    subcloud = run.subcloud
-    return SyncHint(subcloud.region_name, subcloud.generation, subcloud.attempt).task_id
 
 
 def process_of(app: Celery) -> WorkerProcess:

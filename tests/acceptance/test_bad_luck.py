@@ -399,7 +399,7 @@ def send(system: System, *hints: SyncHint) -> None:
 
 def results(system: System, hint: SyncHint) -> list[str]:
     """What the worker says became of a hint, each time it came."""
-    lines = [line for line in system.running[0].output().splitlines() if f'"task_id": "{hint.task_id}"' in line]
+    lines = [line for line in system.running[0].output().splitlines() if f'"task_id": "{hint.task_id}~' in line]
     return [found[1] for line in lines if (found := re.search(r'"result": "([^"]+)"', line))]
 
 

@@ -17,7 +17,7 @@ from celery import Celery
 from kombu import Exchange
 
 from dcsync.fake_cloud.faults import Fault
-from dcsync.model.messages import Queue, TaskName
+from dcsync.model.messages import Queue, TaskName, sent_task_id
 from tests.acceptance.conftest import Subclouds
 from tests.processes import wait_until
 from tests.system import SECONDS, SYNC_QUEUES, System, redis_client
@@ -54,8 +54,11 @@ class Events:
                         continue
 
     def of(self, task_id: str) -> list[str]:
-        """Kinds of the events of one task, in order."""
-        return [event["type"] for event in self.seen if event.get("uuid") == task_id]
+        """Kinds of the events of one hint, however often it was sent, in order."""
+        return [event["type"] for event in self.all_of(task_id)]
+
+    def all_of(self, task_id: str) -> list[dict[str, Any]]:
+        return [event for event in self.seen if sent_task_id(event.get("uuid", "")) == task_id]
 
 
 @contextmanager
@@ -141,7 +144,8 @@ def test_events_tell_region_generation_attempt_and_step(system: System, subcloud
     # Sent from different threads, so steps may overtake each other by a hair, and nobody relies on it.
     assert events.of(task_id)[0] == "task-received"
     assert set(events.of(task_id)) == expected
-    told = [event for event in events.seen if event.get("uuid") == task_id]
+    told = events.all_of(task_id)
+    assert len({event["uuid"] for event in told}) == 1, "a step is shown under the task it belongs to"
     assert {event["name"] for event in told if event["type"] == "task-received"} == {TaskName.INITIAL_SYNC}
     assert "completed" in "".join(event["result"] for event in told if event["type"] == "task-succeeded")
 
@@ -157,6 +161,26 @@ def test_the_second_attempt_has_a_task_id_of_its_own(system: System, subclouds: 
         system.manage(name)
         wait_until(have_succeeded, seconds=SECONDS, what=lambda: str(events.seen))
     system.until_completed(name)
+
+
+def test_a_hint_whose_task_was_revoked_is_sent_again_under_another_id(
+    system: System, subclouds: Subclouds, app: Celery
+) -> None:
+    """Revoked while it waited, as with Flower's button: the workers discard that id from now on."""
+    (name,) = subclouds(1)
+    worker = {"destination": [found for found in app.control.inspect(**BOTH).ping() if found.startswith("sync@")]}
+    with listening(app) as events:
+        app.control.cancel_consumer(Queue.SYNC, reply=True, timeout=SECONDS, limit=1, **worker)
+        try:
+            system.manage(name)
+            with redis_client(system) as client:
+                system.until(lambda: client.llen(Queue.SYNC), "its hint waits")
+                (waiting,) = client.lrange(Queue.SYNC, 0, -1)
+            app.control.revoke(json.loads(waiting)["headers"]["id"], reply=True, timeout=SECONDS, limit=2)
+        finally:
+            app.control.add_consumer(Queue.SYNC, reply=True, timeout=SECONDS, limit=1, **worker)
+        system.until_completed(name)
+    assert "task-succeeded" in events.of(f"{name}.g1.a1")
 
 
 # --- messages nobody of ours sent --------------------------------------------------------------------------------

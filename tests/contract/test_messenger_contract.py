@@ -95,6 +95,29 @@ def test_hints_wait_under_their_task_ids_each_kind_in_its_own_queue(sent: Sent) 
     assert (sent.count(TaskName.INITIAL_SYNC), sent.count(TaskName.AUDIT)) == (2, 2)
 
 
+def test_each_sending_has_an_id_of_its_own(redis_url: str, redis_client: redis.Redis) -> None:
+    """Workers discard a revoked id for hours."""
+    settings = load({"DCSYNC_REDIS_URL": redis_url})
+    with make_app(settings) as app:
+        messenger = bootstrap.messenger(settings, app)
+        for _ in range(2):
+            messenger.send_sync(SYNCS)
+            messenger.send_audits(AUDITS)
+        assert messenger.waiting_sync_ids() == {hint.task_id for hint in SYNCS}
+        assert messenger.waiting_audit_ids() == {hint.task_id for hint in AUDITS}
+    sent = [
+        json.loads(each)["headers"]["id"] for queue in ("sync", "audit") for each in redis_client.lrange(queue, 0, -1)
+    ]
+    assert len(set(sent)) == len(sent) == 8
+
+
+def test_a_hint_of_an_older_release_is_recognised_while_it_waits(redis_url: str, redis_client: redis.Redis) -> None:
+    redis_client.lpush("sync", json.dumps({"headers": {"id": "edge-1.g1.a1"}}))
+    settings = load({"DCSYNC_REDIS_URL": redis_url})
+    with make_app(settings) as app:
+        assert bootstrap.messenger(settings, app).waiting_sync_ids() == {SYNCS[0].task_id}
+
+
 def test_a_batch_follows_those_sent_before_and_an_empty_one_sends_nothing(sent: Sent) -> None:
     sent.messenger.send_sync(SYNCS[:1])
     sent.messenger.send_sync([])

@@ -6,6 +6,7 @@ Publishing is bounded in time: when the broker is unavailable the caller gets an
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -17,7 +18,7 @@ from kombu.exceptions import BatchPublishError, KombuError, OperationalError
 from dcsync.adapters.broker.redis_client import translated_errors
 from dcsync.adapters.broker.ticks import Ticks
 from dcsync.model.errors import BrokerUnreachable
-from dcsync.model.messages import QUEUE_OF, AuditHint, Queue, SyncHint, TaskName
+from dcsync.model.messages import QUEUE_OF, AuditHint, Queue, SyncHint, TaskName, sending_id, sent_task_id
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,7 +77,8 @@ class CeleryMessenger:
     def _send_batch(self, name: TaskName, hints: Sequence[SyncHint] | Sequence[AuditHint]) -> None:
         with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(_BATCH):
             for hint in hints:
-                self._send(name, hint.payload(), task_id=hint.task_id, producer=producer)
+                task_id = sending_id(hint.task_id, secrets.token_hex(4))
+                self._send(name, hint.payload(), task_id=task_id, producer=producer)
 
     def _send(self, name: TaskName, payload: dict[str, object], **options: Any) -> None:
         self._app.send_task(
@@ -92,7 +94,8 @@ class CeleryMessenger:
         return self._waiting_ids(Queue.AUDIT)
 
     def _waiting_ids(self, queue: Queue) -> set[str]:
-        """Returns the task ids in kombu's list of queued messages, whose elements are JSON with the id in a header."""
+        """Returns the ids of the hints in kombu's list of queued messages, whose elements are JSON with the id of the
+        sending in a header."""
         waiting: list[Any] = self._client.lrange(queue.value, 0, -1)
         return set(_task_ids(waiting))
 
@@ -100,6 +103,6 @@ class CeleryMessenger:
 def _task_ids(messages: Iterable[str]) -> Iterable[str]:
     for message in messages:
         try:
-            yield str(json.loads(message)["headers"]["id"])
+            yield sent_task_id(str(json.loads(message)["headers"]["id"]))
         except (ValueError, LookupError, TypeError, RecursionError):
             continue  # not a task message, so not a hint of dcsync
