@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -33,7 +34,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AUDIT, AuditEvent, AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
-from dcsync.runs.abandoned import RunInProgress
+from dcsync.runs.abandoned import ANY_DEATHS, RunInProgress, Suspects
 from dcsync.runs.ports import Standing
 from dcsync.state.ports import CentralFacts, RefusedFacts
 from tests.builders import NOON
@@ -94,6 +95,7 @@ class MemoryAuditStore:
 
     subclouds: dict[str, Subcloud] = field(default_factory=dict)
     rows: dict[tuple[str, EndpointType], Kept] = field(default_factory=dict)
+    started_at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     placed: dict[str, Placed] = field(default_factory=dict)
     groups: dict[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     centre: dict[EndpointType, CentralState] = field(default_factory=dict)
@@ -215,8 +217,8 @@ class MemoryAuditStore:
             row.due_at = now
         return len(void)
 
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        died = [(run, run.deaths + 1) for run in abandoned]
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime, counted: bool = True) -> list[str]:
+        died = [(run, run.deaths + int(counted)) for run in abandoned]
         return self._end_abandoned(died, AuditEvent.ABANDONED, due_at=now)
 
     def quarantine(
@@ -236,6 +238,18 @@ class MemoryAuditStore:
                     changed.add(region)
         return sorted(changed)
 
+    def server_started_at(self) -> datetime:
+        return self.started_at
+
+    def suspects(self, *, lost: Collection[AuditHint]) -> Suspects:
+        again = {hint.region_name for hint in lost}
+        found: Counter[tuple[int, bool]] = Counter()
+        for (region, _), row in self.rows.items():
+            if row.abandoned and self._eligible(region):
+                is_hinted = row.dispatched_at is not None and region not in again
+                found[row.abandoned, row.run_id is not None or is_hinted] += 1
+        return found
+
     def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
         found: dict[AuditHint, datetime] = {}
         for (region, _), row in self.rows.items():
@@ -246,12 +260,16 @@ class MemoryAuditStore:
     def in_progress_count(self) -> int:
         return len({row.run_id for row in self.rows.values() if row.run_id})
 
-    def dispatch(self, *, room: int, lost: Collection[AuditHint], now: datetime) -> list[AuditHint]:
+    def dispatch(
+        self, *, room: int, lost: Collection[AuditHint], now: datetime, deaths: range = ANY_DEATHS
+    ) -> list[AuditHint]:
         again = {hint.region_name for hint in lost}
         due = [
             (row.due_at, self.subclouds[region].id, type_, region)
             for (region, type_), row in self.rows.items()
-            if self._is_due(region, row, now) and (row.dispatched_at is None or region in again)
+            if self._is_due(region, row, now)
+            and row.abandoned in deaths
+            and (row.dispatched_at is None or region in again)
         ]
         chosen = sorted(due)[:room]
         numbers: dict[str, int] = {}

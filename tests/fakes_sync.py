@@ -7,9 +7,10 @@ Trusted because `contract/test_run_store_contract.py`, `contract/test_locks_cont
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from dcsync.initial_sync.ports import Claim, Run
@@ -21,7 +22,7 @@ from dcsync.model.marks import is_void, is_void_deadline
 from dcsync.model.messages import SyncHint
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud
-from dcsync.runs.abandoned import RunInProgress
+from dcsync.runs.abandoned import ANY_DEATHS, RunInProgress, Suspects
 from dcsync.runs.ports import Standing
 from tests.builders import a_subcloud
 
@@ -57,6 +58,7 @@ class MemoryRunStore:
     def __init__(self, *subclouds: Subcloud) -> None:
         self.rows = {subcloud.region_name: Row(subcloud) for subcloud in subclouds}
         self.attempts: dict[str, Attempt] = {}
+        self.started_at = datetime(2026, 1, 1, tzinfo=UTC)
 
     # --- what operators and observers do, told to the rows directly ---
 
@@ -105,8 +107,8 @@ class MemoryRunStore:
             if s.run_id is not None and s.claimed_at is not None and was_before(moment, s.claimed_at, now=now)
         ]
 
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        return self._end_abandoned(abandoned, InitialSyncEvent.ABANDONED)
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime, counted: bool = True) -> list[str]:
+        return self._end_abandoned(abandoned, InitialSyncEvent.ABANDONED, deaths=int(counted))
 
     def quarantine(
         self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
@@ -114,14 +116,16 @@ class MemoryRunStore:
         failed = {"retry_at": retry_at, "reason": failure.reason, "detail": failure.detail}
         return self._end_abandoned(abandoned, InitialSyncEvent.QUARANTINED, **failed)
 
-    def _end_abandoned(self, runs: Collection[RunInProgress], event: InitialSyncEvent, **changes: Any) -> list[str]:
+    def _end_abandoned(
+        self, runs: Collection[RunInProgress], event: InitialSyncEvent, *, deaths: int = 0, **changes: Any
+    ) -> list[str]:
         changed = []
         for run in runs:
             row = self.rows.get(run.region_name)
             if row is None or row.subcloud.run_id != run.run_id:
                 continue
             row.dispatched_at = None
-            row.abandoned = row.abandoned + 1 if event is InitialSyncEvent.ABANDONED else 0
+            row.abandoned = row.abandoned + deaths if event is InitialSyncEvent.ABANDONED else 0
             self._end(run.run_id, Ending.ABANDONED, "")
             self._move(run.region_name, event, run_id=None, claimed_at=None, step=None, **changes)
             changed.append(run.region_name)
@@ -140,6 +144,20 @@ class MemoryRunStore:
         for run_id in run_ids:
             self._end(run_id, Ending.ABANDONED, "")
 
+    def server_started_at(self) -> datetime:
+        return self.started_at
+
+    def suspects(self, *, lost: Collection[SyncHint]) -> Suspects:
+        again = {hint.region_name for hint in lost}
+        found: Counter[tuple[int, bool]] = Counter()
+        for state in (InitialSyncState.REQUESTED, InitialSyncState.IN_PROGRESS):
+            for s in self._in(state):
+                row = self.rows[s.region_name]
+                is_hinted = row.dispatched_at is not None and s.region_name not in again
+                if row.abandoned:
+                    found[row.abandoned, state is InitialSyncState.IN_PROGRESS or is_hinted] += 1
+        return found
+
     def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
         return [
             (_hint(s), row.dispatched_at)
@@ -150,12 +168,15 @@ class MemoryRunStore:
     def in_progress_count(self) -> int:
         return len(self._in(InitialSyncState.IN_PROGRESS))
 
-    def dispatch(self, *, room: int, lost: Collection[SyncHint], now: datetime) -> list[SyncHint]:
+    def dispatch(
+        self, *, room: int, lost: Collection[SyncHint], now: datetime, deaths: range = ANY_DEATHS
+    ) -> list[SyncHint]:
         again = {hint.region_name for hint in lost}
         due = [
             s
             for s in self._in(InitialSyncState.REQUESTED)
-            if self.rows[s.region_name].dispatched_at is None or s.region_name in again
+            if self.rows[s.region_name].abandoned in deaths
+            and (self.rows[s.region_name].dispatched_at is None or s.region_name in again)
         ]
         due.sort(key=lambda s: (s.requested_at or now, s.id))
         for subcloud in due[:room]:
@@ -317,6 +338,7 @@ class MemoryLocks:
     def __init__(self) -> None:
         self.held: dict[str, str] = {}
         self.is_away = False
+        self.uptime: timedelta | None = timedelta(days=9)
 
     def acquire(self, wanted: Mapping[str, str]) -> set[str]:
         self._reach()
@@ -337,6 +359,10 @@ class MemoryLocks:
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
         self._reach()
         return {name: self.held.get(name) for name in region_names}
+
+    def server_uptime(self) -> timedelta | None:
+        self._reach()
+        return self.uptime
 
     def _reach(self) -> None:
         if self.is_away:

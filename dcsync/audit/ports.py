@@ -14,6 +14,7 @@ from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent, AuditStatus
 from dcsync.model.subcloud import EndpointType, Subcloud, SyncStatus
+from dcsync.runs.abandoned import ANY_DEATHS
 from dcsync.runs.dispatch import DueRows
 
 
@@ -206,9 +207,11 @@ class DueAudits(DueRows[AuditHint], Protocol):
     def take_follow_ups(self, *, now: datetime) -> int:
         """Makes rows due for the audits that the state service requested; returns the number of requests."""
 
-    def dispatch(self, *, room: int, lost: Collection[AuditHint], now: datetime) -> list[AuditHint]:
-        """Marks up to `room` due rows as dispatched, longest due first: those never sent, and those whose hint is
-        `lost`. Returns one hint per subcloud."""
+    def dispatch(
+        self, *, room: int, lost: Collection[AuditHint], now: datetime, deaths: range = ANY_DEATHS
+    ) -> list[AuditHint]:
+        """Marks up to `room` due rows with so many `deaths` as dispatched, longest due first: those never sent, and
+        those whose hint is `lost`. Returns one hint per subcloud."""
 
 
 class CentralStates(Protocol):

@@ -15,7 +15,18 @@ from dcsync.model.ending import Failure
 from dcsync.model.errors import BrokerUnreachable, TemporaryError
 from dcsync.model.marks import is_void
 from dcsync.model.messages import AuditHint, SyncHint
-from dcsync.runs.abandoned import QUARANTINED, RunInProgress, is_abandoned
+from dcsync.runs.abandoned import (
+    ALONE,
+    ANY_DEATHS,
+    QUARANTINED,
+    SUSPECTED,
+    UNSUSPECTED,
+    RunInProgress,
+    Suspects,
+    died_with_a_server,
+    is_abandoned,
+    suspects_room,
+)
 from dcsync.runs.ports import Locks
 
 Hint = TypeVar("Hint", SyncHint, AuditHint)
@@ -48,14 +59,21 @@ class DueRows(Protocol[Hint]):
     def in_progress_since_before(self, moment: datetime, *, now: datetime) -> list[RunInProgress]:
         """Returns runs still in progress that were claimed before `moment`, or in the future."""
 
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        """Makes their rows due again where run id and `deaths` are unchanged; returns the region names. Like all that
-        concerns many rows, it skips those that another session has locked."""
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime, counted: bool = True) -> list[str]:
+        """Makes their rows due again where run id and `deaths` are unchanged; returns the region names. `counted`:
+        with one death more. Like all that concerns many rows, it skips those that another session has locked."""
 
     def quarantine(
         self, abandoned: Collection[RunInProgress], failure: Failure, *, now: datetime, retry_at: datetime
     ) -> list[str]:
         """Marks them failed until `retry_at` with this failure, and resets `deaths`; returns the region names."""
+
+    def server_started_at(self) -> datetime:
+        """Returns when the database server was started."""
+
+    def suspects(self, *, lost: Collection[Hint]) -> Suspects:
+        """Returns the numbers of rows with deaths that wait to be run or are in flight; those whose hint is `lost` are
+        not in flight."""
 
     def unstarted_hints(self) -> list[tuple[Hint, datetime]]:
         """Returns hints sent (and when) whose rows have not been claimed since."""
@@ -63,9 +81,9 @@ class DueRows(Protocol[Hint]):
     def in_progress_count(self) -> int:
         """Returns the number of subclouds with a run in progress."""
 
-    def dispatch(self, *, room: int, lost: Collection[Hint], now: datetime) -> list[Hint]:
-        """Marks up to `room` due rows as dispatched, longest due first: those never sent, and those whose hint is
-        `lost`. Skips rows locked by another sweep."""
+    def dispatch(self, *, room: int, lost: Collection[Hint], now: datetime, deaths: range = ANY_DEATHS) -> list[Hint]:
+        """Marks up to `room` due rows with so many `deaths` as dispatched, longest due first: those never sent, and
+        those whose hint is `lost`. Skips rows locked by another sweep."""
 
     def undo_dispatch(self, hints: Collection[Hint]) -> None:
         """Unmarks the rows of hints that could not be sent."""
@@ -94,22 +112,33 @@ class Dispatcher(Generic[Hint]):
     waiting_ids: Callable[[], set[str]]
 
     def take_back_abandoned(self, now: datetime) -> int:
-        """Makes runs of dead workers due again, or quarantines them after repeated deaths; returns the number of
-        subclouds."""
+        """Makes runs of dead workers due again, or quarantines the one that died once too often, if it was the only
+        such one; returns the number of subclouds."""
         abandoned = self._abandoned(now)
+        if not abandoned:
+            return 0
+        started_at = self._servers_started_at(now)
+        innocent = [run for run in abandoned if died_with_a_server(run, servers_started_at=started_at)]
+        counted = [run for run in abandoned if run not in innocent and not run.reaches_limit]
+        last = [run for run in abandoned if run not in innocent and run.reaches_limit]
+        if len({run.region_name for run in last}) > 1:
+            innocent, last = innocent + last, []  # none of them was alone
+        retry_at = now + self.limits.quarantine
         phases = Phases()
-        again = phases.run(
-            lambda: self.rows.take_back([run for run in abandoned if not run.reaches_limit], now=now),
-            otherwise=list[str](),
+        writes: tuple[Callable[[], list[str]], ...] = (
+            lambda: self.rows.take_back(innocent, now=now, counted=False),
+            lambda: self.rows.take_back(counted, now=now),
+            lambda: self.rows.quarantine(last, QUARANTINED, now=now, retry_at=retry_at),
         )
-        quarantined = self.rows.quarantine(
-            [run for run in abandoned if run.reaches_limit],
-            QUARANTINED,
-            now=now,
-            retry_at=now + self.limits.quarantine,
-        )
+        changed = [phases.run(write, otherwise=list[str]()) for write in writes]
         phases.end()
-        return len(set(again) | set(quarantined))
+        return len({region_name for some in changed for region_name in some})
+
+    def _servers_started_at(self, now: datetime) -> datetime:
+        """Returns when the later of PostgreSQL and Redis was started."""
+        uptime = self.locks.server_uptime()
+        started_at = self.rows.server_started_at()
+        return started_at if uptime is None else max(started_at, now - uptime)
 
     def _abandoned(self, now: datetime) -> list[RunInProgress]:
         lock_ttl = self.limits.lock_ttl
@@ -133,9 +162,19 @@ class Dispatcher(Generic[Hint]):
         """
         on_their_way, lost = self._on_their_way(now)
         room = self.limits.max_in_flight - self.rows.in_progress_count() - on_their_way
-        hints = self.rows.dispatch(room=room, lost=lost, now=now) if room > 0 else []
+        hints = self._mark(room, lost, now) if room > 0 else []
         self._send_marked(hints)
         return len(lost), len(hints)
+
+    def _mark(self, room: int, lost: Collection[Hint], now: datetime) -> list[Hint]:
+        """Marks suspects first, for they are few, then all others that there is room for."""
+        suspects = self.rows.suspects(lost=lost)
+        hints: list[Hint] = []
+        for deaths in (ALONE, SUSPECTED) if suspects else ():
+            few = min(room - len(hints), suspects_room(suspects, deaths))
+            hints += self.rows.dispatch(room=few, lost=lost, now=now, deaths=deaths) if few > 0 else []
+        others = room - len(hints)
+        return hints + (self.rows.dispatch(room=others, lost=lost, now=now, deaths=UNSUSPECTED) if others > 0 else [])
 
     def _send_marked(self, hints: list[Hint]) -> None:
         """Sends hints whose rows are marked as dispatched, or unmarks them and raises BrokerUnreachable."""

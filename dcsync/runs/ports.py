@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 from dcsync.model.ending import Ending
@@ -40,6 +41,9 @@ class Locks(Protocol):
 
     def owners(self, region_names: Sequence[str]) -> dict[str, str | None]:
         """Returns the owner of each lock, None if it is free; one round trip."""
+
+    def server_uptime(self) -> timedelta | None:
+        """Returns for how long the server that keeps the locks has been running; None if it may not be asked."""
 
 
 class Owner(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -575,6 +575,31 @@ def test_taking_back_makes_due_again_and_counts_and_quarantine_holds_off(rows: R
     assert (row.audit_status, row.reason, row.due_at) == (AuditStatus.FAILED, Reason.QUARANTINED, LATER)
     claimed(rows, run_id="run-3", now=LATER)
     assert rows.store.in_progress_since_before(NEXT, now=NEXT) == [RunInProgress("s1", "run-3", LATER, 0)]
+
+
+def test_a_death_that_does_not_count_leaves_no_trace(rows: Rows) -> None:
+    claimed(rows)
+    assert rows.store.take_back([died("run-1")], now=NOON, counted=False) == ["s1"]
+    assert rows.store.suspects(lost=[]) == {}
+
+
+def test_suspects_are_counted_and_sent_by_their_deaths(rows: Rows) -> None:
+    claimed(rows)
+    rows.store.take_back([died("run-1")], now=NOON)
+    of_s1 = len(audited_types())
+    assert rows.store.suspects(lost=[]) == {(1, False): of_s1}
+    assert "s1" not in {hint.region_name for hint in rows.store.dispatch(room=9, lost=[], now=LATER, deaths=range(1))}
+    assert rows.store.dispatch(room=9, lost=[], now=LATER, deaths=range(2, 9)) == []
+    (hint,) = rows.store.dispatch(room=9, lost=[], now=LATER, deaths=range(1, 2))
+    assert hint.region_name == "s1"
+    assert rows.store.suspects(lost=[]) == {(1, True): of_s1}
+    assert rows.store.suspects(lost=[hint]) == {(1, False): of_s1}
+    claimed(rows, run_id="run-2", now=LATER)
+    assert rows.store.suspects(lost=[hint]) == {(1, True): of_s1}
+
+
+def test_the_server_says_when_it_was_started(rows: Rows) -> None:
+    assert rows.store.server_started_at() < datetime.now(UTC)
 
 
 def test_a_run_claimed_in_the_future_counts_as_claimed_long_ago(rows: Rows) -> None:

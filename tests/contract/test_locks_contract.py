@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import pytest
 import redis
@@ -66,6 +67,21 @@ def test_only_those_that_hold_their_lock_renew_it(locks: Locks) -> None:
     locks.acquire({"c": "s2"})
     assert locks.renew({"a": "s1", "b": "s2", "d": "s3"}) == {"a"}
     assert locks.owners(["s1", "s2", "s3"]) == {"s1": "a", "s2": "c", "s3": None}
+
+
+def test_the_server_says_for_how_long_it_has_been_running(locks: Locks) -> None:
+    uptime = locks.server_uptime()
+    assert uptime is not None
+    assert timedelta(0) <= uptime
+
+
+def test_a_server_that_refuses_the_question_gives_no_answer(redis_url: str, redis_client: redis.Redis) -> None:
+    redis_client.acl_setuser("limited", enabled=True, passwords=["+p"], keys=["*"], commands=["+@all", "-info"])
+    host = redis_url.rpartition("@")[2]
+    try:
+        assert RedisLocks(make_client(f"redis://limited:p@{host}"), ttl_seconds=30).server_uptime() is None
+    finally:
+        redis_client.acl_deluser("limited")
 
 
 class Turns(threading.Event):

@@ -82,7 +82,15 @@ class Called:
 
 
 READS = {
-    *("in_progress_since_before", "in_progress_count", "unstarted_hints", "unowned_attempts", "standing"),
+    *(
+        "in_progress_since_before",
+        "in_progress_count",
+        "unstarted_hints",
+        "server_started_at",
+        "suspects",
+        "unowned_attempts",
+        "standing",
+    ),
     *("audits", "read_run", "central_state", "row", "spread", "lost_reports", "without_keys"),
 }
 ELSEWHERE = {"refuse_central", "confirm_central", "void_deadlines", "note_central_check"}

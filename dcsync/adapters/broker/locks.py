@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from dcsync.adapters.broker.redis_client import translated_errors
 
@@ -110,6 +111,14 @@ class RedisLocks:
             return {}
         owners: list[Any] = self._client.mget([_PREFIX + name for name in region_names])
         return dict(zip(region_names, owners, strict=True))
+
+    @translated_errors
+    def server_uptime(self) -> timedelta | None:
+        try:
+            found = self._client.info("server")
+        except NoPermissionError:
+            return None
+        return timedelta(seconds=int(found["uptime_in_seconds"]))
 
     def close(self) -> None:
         """Stops the renewal; locks that are still held expire."""

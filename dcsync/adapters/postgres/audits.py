@@ -19,9 +19,11 @@ from dcsync.adapters.postgres.database import database_errors, wait_briefly_for_
 from dcsync.adapters.postgres.moves import AUDIT_MOVES, ROTATION_MOVES
 from dcsync.adapters.postgres.rows import (
     IS_ELIGIBLE,
+    has_deaths,
     is_held_off,
     placed_body,
     placed_from_body,
+    server_started_at,
     subcloud_from_row,
     was_before,
 )
@@ -49,7 +51,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.rotation import RotationEvent
 from dcsync.model.subcloud import EndpointType
-from dcsync.runs.abandoned import RunInProgress
+from dcsync.runs.abandoned import ANY_DEATHS, RunInProgress, Suspects
 from dcsync.runs.ports import Standing
 
 _ROW = subcloud_sync.c
@@ -209,8 +211,8 @@ class SqlAuditStore:
             ]
 
     @database_errors()
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        died = {"abandoned": _ROW.abandoned + 1, "due_at": now, "detail": "its worker died or lost its lock"}
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime, counted: bool = True) -> list[str]:
+        died = {"abandoned": _ROW.abandoned + int(counted), "due_at": now, "detail": "its worker died or lost its lock"}
         return self._end_abandoned(abandoned, AuditEvent.ABANDONED, died)
 
     @database_errors()
@@ -245,6 +247,23 @@ class SqlAuditStore:
             return len(found)
 
     @database_errors()
+    def server_started_at(self) -> datetime:
+        return server_started_at(self._engine)
+
+    @database_errors()
+    def suspects(self, *, lost: Collection[AuditHint]) -> Suspects:
+        is_lost = subcloud.c.region_name == sa.any_(sa.literal([hint.region_name for hint in lost], _TEXTS))
+        is_in_flight = _ROW.run_id.is_not(None) | (_ROW.dispatched_at.is_not(None) & ~is_lost)
+        query = (
+            sa.select(_ROW.abandoned, is_in_flight.label("is_in_flight"), sa.func.count())
+            .select_from(_WITH_SUBCLOUD)
+            .where(_ROW.abandoned > 0, _is_audited(), IS_ELIGIBLE)
+            .group_by(_ROW.abandoned, sa.text("is_in_flight"))
+        )
+        with self._engine.connect() as connection:
+            return {(deaths, flies): number for deaths, flies, number in connection.execute(query)}
+
+    @database_errors()
     def unstarted_hints(self) -> list[tuple[AuditHint, datetime]]:
         query = (
             sa.select(subcloud.c.region_name, _ROW.dispatches, _ROW.dispatched_at)
@@ -265,13 +284,16 @@ class SqlAuditStore:
             return int(connection.execute(query).scalar_one())
 
     @database_errors()
-    def dispatch(self, *, room: int, lost: Collection[AuditHint], now: datetime) -> list[AuditHint]:
+    def dispatch(
+        self, *, room: int, lost: Collection[AuditHint], now: datetime, deaths: range = ANY_DEATHS
+    ) -> list[AuditHint]:
         regions = [hint.region_name for hint in lost]
         not_sent = _ROW.dispatched_at.is_(None) | (subcloud.c.region_name == sa.any_(sa.literal(regions, _TEXTS)))
         due = (
             sa.select(*_IN_ORDER)
             .select_from(_WITH_SUBCLOUD)
             .where(_is_audited(), IS_ELIGIBLE, _MAY_BE_CLAIMED, _ROW.due_at <= now, not_sent)
+            .where(has_deaths(_ROW.abandoned, deaths))
             .order_by(_ROW.due_at, *_IN_ORDER)
             .limit(room)
             .with_for_update(of=subcloud_sync, skip_locked=True)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 
 from dcsync.adapters.postgres.moves import AUDIT_MOVES, INITIAL_SYNC_MOVES
 from dcsync.adapters.postgres.tables import subcloud, subcloud_sync
@@ -57,6 +58,18 @@ def was_before(moment: datetime, column: sa.Column[Any], *, now: datetime) -> sa
 def has_passed(column: sa.Column[Any], *, now: datetime, longest: timedelta) -> sa.ColumnElement[bool]:
     """Rows whose deadline has passed; also where it lies further away than anybody sets one, which is void."""
     return sa.or_(column <= now, column > now + longest + CLOCK_TOLERANCE)
+
+
+def has_deaths(column: sa.Column[Any], deaths: range) -> sa.ColumnElement[bool]:
+    """Rows whose preceding runs died so often."""
+    return sa.and_(column >= deaths.start, column < deaths.stop)
+
+
+def server_started_at(engine: Engine) -> datetime:
+    """Returns when the database server was started, by its own clock."""
+    with engine.connect() as connection:
+        started_at: datetime = connection.execute(sa.select(sa.func.pg_postmaster_start_time())).scalar_one()
+        return started_at
 
 
 def placed_body(placed: Placed) -> dict[str, Any]:

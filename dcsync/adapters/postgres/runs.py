@@ -18,7 +18,15 @@ from sqlalchemy.engine import Connection, Engine
 from dcsync.adapters.postgres import run_statements
 from dcsync.adapters.postgres.database import database_errors, wait_briefly_for_locks
 from dcsync.adapters.postgres.moves import INITIAL_SYNC_MOVES
-from dcsync.adapters.postgres.rows import has_passed, placed_body, placed_from_body, subcloud_from_row, was_before
+from dcsync.adapters.postgres.rows import (
+    has_deaths,
+    has_passed,
+    placed_body,
+    placed_from_body,
+    server_started_at,
+    subcloud_from_row,
+    was_before,
+)
 from dcsync.adapters.postgres.run_statements import NO_RUN, failed_again, moved
 from dcsync.adapters.postgres.tables import subcloud, subcloud_placed, sync_attempt
 from dcsync.initial_sync.ports import Claim, Run
@@ -29,7 +37,7 @@ from dcsync.model.identity import NewIds, Placed
 from dcsync.model.messages import SyncHint
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import Step
-from dcsync.runs.abandoned import RunInProgress
+from dcsync.runs.abandoned import ANY_DEATHS, RunInProgress, Suspects
 from dcsync.runs.ports import Standing
 
 
@@ -71,8 +79,8 @@ class SqlRunStore:
             return [RunInProgress(*row) for row in connection.execute(query)]
 
     @database_errors()
-    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime) -> list[str]:
-        died = {"abandoned": subcloud.c.abandoned + 1, "dispatched_at": None}
+    def take_back(self, abandoned: Collection[RunInProgress], *, now: datetime, counted: bool = True) -> list[str]:
+        died = {"abandoned": subcloud.c.abandoned + int(counted), "dispatched_at": None}
         return self._end_abandoned(abandoned, InitialSyncEvent.ABANDONED, died, now=now)
 
     @database_errors()
@@ -128,6 +136,23 @@ class SqlRunStore:
             _end_attempts(connection, run_ids, Ending.ABANDONED, detail, now, skip_locked=True)
 
     @database_errors()
+    def server_started_at(self) -> datetime:
+        return server_started_at(self._single)
+
+    @database_errors()
+    def suspects(self, *, lost: Collection[SyncHint]) -> Suspects:
+        waits = INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED)
+        is_lost = subcloud.c.region_name == sa.any_(sa.literal([hint.region_name for hint in lost], _TEXTS))
+        is_in_flight = ~waits | (subcloud.c.dispatched_at.is_not(None) & ~is_lost)
+        query = (
+            sa.select(subcloud.c.abandoned, is_in_flight.label("is_in_flight"), sa.func.count())
+            .where(subcloud.c.abandoned > 0, waits | INITIAL_SYNC_MOVES.where(InitialSyncEvent.ABANDONED))
+            .group_by(subcloud.c.abandoned, sa.text("is_in_flight"))
+        )
+        with self._single.connect() as connection:
+            return {(deaths, flies): number for deaths, flies, number in connection.execute(query)}
+
+    @database_errors()
     def unstarted_hints(self) -> list[tuple[SyncHint, datetime]]:
         query = sa.select(
             subcloud.c.region_name, subcloud.c.generation, subcloud.c.attempt, subcloud.c.dispatched_at
@@ -144,12 +169,15 @@ class SqlRunStore:
             return int(connection.execute(query).scalar_one())
 
     @database_errors()
-    def dispatch(self, *, room: int, lost: Collection[SyncHint], now: datetime) -> list[SyncHint]:
+    def dispatch(
+        self, *, room: int, lost: Collection[SyncHint], now: datetime, deaths: range = ANY_DEATHS
+    ) -> list[SyncHint]:
         lost_regions = [hint.region_name for hint in lost]
         due = (
             sa.select(subcloud.c.id)
             .where(
                 INITIAL_SYNC_MOVES.where(InitialSyncEvent.CLAIMED),
+                has_deaths(subcloud.c.abandoned, deaths),
                 subcloud.c.dispatched_at.is_(None)
                 | (subcloud.c.region_name == sa.any_(sa.literal(lost_regions, _TEXTS))),
             )

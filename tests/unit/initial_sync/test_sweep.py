@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from dcsync.initial_sync.ports import Claim
+from dcsync.initial_sync.ports import Claim, Run
 from dcsync.initial_sync.sweep import Sweep, SweepReport
 from dcsync.model.ending import Ending, Failure
 from dcsync.model.errors import BrokerUnreachable, RowLocked
@@ -125,6 +125,98 @@ def test_a_lock_that_went_to_somebody_else_does_not_protect_a_run() -> None:
     world.claim("s1")
     world.locks.acquire({"an audit": "s1"})
     assert world.sweep(LATER).taken_back == 1
+
+
+def begin_sent(world: World, now: datetime, *, round_: int) -> dict[str, Run]:
+    """Workers take every hint that waits; nobody holds the locks, as when their workers are killed."""
+    claims = [Claim(f"run-{round_}-{hint.region_name}", hint.region_name, 1) for hint in world.messenger.syncs]
+    world.messenger.syncs.clear()
+    return {run.subcloud.region_name: run for run in world.store.claim(claims, worker="w", now=now)}
+
+
+def reasons(world: World) -> dict[str, Reason]:
+    rows = [row.subcloud for row in world.store.rows.values()]
+    return {row.region_name: row.reason for row in rows if row.reason is not None}
+
+
+def test_three_crashes_of_all_workers_quarantine_nobody_but_the_one_that_was_alone_twice() -> None:
+    """As a host without memory or power does: every run in progress dies, whatever it was."""
+    world = World(a_requested_store(*names(60)), limits=replace(LIMITS, max_in_flight=100))
+    now = NOON
+    for round_ in range(3):
+        world.sweep(now)
+        begin_sent(world, now, round_=round_)
+        now += timedelta(seconds=36)
+    world.sweep(now)
+    assert len(reasons(world)) <= 1
+
+
+def test_of_many_suspects_only_the_guilty_one_is_quarantined() -> None:
+    """It kills its worker each time, with all that runs there; the others complete when it does not."""
+    guilty = "s007"
+    world = World(a_requested_store(*names(60)), limits=replace(LIMITS, max_in_flight=100))
+    now, crashes, sweeps = NOON, 0, 0
+    while guilty not in reasons(world):
+        world.sweep(now)
+        running = begin_sent(world, now, round_=sweeps)
+        if guilty in running:
+            crashes += 1
+            now += timedelta(seconds=31)
+        else:
+            for run in running.values():
+                assert world.store.complete(run, now=now, audits_due_at=now)
+            now += timedelta(seconds=10)
+        sweeps += 1
+        assert sweeps < 40
+    assert reasons(world) == {guilty: Reason.QUARANTINED}
+    assert crashes == ABANDONED_LIMIT
+
+
+def test_suspects_do_not_keep_others_from_running() -> None:
+    world = World(a_requested_store(*names(20)), limits=replace(LIMITS, max_in_flight=100))
+    world.sweep(NOON)
+    suspects = begin_sent(world, NOON, round_=0)
+    world.sweep(LATER)
+    assert len(world.messenger.syncs) == 8, "few of them at a time"
+    world.store.rows |= a_requested_store("newcomer").rows
+    world.sweep(LATER + timedelta(seconds=1))
+    assert world.messenger.syncs[-1].region_name == "newcomer"
+    assert {hint.region_name for hint in world.messenger.syncs} <= {*suspects, "newcomer"}
+
+
+def test_a_suspect_whose_hint_was_lost_is_sent_again() -> None:
+    world = World(a_requested_store("s1"))
+    now = NOON
+    for number in range(2):
+        world.claim("s1", f"run-{number}", now)
+        now += timedelta(seconds=31)
+        world.sweep(now)
+    world.messenger.syncs.clear()
+    assert world.sweep(now + timedelta(seconds=6)).sent == 1
+
+
+@pytest.mark.parametrize("server", ["PostgreSQL", "Redis"])
+def test_a_crash_of_a_server_counts_for_nothing(server: str) -> None:
+    world = World(a_requested_store("s1"))
+    now = NOON
+    for number in range(ABANDONED_LIMIT + 1):
+        world.claim("s1", f"run-{number}", now)
+        now += timedelta(seconds=31)
+        if server == "Redis":
+            world.locks.uptime = timedelta(seconds=20)
+        else:
+            world.store.started_at = now - timedelta(seconds=20)
+        assert world.sweep(now).taken_back == 1
+    assert reasons(world) == {}
+    assert world.store.suspects(lost=[]) == {}
+
+
+def test_a_server_that_may_not_be_asked_excuses_nobody() -> None:
+    world = World(a_requested_store("s1"))
+    world.locks.uptime = None
+    world.claim("s1")
+    world.sweep(LATER)
+    assert world.store.suspects(lost=[]) == {(1, True): 1}
 
 
 def test_a_subcloud_that_kills_its_worker_three_times_is_held_off() -> None:

@@ -12,7 +12,7 @@ from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent, AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.runs.abandoned import ABANDONED_LIMIT, RunInProgress, is_abandoned
+from dcsync.runs.abandoned import ABANDONED_LIMIT, ALONE, SUSPECTED, RunInProgress, is_abandoned, suspects_room
 from dcsync.runs.dispatch import Dispatcher, SweepLimits
 from tests.builders import NOON, a_subcloud
 from tests.fakes_audit import MemoryAuditStore
@@ -50,9 +50,9 @@ def a_store(*runs: RunInProgress) -> MemoryAuditStore:
 def test_a_sweep_takes_dead_runs_back_and_quarantines_those_that_died_too_often() -> None:
     ttl, hold_off = timedelta(seconds=30), timedelta(minutes=15)
     once, often, alive = (RunInProgress(f"s{n}", f"run-{n}", NOON, n) for n in range(3))
-    both = replace(once, deaths=2)
+    both = once
     young = RunInProgress("s3", "run-3", NOON + ttl, 2)
-    store, locks = a_store(once, both, replace(often, deaths=2), alive, young), MemoryLocks()
+    store, locks = a_store(once, replace(both, deaths=1), replace(often, deaths=2), alive, young), MemoryLocks()
     locks.acquire({"run-2": "s2"})
     dispatcher: Dispatcher[AuditHint] = Dispatcher(
         store, locks, SweepLimits(10, ttl, ttl, hold_off), lambda hints: None, set
@@ -60,11 +60,31 @@ def test_a_sweep_takes_dead_runs_back_and_quarantines_those_that_died_too_often(
     now = NOON + 2 * ttl
     assert dispatcher.take_back_abandoned(now) == 2
     first, second = audited_types()
-    taken_back, quarantined = store.row("s0", first), [store.row("s0", second), store.row("s1", first)]
-    assert (taken_back.run_id, taken_back.status, taken_back.abandoned, taken_back.due_at) == (
-        None, AuditStatus.FAILED, 1, now,
-    )  # fmt: skip
-    for row in quarantined:
-        assert (row.run_id, row.status, row.abandoned, row.due_at) == (None, AuditStatus.FAILED, 0, now + hold_off)
-        assert row.reason is Reason.QUARANTINED
+    for row, deaths in ((store.row("s0", first), 1), (store.row("s0", second), 2)):
+        assert (row.run_id, row.status, row.abandoned, row.due_at) == (None, AuditStatus.FAILED, deaths, now)
+    row = store.row("s1", first)
+    assert (row.run_id, row.status, row.abandoned, row.due_at) == (None, AuditStatus.FAILED, 0, now + hold_off)
+    assert row.reason is Reason.QUARANTINED
     assert [store.row(region, first).run_id for region in ("s2", "s3")] == ["run-2", "run-3"]
+
+
+def test_of_several_that_die_once_too_often_together_none_is_quarantined() -> None:
+    """None of them was alone; their deaths are not forgotten either."""
+    ttl = timedelta(seconds=30)
+    runs = [RunInProgress(f"s{number}", f"run-{number}", NOON, 2) for number in range(3)]
+    store = a_store(*runs)
+    dispatcher: Dispatcher[AuditHint] = Dispatcher(
+        store, MemoryLocks(), SweepLimits(10, ttl, ttl, timedelta(minutes=15)), lambda hints: None, set
+    )
+    assert dispatcher.take_back_abandoned(NOON + 2 * ttl) == 3
+    rows = [store.row(run.region_name, audited_types()[0]) for run in runs]
+    assert {(row.abandoned, row.reason) for row in rows} == {(2, None)}
+
+
+def test_few_suspects_run_at_a_time_and_those_that_died_twice_alone() -> None:
+    assert suspects_room({(1, False): 5}, SUSPECTED) == 8
+    assert suspects_room({(1, False): 900, (1, True): 0}, SUSPECTED) == 30
+    assert suspects_room({(1, False): 60, (1, True): 6, (2, True): 1}, SUSPECTED) == 2
+    assert suspects_room({(1, False): 60, (1, True): 9}, SUSPECTED) == 0
+    assert suspects_room({(2, False): 60, (1, True): 9}, ALONE) == 1
+    assert suspects_room({(2, False): 60, (3, True): 1}, ALONE) == 0
