@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import structlog
+from celery.apps.worker import REMAP_SIGTERM, install_worker_term_handler
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
 from dcsync import logs
@@ -26,6 +27,9 @@ LAST_REPORTS_SECONDS = 5.0
 _stopping = threading.Event()
 _stopped = threading.Event()
 """No run is at work any more: nothing is stamped after that."""
+
+_workers: list[Any] = []
+"""Celery's worker of this process, once it is set up."""
 
 _this: list[WorkerProcess] = []
 """The worker of this process, once it is set up: the shutdown signals do not pass the app."""
@@ -55,6 +59,7 @@ def _prepare(sender: str, instance: Any, **_: Any) -> None:
         target=process.clock.keep_measured, kwargs={"stopping": _stopped}, name="clock", daemon=True
     ).start()
     _this[:] = [process]
+    _workers[:] = [instance]
 
 
 def _consumes(app: Any, queue: Queue) -> bool:
@@ -71,6 +76,8 @@ def _raise_open_files_limit() -> None:
 def _start_watching(sender: Any, **_: Any) -> None:
     """Celery says so after each new connection to the broker; threads are started once."""
     process = process_of(sender.app)
+    for worker in _workers:
+        _replace_cold_shutdown(worker)
     is_first = process.consumer is None
     process.consumer = sender
     if is_first:
@@ -78,14 +85,29 @@ def _start_watching(sender: Any, **_: Any) -> None:
         watch_in_threads(process, reaches_clouds=reaches_clouds, stopping=_stopping)
 
 
+def _replace_cold_shutdown(worker: Any) -> None:
+    """Makes SIGQUIT end the worker as SIGTERM does, but without the grace.
+
+    Celery's own answer ends the interpreter below the runs: each would fail with internal-error. Remapped signals
+    (REMAP_SIGTERM) and the second Ctrl-C lead there as well.
+    """
+    for name in ("SIGQUIT", *(["SIGTERM"] if REMAP_SIGTERM == "SIGQUIT" else [])):
+        install_worker_term_handler(worker, sig=name, how="Warm", callback=None, exitcode=0)
+
+
 @worker_shutting_down.connect
-def _give_back_runs(**_: Any) -> None:
-    """Lets runs end for DCSYNC_STOP_GRACE, then cancels the rest, so that another worker takes them immediately."""
+def _give_back_runs(sig: str = "SIGTERM", **_: Any) -> None:
+    """Lets runs end for DCSYNC_STOP_GRACE, then cancels the rest, so that another worker takes them immediately. With
+    SIGQUIT, or when asked again, nothing is waited for."""
+    is_urgent = sig == "SIGQUIT" or _stopping.is_set()
     _stopping.set()
+    if sig == "SIGINT":
+        for worker in _workers:
+            install_worker_term_handler(worker, sig="SIGINT", how="Warm", callback=None, exitcode=0)
     for process in _this:
         services = process.sync_if_created
         if services is not None:
-            timer = threading.Timer(services.settings.stop_grace, services.loop.cancel_all)
+            timer = threading.Timer(0 if is_urgent else services.settings.stop_grace, services.loop.cancel_all)
             timer.daemon = True
             timer.start()
 

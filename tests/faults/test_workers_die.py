@@ -151,13 +151,29 @@ def test_a_worker_asked_to_end_lets_short_runs_end(broken_system: BrokenSystem) 
 
 
 @pytest.mark.faults
-def test_a_worker_asked_to_end_gives_long_runs_back_at_once(broken_system: BrokenSystem) -> None:
+@pytest.mark.parametrize(
+    ("signals", "grace"),
+    [
+        pytest.param([signal.SIGTERM], "1", id="SIGTERM"),
+        pytest.param([signal.SIGQUIT], "300", id="SIGQUIT"),
+        pytest.param([signal.SIGTERM, signal.SIGQUIT], "300", id="SIGTERM, then SIGQUIT"),
+        pytest.param([signal.SIGINT, signal.SIGINT], "300", id="Ctrl-C twice"),
+    ],
+)
+def test_a_worker_asked_to_end_gives_long_runs_back_at_once(
+    broken_system: BrokenSystem, signals: Sequence[signal.Signals], grace: str
+) -> None:
     """Nobody waits for the lock's life of 30 s: it was released, and the row says requested."""
-    system = broken_system(subclouds=4, DCSYNC_STOP_GRACE="1", DCSYNC_LOCK_TTL="30")
+    system = broken_system(subclouds=4, DCSYNC_STOP_GRACE=grace, DCSYNC_LOCK_TTL="30")
     system.start_dcsync()
     names = system.add_online(count=4)
     begin_slow_runs(system, *names)
-    assert system.running[0].stop() == 0
+    worker = system.running[0]
+    for number, each in enumerate(signals, start=1):
+        worker.signal(each)
+        system.until(lambda: worker.output().count("shutdown (MainProcess)") >= number, "it is shutting down")  # noqa: B023
+    assert worker.wait() == 0
+    assert "Traceback" not in worker.output()
     rows = [system.row(name) for name in names]
     assert {(row.initial_sync_state, row.attempt) for row in rows} == {(InitialSyncState.REQUESTED, 0)}
     assert [attempt.ending for name in names for attempt in system.attempts(name)] == [Ending.GIVEN_BACK] * 4
