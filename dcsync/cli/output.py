@@ -26,6 +26,12 @@ WORST_FIRST = (
     InitialSyncState.COMPLETED,
 )
 
+
+def worst_first(state: InitialSyncState) -> int:
+    """Returns a sort key; a state of another release comes before all others."""
+    return WORST_FIRST.index(state) if state in WORST_FIRST else -1
+
+
 PENDING = "pending"
 """In-sync as far as is known, while something was requested that no audit has proven yet."""
 LEAST_FIRST = (SyncStatus.OUT_OF_SYNC, SyncStatus.UNKNOWN, PENDING, SyncStatus.IN_SYNC)
@@ -211,9 +217,10 @@ def status_in_words(status: ShownStatus, *, now: datetime, name: str = "") -> st
 
 
 def counts(words: Iterable[str], *, order: Sequence[str]) -> str:
-    """Returns how many of each, in the given order: `2 failed, 18 completed`."""
+    """Returns how many of each, in the given order: `2 failed, 18 completed`; words of another release come last."""
     found = Counter(words)
-    return ", ".join(f"{found[word]} {word}" for word in order if found[word])
+    in_order = [*(word for word in order if found[word]), *sorted(found.keys() - set(order))]
+    return ", ".join(f"{found[word]} {word}" for word in in_order)
 
 
 def in_natural_order(name: str) -> list[str | int]:

@@ -26,6 +26,7 @@ from dcsync.cli.output import (
     status_in_words,
     subcloud_object,
     until,
+    worst_first,
     worst_in_words,
 )
 from dcsync.cli.selection import SubcloudName, confirm, confirm_all, names_or_all, selected, yes_option
@@ -213,7 +214,7 @@ def _managed_in_short(transitions: Sequence[Transition], state: ManagementState)
 
 _ORDERS: dict[str, Callable[[Subcloud], float]] = {
     "name": lambda known: 0,
-    "state": lambda known: WORST_FIRST.index(known.initial_sync_state),
+    "state": lambda known: worst_first(known.initial_sync_state),
     "changed": lambda known: -known.updated_at.timestamp() if known.updated_at else 0,
 }
 _COLUMNS = (

@@ -40,7 +40,7 @@ class Reason(StrEnum):
     @property
     def advice(self) -> str:
         """What the operator should do next, in one sentence."""
-        return _ADVICE[self]
+        return _ADVICE.get(self, "a reason of another release of dcsync: see its documentation, or upgrade this one")
 
 
 class Unproven(StrEnum):

@@ -76,7 +76,7 @@ class View:
     @property
     def worst(self) -> ShownStatus | None:
         """The worst of all its endpoint types, the first in their order; None when it has none."""
-        return min(self.endpoints.values(), key=lambda shown: _WORST_FIRST[shown.sync_status], default=None)
+        return min(self.endpoints.values(), key=lambda shown: _WORST_FIRST.get(shown.sync_status, 0), default=None)
 
 
 _WORST_FIRST = {SyncStatus.OUT_OF_SYNC: 0, SyncStatus.UNKNOWN: 1, SyncStatus.IN_SYNC: 2}

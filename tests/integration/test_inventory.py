@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import alarm, endpoint_status, metadata, subcloud, sync_attempt, sync_step
 from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable, DuplicateSubcloud, SchemaOutOfDate
-from dcsync.model.states.initial_sync import InitialSyncEvent
+from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 from dcsync.model.subcloud import (
     DEFAULT_ENDPOINT_TYPES,
     AvailabilityStatus,
@@ -24,7 +25,7 @@ from dcsync.model.subcloud import (
     SyncStatus,
 )
 from tests.builders import NOON
-from tests.processes import wait_until
+from tests.processes import Processes, wait_until
 
 LATER = NOON + timedelta(minutes=5)
 
@@ -195,3 +196,29 @@ def test_a_database_without_tables_asks_for_the_upgrade(empty_database_url: str)
 def test_a_database_that_does_not_answer_is_told_as_such() -> None:
     with pytest.raises(DatabaseUnreachable):
         SqlInventory(make_engine("postgresql://nobody@127.0.0.1:1/nothing")).find(["a"])
+
+
+def test_words_of_another_release_are_shown_as_they_are_written(
+    engine: Engine, inventory: SqlInventory, server_urls: dict[str, str], processes: Processes
+) -> None:
+    """After a rollback: one such row hid the whole fleet."""
+    add(inventory, "a", "b")
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE subcloud DROP CONSTRAINT ck_subcloud_initial_sync_state"))
+        connection.execute(
+            text("UPDATE subcloud SET initial_sync_state = 'paused', reason = 'too-cold' WHERE name = 'b'")
+        )
+    first, second = inventory.find(["a", "b"])
+    assert (first.initial_sync_state, first.reason) == (InitialSyncState.NONE, None)
+    assert (str(second.initial_sync_state), str(second.reason)) == ("paused", "too-cold")
+    assert second.initial_sync_state not in set(InitialSyncState)
+    assert second.reason is not None
+    assert "another release" in second.reason.advice
+    for options in ([], ["--sort-by", "state"]):
+        shown = processes.cli("subcloud", "list", *options, environ=server_urls, expect=0).stdout
+        assert all(word in shown for word in ("paused", "none")), shown
+    listed = json.loads(processes.cli("subcloud", "list", "-o", "json", environ=server_urls, expect=0).stdout)
+    assert {row["name"]: (row["initial_sync_state"], row["reason"]) for row in listed} == {
+        "a": ("none", None), "b": ("paused", "too-cold"),
+    }  # fmt: skip
+    assert "too-cold" in processes.cli("subcloud", "show", "b", environ=server_urls, expect=0).stdout

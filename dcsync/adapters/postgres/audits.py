@@ -51,6 +51,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.rotation import RotationEvent
 from dcsync.model.subcloud import EndpointType
+from dcsync.model.written import as_written
 from dcsync.runs.abandoned import ANY_DEATHS, RunInProgress, Suspects
 from dcsync.runs.ports import Standing
 
@@ -732,7 +733,7 @@ def _audit_row(row: Row[Any]) -> AuditRow:
         due_at=row.due_at,
         claimed_at=row.claimed_at,
         attempt=row.attempt,
-        reason=None if row.reason is None else Reason(row.reason),
+        reason=None if row.reason is None else as_written(Reason, row.reason),
         detail=row.detail,
         result=row.result,
         reported=row.sync_status_reported,

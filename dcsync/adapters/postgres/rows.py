@@ -19,6 +19,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditEvent
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import AvailabilityStatus, EndpointStatus, EndpointType, ManagementState, Subcloud
+from dcsync.model.written import as_written
 
 _COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "last_seen_at", "endpoints"))
 
@@ -29,7 +30,7 @@ def subcloud_from_row(
     """Returns a Subcloud from a row with (at least) its columns, and its endpoint statuses if they were read."""
     return Subcloud(
         **{column: row[column] for column in _COLUMNS},
-        reason=Reason(row["reason"]) if row["reason"] is not None else None,
+        reason=as_written(Reason, row["reason"]) if row["reason"] is not None else None,
         last_seen_at=row.get("last_seen_at"),
         endpoints=endpoints or {},
     )

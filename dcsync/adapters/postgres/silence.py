@@ -33,6 +33,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.reports import MAX_FAIL_COUNT
 from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
+from dcsync.model.written import as_written
 from dcsync.state.ports import (
     AlarmRow,
     CentralFacts,
@@ -201,7 +202,7 @@ def _failing(connection: Connection) -> tuple[FailingFacts, ...]:
             endpoint_type=row.endpoint_type,
             since=row.failing_since,
             failures=row.failures,
-            reason=None if row.reason is None else Reason(row.reason),
+            reason=None if row.reason is None else as_written(Reason, row.reason),
             detail=row.detail,
         )
         for row in rows

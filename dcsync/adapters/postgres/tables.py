@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -38,6 +38,7 @@ from dcsync.model.states.audit import AUDIT
 from dcsync.model.states.initial_sync import INITIAL_SYNC, InitialSyncState
 from dcsync.model.states.rotation import ROTATION
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Step, SyncStatus
+from dcsync.model.written import as_written
 
 metadata = MetaData(
     naming_convention={
@@ -50,16 +51,30 @@ metadata = MetaData(
 )
 
 
-def _enum(enum: type, name: str) -> Enum:
-    """Returns the type of a closed set of values: stored as text with a CHECK, read as the enum's member."""
-    return Enum(
-        enum,
-        name=name,
-        native_enum=False,
-        create_constraint=True,
-        length=64,
-        values_callable=lambda members: [member.value for member in members],
-    )
+class _WrittenEnum(TypeDecorator[Any]):
+    """An enum's member, stored as text with a CHECK; a value of another release is read as it is written."""
+
+    impl = Enum
+    cache_ok = True
+
+    def __init__(self, words: type[StrEnum], name: str) -> None:
+        super().__init__(
+            words,
+            name=name,
+            native_enum=False,
+            create_constraint=True,
+            length=64,
+            values_callable=lambda members: [member.value for member in members],
+        )
+        self.words, self.name = words, name
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else as_written(self.words, value)
+
+
+def _enum(enum: type[StrEnum], name: str) -> _WrittenEnum:
+    """Returns the type of a closed set of values."""
+    return _WrittenEnum(enum, name)
 
 
 class EnumText(TypeDecorator[Any]):
@@ -79,7 +94,7 @@ class EnumText(TypeDecorator[Any]):
         return self.none if value is None else self.words(value).value
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
-        return None if value is None or value == self.none else self.words(value)
+        return None if value is None or value == self.none else as_written(self.words, value)
 
     def check(self, name: str) -> CheckConstraint:
         """Returns the CHECK that the column contains only these values."""
