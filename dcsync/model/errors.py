@@ -10,7 +10,7 @@
         KeyRotationFailed        the central cloud's keys were not rotated, or it is unknown whether they were
         LocalProcessFailed       a process of `dcsync up` did not start or did not stop
       PermanentError             a retry gives the same result; a person must act
-        UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  BadReport  RefusedByGuard
+        UnknownSubcloud  DuplicateSubcloud  BadAddress  BadRecord  BadReport  DamagedMessage  RefusedByGuard
         MisconfiguredError  SchemaOutOfDate
 
 Expected endings of a run (busy, cancelled, superseded) are outcomes, not errors: see `runs.outcome`.
@@ -115,6 +115,10 @@ class BadRecord(PermanentError):
 
 class BadReport(PermanentError):
     """An invalid report to the state service; it is rejected with this reason, and other reports are applied."""
+
+
+class DamagedMessage(PermanentError):
+    """A message of the queue that no release of dcsync sends; it is dropped."""
 
 
 class RefusedByGuard(PermanentError):

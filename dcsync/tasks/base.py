@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from dcsync import bootstrap
 from dcsync.adapters.broker.ticks import Ticks
 from dcsync.adapters.postgres.clock import DatabaseClock
 from dcsync.initial_sync.ports import Run
-from dcsync.model.errors import TemporaryError
+from dcsync.model.errors import DamagedMessage, TemporaryError
 from dcsync.model.messages import TaskName
 from dcsync.model.subcloud import Step
 from dcsync.runs.outcome import Outcome
@@ -40,12 +41,19 @@ class DcsyncTask(Task):
     next sweep retries."""
 
     abstract = True
-    throws = (TemporaryError,)
+    throws = (TemporaryError, DamagedMessage)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the task; raises DamagedMessage for arguments it cannot take, before anything is done with them."""
+        require_arguments(inspect.signature(self.run), args, kwargs)
+        return self.run(*args, **kwargs)
 
     def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Logs a TemporaryError; Celery logs errors in `throws` below the configured level, and others in full."""
         if isinstance(exc, TemporaryError):
             log.warning("task failed, the next one retries", task=self.name, error=str(exc))
+        if isinstance(exc, DamagedMessage):
+            log.warning("dropped a damaged message", task=self.name, error=str(exc))
 
     def tick(self, run: Callable[[WorkerProcess], T], *, hinted: bool) -> T | str:
         """Runs periodic work and notes that it ended well; of many messages that come at once or late, one does so.
@@ -74,6 +82,28 @@ class DcsyncTask(Task):
     @property
     def state(self) -> bootstrap.StateServices:
         return process_of(self.app).state
+
+
+LARGEST_NUMBER = 2**63 - 1
+"""Of a column of numbers."""
+
+_IS_SENT: Mapping[str, Callable[[object], bool]] = {
+    "region_name": lambda value: isinstance(value, str) and "\0" not in value,
+    "generation": lambda value: type(value) is int and 0 <= value <= LARGEST_NUMBER,
+    "hinted": lambda value: isinstance(value, bool),
+}
+"""What dcsync sends as these arguments."""
+
+
+def require_arguments(signature: inspect.Signature, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    """Raises DamagedMessage, which names arguments and never their values, unless the task can take them."""
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        raise DamagedMessage(f"takes {', '.join(signature.parameters)}") from None
+    for name, is_sent in _IS_SENT.items():
+        if name in given and not is_sent(given[name]):
+            raise DamagedMessage(f"{name} is a {type(given[name]).__name__} that is never sent")
 
 
 def log_outcomes(task_id: str) -> OnEnd:

@@ -3,6 +3,7 @@ Importing it connects the functions to Celery's signals (see `app.make_app`)."""
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import threading
@@ -11,6 +12,12 @@ from typing import Any
 import structlog
 from celery.apps.worker import REMAP_SIGTERM, install_worker_term_handler
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown, worker_shutting_down
+from celery.worker.consumer.consumer import (
+    INVALID_TASK_ERROR,
+    MESSAGE_DECODE_ERROR,
+    UNKNOWN_FORMAT,
+    UNKNOWN_TASK_ERROR,
+)
 
 from dcsync import logs
 from dcsync.adapters.broker import broker_guard
@@ -39,6 +46,20 @@ _this: list[WorkerProcess] = []
 def _set_up_logging(**_: Any) -> None:
     """Configures dcsync's log format, whatever Celery's options are."""
     logs.configure(load().log_level)
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(in_one_line)
+
+
+LONGEST_COMPLAINT = 300
+_OF_MESSAGES = (MESSAGE_DECODE_ERROR, UNKNOWN_FORMAT, UNKNOWN_TASK_ERROR, INVALID_TASK_ERROR)
+
+
+def in_one_line(record: logging.LogRecord) -> bool:
+    """Shortens what Celery logs about a message it cannot use: anybody may send thousands, each with a traceback and
+    its whole body."""
+    if record.msg in _OF_MESSAGES:
+        record.msg = " ".join(record.getMessage().split())[:LONGEST_COMPLAINT]
+        record.args, record.exc_info, record.exc_text = (), None, None
+    return True
 
 
 @celeryd_after_setup.connect

@@ -234,6 +234,10 @@ def test_a_pickled_message_is_refused_unopened(
     assert not mark.exists()
 
 
+def tracebacks(system: System) -> int:
+    return sum(running.output().count("Traceback (most recent call last)") for running in system.running)
+
+
 FOREIGN = {
     "not a task": ({"hello": "world"}, {}),
     "an unknown task": ([[], {}, {}], {"task": "dcsync.sync.no_such_task", "id": "unknown-task", "lang": "py"}),
@@ -260,11 +264,13 @@ FOREIGN = {
 
 @pytest.mark.parametrize("queue", [Queue.SYNC, Queue.CONTROL, Queue.STATE])
 def test_foreign_messages_do_no_harm(system: System, subclouds: Subclouds, app: Celery, queue: str) -> None:
+    before = tracebacks(system)
     for body, headers in FOREIGN.values():
         publish(app, body, queue=queue, headers=headers)
     with redis_client(system) as client:
         system.until(lambda: client.llen(queue) == 0, "all were taken")
     assert_still_working(system, subclouds)
+    assert tracebacks(system) == before, "each costs a line"
 
 
 GARBAGE = {
