@@ -35,6 +35,7 @@ from dcsync.adapters.cloud.tls import Trust
 from dcsync.adapters.host.alarm_sinks import LogSink, WebhookSink
 from dcsync.adapters.host.clock import elapsed_seconds
 from dcsync.adapters.host.loop import LoopThread
+from dcsync.adapters.host.own_servers import OwnServers, hosts_of
 from dcsync.adapters.host.report_keys import ReportKeys
 from dcsync.adapters.host.secret_file import SecretFile
 from dcsync.adapters.host.tls_rules import is_unverified_database
@@ -217,6 +218,7 @@ def clouds(settings: Settings) -> HttpClouds:
         ),
         subcloud_templates=_subcloud_templates(settings),
         allowed_networks=settings.allowed_networks,
+        own_servers=own_servers(settings),
         ca_file=settings.ca_file,
         limits=http.Limits(
             connect_timeout=settings.connect_timeout,
@@ -456,8 +458,26 @@ def prober(settings: Settings) -> HttpProber:
         subcloud_templates=_subcloud_templates(settings),
         allowed_networks=settings.allowed_networks,
         trust=Trust(settings.ca_file),
+        own_servers=own_servers(settings),
         timeout_seconds=settings.probe_timeout,
     )
+
+
+def own_servers(settings: Settings) -> OwnServers:
+    """Returns what no subcloud's management IP may be the address of."""
+    central = (settings.central_auth_url, settings.central_dbsync_url, settings.central_sysinv_url)
+    servers = [
+        *((url, "the central cloud") for url in central),
+        *(
+            (secret.get_secret_value(), server)
+            for secret, server in (
+                (settings.database_url, "dcsync's PostgreSQL"),
+                (settings.redis_url, "dcsync's Redis"),
+            )
+            if secret is not None
+        ),
+    ]
+    return OwnServers((host, server) for url, server in servers if url for host in hosts_of(url))
 
 
 def _subcloud_templates(settings: Settings) -> ServiceUrls:

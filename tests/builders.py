@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -131,6 +133,11 @@ def statuses(found: Mapping[EndpointType, SyncStatus], **more: Any) -> dict[Endp
         type_: a_status(status, **({"is_audited": type_ in DEFAULT_ENDPOINT_TYPES} | more))
         for type_, status in found.items()
     }
+
+
+def an_address(name: str) -> str:
+    """A management IP that no other name has."""
+    return str(ipaddress.IPv4Address("10.0.0.0") + zlib.crc32(name.encode()) % 2**24)
 
 
 def a_subcloud(region_name: str = "subcloud1", **changes: Any) -> Subcloud:

@@ -7,7 +7,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud, listed, refuse_unknown
+from dcsync.model.errors import (
+    AddressClash,
+    DuplicateSubcloud,
+    RefusedByGuard,
+    UnknownSubcloud,
+    listed,
+    refuse_shared,
+    refuse_unknown,
+)
 from dcsync.model.history import Life, RequestHistory
 from dcsync.model.operation import Intent, Operation
 from dcsync.model.pair import Pair, pair_change
@@ -21,7 +29,10 @@ from dcsync.model.subcloud import (
     ManagementState,
     NewSubcloud,
     Subcloud,
+    SubcloudUpdate,
     SyncStatus,
+    Updated,
+    changed_fields,
 )
 from tests.builders import NOON, statuses
 
@@ -44,6 +55,12 @@ class FakeInventory:
         self.subclouds[name] = replace(self.subclouds[name], **changes)
 
     def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime, intent: Intent | None = None) -> None:
+        self._refuse_taken(subclouds)
+        _refuse_clashes(subclouds, {known.management_ip: known.name for known in self.all()})
+        self._add(subclouds, now=now)
+        self._done(intent, [new.name for new in subclouds], now=now)
+
+    def _refuse_taken(self, subclouds: Sequence[NewSubcloud]) -> None:
         names, regions = [new.name for new in subclouds], [new.region_name for new in subclouds]
         twice = [{each for each in given if given.count(each) > 1} for given in (names, regions)]
         if any(twice):
@@ -51,6 +68,8 @@ class FakeInventory:
         there = self.subclouds.keys() & set(names), {known.region_name for known in self.all()} & set(regions)
         if any(there):
             raise DuplicateSubcloud.already_there(*there)
+
+    def _add(self, subclouds: Sequence[NewSubcloud], *, now: datetime) -> None:
         for new in subclouds:
             self._ids += 1
             self.lives.setdefault(new.name, []).insert(
@@ -80,7 +99,39 @@ class FakeInventory:
                 endpoints=dict.fromkeys(DEFAULT_ENDPOINT_TYPES, EndpointStatus(is_audited=True)),
             )
             self.requests[new.name] = []
-        self._done(intent, [new.name for new in subclouds], now=now)
+
+    def update(
+        self,
+        updates: Sequence[SubcloudUpdate],
+        *,
+        new: Sequence[NewSubcloud] = (),
+        now: datetime,
+        by: str,
+        intent: Intent | None = None,
+    ) -> list[Updated]:
+        known = dict(zip([each.name for each in updates], self.find([each.name for each in updates]), strict=True))
+        moved = [each for each in updates if each.management_ip not in (None, known[each.name].management_ip)]
+        staying = {k.management_ip: k.name for k in self.all() if k.name not in {each.name for each in moved}}
+        self._refuse_taken(new)
+        _refuse_clashes([*moved, *new], staying)
+        done = [self._update(known[each.name], each, now=now, by=by) for each in updates]
+        self._add(new, now=now)
+        self._done(intent, [*(each.name for each in done if each.changes), *(each.name for each in new)], now=now)
+        return done
+
+    def _update(self, known: Subcloud, given: SubcloudUpdate, *, now: datetime, by: str) -> Updated:
+        changes = changed_fields(given, management_ip=known.management_ip, software_version=known.software_version)
+        if given.software_version is not None:
+            self.put(known.name, software_version=given.software_version)
+        if given.management_ip in (None, known.management_ip):
+            return Updated(name=known.name, changes=changes)
+        self.put(
+            known.name, management_ip=given.management_ip, subsequent_sync=False, endpoints=_asked(known, now=None)
+        )
+        if not Pair(known.management_state, known.availability_status).is_eligible:
+            return Updated(name=known.name, changes=changes)
+        self._apply(known.name, InitialSyncEvent.ASKED, now=now, by=by, cause="management IP changed")
+        return Updated(name=known.name, changes=changes, event=InitialSyncEvent.ASKED)
 
     def find(self, names: Sequence[str]) -> list[Subcloud]:
         refuse_unknown(names, self.subclouds)
@@ -204,7 +255,19 @@ def _unknown(known: Subcloud, reason: Unproven) -> dict[EndpointType, EndpointSt
     }
 
 
-def _asked(known: Subcloud, *, now: datetime) -> dict[EndpointType, EndpointStatus]:
+def _refuse_clashes(given: Sequence[NewSubcloud | SubcloudUpdate], taken: dict[str, str]) -> None:
+    everybody = [(each.management_ip, each.name) for each in given] + list(taken.items())
+    clashes = [
+        AddressClash(each.name, ip, min(others))
+        for each in sorted(given, key=lambda each: each.name)
+        if (ip := each.management_ip) is not None
+        and (others := [name for other_ip, name in everybody if other_ip == ip and name != each.name])
+    ]
+    if clashes:
+        raise refuse_shared(clashes)
+
+
+def _asked(known: Subcloud, *, now: datetime | None) -> dict[EndpointType, EndpointStatus]:
     """What dcsync audits itself is unknown until that was done."""
     asked = {"sync_status": SyncStatus.UNKNOWN, "reason": Unproven.ASKED, "requested_at": now}
     return {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from dcsync.model.errors import BadAddress, BadRecord, DcsyncError, DuplicateSubcloud, RefusedByGuard
-from dcsync.model.subcloud import NewSubcloud
+from dcsync.model.subcloud import NewSubcloud, Subcloud, SubcloudUpdate
 
 COLUMNS = ("name", "management_ip", "region_name", "software_version")
 REQUIRED = COLUMNS[:2]
@@ -40,6 +40,14 @@ class Problem:
         return f"{self.where}: {self.text}"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a file asks for: subclouds that do not exist yet, and what it says of those that do."""
+
+    new: tuple[NewSubcloud, ...]
+    updates: tuple[SubcloudUpdate, ...]
+
+
 def read_rows(content: bytes) -> tuple[list[Row], list[Problem]]:
     """Returns the rows of a file and the problems found; raises BadRecord when the file as a whole is invalid."""
     if len(content) > LARGEST_FILE:
@@ -58,12 +66,18 @@ def read_rows(content: bytes) -> tuple[list[Row], list[Problem]]:
 
 
 def checked(
-    rows: Collection[Row], problems: Collection[Problem], *, check: Callable[[Row], NewSubcloud], taken: Collection[str]
-) -> list[NewSubcloud]:
+    rows: Collection[Row],
+    problems: Collection[Problem],
+    *,
+    check: Callable[[Row], NewSubcloud],
+    known: Collection[Subcloud],
+    accepts_existing: bool = False,
+) -> Plan:
     """Returns all rows as subclouds that may be stored, or raises one error with every problem.
 
-    `check` raises BadRecord, BadAddress or RefusedByGuard; `taken` contains the existing names and region names.
-    Raises DuplicateSubcloud when the only problem is that some exist already, otherwise BadRecord.
+    `check` raises BadRecord, BadAddress or RefusedByGuard; `known` are the subclouds that exist, which are problems
+    unless `accepts_existing`. Raises DuplicateSubcloud when the only problem is that some exist already, RefusedByGuard
+    when it is that some would share a management IP, otherwise BadRecord.
     """
     good: list[tuple[Row, NewSubcloud]] = []
     found = list(problems)
@@ -73,11 +87,40 @@ def checked(
         except (BadRecord, BadAddress, RefusedByGuard) as exc:
             found.append(Problem(row.where, str(exc)))
     found += _duplicates(good)
+    names = {each.name: each for each in known}
+    given = [(row, new) for row, new in good if new.name not in names or not accepts_existing]
+    again = [(row, new) for row, new in good if new.name in names and accepts_existing]
+    found += [
+        Problem(row.where, f"region name {new.region_name} is not that of {new.name}, {names[new.name].region_name}")
+        for row, new in again
+        if row.fields.get("region_name") and new.region_name != names[new.name].region_name
+    ]
     error: type[DcsyncError] = BadRecord if found else DuplicateSubcloud
-    found += _existing(good, taken)
+    found += _existing(
+        given, {f"name {name}" for name in names} | {f"region name {each.region_name}" for each in known}
+    )
+    error = error if found else RefusedByGuard
+    found += _sharing(good)
     if found:
         raise error(_summary(found))
-    return [new for _, new in good]
+    return Plan(tuple(new for _, new in given), tuple(_update(row, new) for row, new in again))
+
+
+def _update(row: Row, new: NewSubcloud) -> SubcloudUpdate:
+    """What a file says of a subcloud that exists; a field that is left out or empty is left as it is."""
+    version = new.software_version if row.fields.get("software_version") else None
+    return SubcloudUpdate(name=new.name, management_ip=new.management_ip, software_version=version)
+
+
+def _sharing(good: Collection[tuple[Row, NewSubcloud]]) -> list[Problem]:
+    """Those that are given an address that is in the file already; what rows in the database have, the store checks."""
+    problems = []
+    first: dict[str, tuple[str, str]] = {}
+    for row, new in good:
+        where, name = first.setdefault(new.management_ip, (row.where, new.name))
+        if where != row.where and name != new.name:
+            problems.append(Problem(row.where, f"{new.management_ip} is the management IP of {name} in {where}"))
+    return problems
 
 
 def _csv_rows(text: str) -> Iterator[Row | Problem]:

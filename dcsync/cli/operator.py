@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from sqlalchemy import Engine
 
+    from dcsync.adapters.host.own_servers import OwnServers
     from dcsync.adapters.postgres.clock import DatabaseClock
     from dcsync.bootstrap import PreviewServices
     from dcsync.cli.ports import Alarms, AuditRequests, CentralChecks, Inventory, Operations, RotationRequests, Triggers
@@ -85,6 +86,13 @@ class Operator:
         from dcsync.adapters.postgres.inventory import SqlInventory
 
         return SqlInventory(self.engine, endpoint_types=self.settings.endpoint_types)
+
+    @cached_property
+    def own_servers(self) -> OwnServers:
+        """The central cloud and dcsync's own servers, none of which is a subcloud."""
+        from dcsync import bootstrap
+
+        return bootstrap.own_servers(self.settings)
 
     @cached_property
     def operations(self) -> Operations:

@@ -157,12 +157,15 @@ def subcloud_object(shown: View) -> dict[str, Any]:
         "requested_at": subcloud.requested_at,
         "claimed_at": subcloud.claimed_at,
         "updated_at": subcloud.updated_at,
+        "shares_ip_with": subcloud.shares_ip_with,
     }
 
 
 def outlook(shown: View, *, now: datetime) -> str:
     """Returns the reason for the subcloud's state, and what happens next."""
     subcloud = shown.subcloud
+    if subcloud.shares_ip_with is not None:
+        return f"{subcloud.shares_ip_with} has the same management IP: dcsync subcloud update {subcloud.name}"
     if subcloud.management_state is ManagementState.UNMANAGED:
         return f"unmanaged: dcsync subcloud manage {subcloud.name} starts it"
     if subcloud.availability_status is AvailabilityStatus.OFFLINE:

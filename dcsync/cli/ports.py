@@ -10,7 +10,7 @@ from dcsync.audit.ports import AuditRow, CentralState
 from dcsync.model.history import Life
 from dcsync.model.operation import Intent, Operation
 from dcsync.model.states.initial_sync import Transition
-from dcsync.model.subcloud import EndpointType, ManagementState, NewSubcloud, Subcloud
+from dcsync.model.subcloud import EndpointType, ManagementState, NewSubcloud, Subcloud, SubcloudUpdate, Updated
 from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
 from dcsync.state.ports import AlarmNotice, CentralFacts
 
@@ -22,7 +22,23 @@ class Inventory(Protocol):
     """
 
     def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime, intent: Intent | None = None) -> None:
-        """Stores all of them or none; raises DuplicateSubcloud naming every name or region name in use."""
+        """Stores all of them or none; raises DuplicateSubcloud naming every name or region name in use, and
+        RefusedByGuard for a management IP that another subcloud has, or that is given twice."""
+
+    def update(
+        self,
+        updates: Sequence[SubcloudUpdate],
+        *,
+        new: Sequence[NewSubcloud] = (),
+        now: datetime,
+        by: str,
+        intent: Intent | None = None,
+    ) -> list[Updated]:
+        """Changes these and adds the new ones, all or none; raises UnknownSubcloud, and the errors of `add`.
+
+        With a new management IP nothing counts as proven, a run in progress ends before its next write, and a subcloud
+        that is managed and online is synced from the first step. What dcsync placed there, and history, are kept.
+        """
 
     def find(self, names: Sequence[str]) -> list[Subcloud]:
         """Returns them in the given order; raises UnknownSubcloud naming all that are missing."""

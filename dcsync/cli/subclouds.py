@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -34,7 +34,10 @@ from dcsync.model.addresses import check_address
 from dcsync.model.errors import BadAddress, RefusedByGuard
 from dcsync.model.shown import ShownAvailability, ShownStatus, View
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState, Transition
-from dcsync.model.subcloud import ManagementState, NewSubcloud, Subcloud, new_subcloud
+from dcsync.model.subcloud import ManagementState, NewSubcloud, Subcloud, Updated, new_subcloud, subcloud_update
+
+if TYPE_CHECKING:
+    from dcsync.cli.import_file import Plan
 
 WHEN_OFFLINE = (
     "wait until they are online (dcsync wait --for online NAME), or manage them now with --force; "
@@ -81,13 +84,18 @@ def add(
 
 @subcloud.command("import")
 @click.argument("file", type=click.File("rb"))
+@click.option("--update", "existing", flag_value="update", help="Change those that exist to what the file says.")
+@click.option("--skip-existing", "existing", flag_value="skip", help="Leave those that exist as they are.")
 @pass_operator
-def import_(operator: Operator, file: IO[bytes]) -> None:
+def import_(operator: Operator, file: IO[bytes], *, existing: str | None) -> None:
     """Add many subclouds from FILE, all or none ("-": standard input).
 
     \b
     CSV with the header  name,management_ip,region_name,software_version  (the last two may be left out or empty),
     or a JSON array of objects with these fields.
+
+    The same file can be imported again with --update or --skip-existing. A subcloud that exists is recognized by its
+    name; its region name cannot be changed.
     """
     from dcsync.cli import import_file
 
@@ -96,11 +104,26 @@ def import_(operator: Operator, file: IO[bytes]) -> None:
 
     with acting(operator) as intent:
         rows, problems = import_file.read_rows(file.read(import_file.LARGEST_FILE + 1))
-        known = operator.inventory.all()
-        taken = {f"name {each.name}" for each in known} | {f"region name {each.region_name}" for each in known}
-        subclouds = import_file.checked(rows, problems, check=check, taken=taken)
-        operator.inventory.add(subclouds, now=operator.now(), intent=intent)
-    say(f"{many(len(subclouds))} added, unmanaged")
+        plan = import_file.checked(
+            rows, problems, check=check, known=operator.inventory.all(), accepts_existing=existing is not None
+        )
+        updates = plan.updates if existing == "update" else ()
+        operator.requires(*(["database_url", "redis_url"] if updates else []))
+        done = operator.inventory.update(updates, new=plan.new, now=operator.now(), by=operator.name, intent=intent)
+    say(_imported(plan, done, skipped=len(plan.updates) if existing == "skip" else 0))
+    if any(each.event is InitialSyncEvent.ASKED for each in done):
+        operator.hint_sweep()
+
+
+def _imported(plan: Plan, done: Sequence[Updated], *, skipped: int) -> str:
+    changed = sum(bool(each.changes) for each in done)
+    parts = [f"{many(len(plan.new))} added, unmanaged"] if plan.new or not (done or skipped) else []
+    parts += [f"{changed} changed"] if changed else []
+    parts += [f"{unchanged} unchanged"] if (unchanged := len(done) - changed) else []
+    parts += [f"{skipped} skipped"] if skipped else []
+    requested = sum(each.event is InitialSyncEvent.ASKED for each in done)
+    parts += [f"{many(requested, 'initial sync')} requested"] if requested else []
+    return ", ".join(parts)
 
 
 def _checked(operator: Operator, fields: dict[str, str]) -> NewSubcloud:
@@ -111,11 +134,47 @@ def _checked(operator: Operator, fields: dict[str, str]) -> NewSubcloud:
         region_name=fields.get("region_name") or None,
         software_version=fields.get("software_version") or None,
     )
+    _refuse_address(operator, new.management_ip)
+    return new
+
+
+def _refuse_address(operator: Operator, management_ip: str) -> None:
+    """Raises RefusedByGuard for an address that is not allowed, or that of the central cloud or a server of dcsync."""
     try:
-        check_address(new.management_ip, allowed_networks=operator.settings.allowed_networks)
+        check_address(management_ip, allowed_networks=operator.settings.allowed_networks)
+        operator.own_servers.refuse(management_ip)
     except BadAddress as exc:
         raise RefusedByGuard(str(exc)) from exc
-    return new
+
+
+@subcloud.command(no_args_is_help=False)
+@click.argument("name", type=SubcloudName())
+@click.option("--management-ip", metavar="IP", help="Its new address on the management network.")
+@click.option("--software-version", metavar="V", help="For your information only; may be empty.")
+@pass_operator
+def update(operator: Operator, name: str, *, management_ip: str | None, software_version: str | None) -> None:
+    """Change a subcloud's management IP or software version.
+
+    After a change of the management IP, nothing counts as in-sync until it was read at the new address: a run in
+    progress stops before its next write, and a subcloud that is managed and online is synced from the first step. Its
+    history, and the record of what dcsync placed there, are kept.
+
+    \b
+    Example:
+      dcsync subcloud update edge-1 --management-ip 10.10.0.6
+    """
+    if management_ip is None and software_version is None:
+        raise click.UsageError("give --management-ip or --software-version", click.get_current_context())
+    operator.requires("database_url", "redis_url")
+    with acting(operator, [name]) as intent:
+        wanted = subcloud_update(name=name, management_ip=management_ip, software_version=software_version)
+        if wanted.management_ip is not None:
+            _refuse_address(operator, wanted.management_ip)
+        (done,) = operator.inventory.update([wanted], now=operator.now(), by=operator.name, intent=intent)
+    said = f"{name}: {', '.join(done.changes)}" if done.changes else f"{name} was so already"
+    say(said + ("; initial sync requested" if done.event is InitialSyncEvent.ASKED else ""))
+    if done.event is InitialSyncEvent.ASKED:
+        operator.hint_sweep()
 
 
 @subcloud.command()
@@ -276,7 +335,13 @@ def _summary(views: Sequence[View], *, filtered: bool) -> str:
     offline = sum(shown.availability is ShownAvailability.OFFLINE for shown in views)
     unseen = sum(shown.availability is ShownAvailability.UNKNOWN for shown in views)
     unmanaged = sum(shown.subcloud.management_state is ManagementState.UNMANAGED for shown in views)
-    told = ((offline, "offline"), (unseen, "not seen lately"), (unmanaged, "unmanaged"))
+    sharing = sum(shown.subcloud.shares_ip_with is not None for shown in views)
+    told = (
+        (offline, "offline"),
+        (unseen, "not seen lately"),
+        (unmanaged, "unmanaged"),
+        (sharing, "with a management IP that another subcloud has"),
+    )
     apart = [f"{count} {word}" for count, word in told if count]
     return "; ".join([f"{many(len(views))}: {states}", *([", ".join(apart)] if apart else [])])
 
@@ -308,7 +373,8 @@ def show(operator: Operator, name: str, *, as_json: bool) -> None:
     facts = {
         "name": known.name,
         "region name": known.region_name,
-        "management IP": known.management_ip,
+        "management IP": known.management_ip
+        + (f" (that of {known.shares_ip_with} as well)" if known.shares_ip_with else ""),
         "software version": known.software_version or "-",
         "management": known.management_state,
         "availability": availability_in_words(shown, now=now),

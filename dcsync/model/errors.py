@@ -20,7 +20,7 @@ No error carries a secret: messages are made from names, addresses, status codes
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 from dcsync.model.outside_text import LONGEST_DETAIL, cut
 from dcsync.model.reasons import Reason
@@ -131,6 +131,22 @@ class MisconfiguredError(PermanentError):
 
 class SchemaOutOfDate(MisconfiguredError):
     """The database lacks a table or column of this release: `dcsync db upgrade` was not run."""
+
+
+class AddressClash(NamedTuple):
+    """A subcloud whose management IP is that of another."""
+
+    name: str
+    management_ip: str
+    other: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.management_ip} is the management IP of {self.other}"
+
+
+def refuse_shared(found: Sequence[AddressClash]) -> RefusedByGuard:
+    """Returns the error that names them."""
+    return RefusedByGuard(f"{listed([str(each) for each in found])}; nothing was stored")
 
 
 def refuse_unknown(names: Iterable[str], known: Container[str]) -> None:

@@ -95,7 +95,7 @@ _ADVICE = {
     Reason.SERVER_ERROR: "see the subcloud's own logs for the request id req-<run id>",
     Reason.BAD_REPLY: "the reply is not from the expected service; check what listens at this address",
     Reason.REPLY_TOO_LARGE: "the replies exceed DCSYNC_MAX_REPLY_* or _RUN_*; check what listens at this address",
-    Reason.ADDRESS_REFUSED: "correct the management IP or DCSYNC_ALLOWED_NETWORKS",
+    Reason.ADDRESS_REFUSED: "correct the management IP (dcsync subcloud update) or DCSYNC_ALLOWED_NETWORKS",
     Reason.SUBCLOUD_EMPTY: "the subcloud lists no users, projects or roles; check its Keystone database",
     Reason.IDS_NOT_ALIGNED: "redeploy or align the service users' and projects' ids on the subcloud first",
     Reason.IDENTITY_NOT_VERIFIED: "the subcloud did not store what it was sent; see its dcdbsync log",

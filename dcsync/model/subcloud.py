@@ -15,7 +15,7 @@ from enum import StrEnum
 from dcsync.model.addresses import parse_address
 from dcsync.model.errors import BadRecord
 from dcsync.model.reasons import Reason
-from dcsync.model.states.initial_sync import InitialSyncState
+from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
 
 
 class ManagementState(StrEnum):
@@ -72,6 +72,26 @@ class NewSubcloud:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubcloudUpdate:
+    """What an operator changes of a subcloud that exists; None leaves it as it is."""
+
+    name: str
+    management_ip: str | None = None
+    software_version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updated:
+    """What became of one `SubcloudUpdate`."""
+
+    name: str
+    changes: tuple[str, ...]
+    """For people; empty where everything was so already."""
+    event: InitialSyncEvent | None = None
+    """What followed for its initial sync."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EndpointStatus:
     """The sync status of one endpoint type of one subcloud as its row says, with what is known of its proof.
 
@@ -118,6 +138,8 @@ class Subcloud:
     updated_at: datetime | None = None
     last_seen_at: datetime | None = None
     """When an observer last found it online."""
+    shares_ip_with: str | None = None
+    """The name of another subcloud with the same management IP; such rows are older than the rule against them."""
     endpoints: Mapping[EndpointType, EndpointStatus] = field(default_factory=dict)
 
     @property
@@ -144,9 +166,33 @@ def new_subcloud(
                 f"{what} {value!r} is invalid: use letters, digits, '.', '-' and '_', "
                 "starting with a letter or digit, 255 at most"
             )
-    version = software_version or ""
-    if len(version) > 255 or not version.isprintable():
-        raise BadRecord(f"software version {version!r} is invalid: use at most 255 printable characters")
     return NewSubcloud(
-        name=name, management_ip=str(parse_address(management_ip)), region_name=region_name, software_version=version
+        name=name,
+        management_ip=str(parse_address(management_ip)),
+        region_name=region_name,
+        software_version=_version(software_version or ""),
     )
+
+
+def subcloud_update(*, name: str, management_ip: str | None, software_version: str | None) -> SubcloudUpdate:
+    """Returns a validated SubcloudUpdate; raises BadRecord and BadAddress like `new_subcloud`."""
+    return SubcloudUpdate(
+        name=name,
+        management_ip=None if management_ip is None else str(parse_address(management_ip)),
+        software_version=None if software_version is None else _version(software_version),
+    )
+
+
+def changed_fields(given: SubcloudUpdate, *, management_ip: str, software_version: str) -> tuple[str, ...]:
+    """Returns what the update changes of a subcloud with these values, in words."""
+    wanted = (
+        ("management IP", management_ip, given.management_ip),
+        ("software version", software_version, given.software_version),
+    )
+    return tuple(f"{what} {old or '-'} -> {new or '-'}" for what, old, new in wanted if new not in (None, old))
+
+
+def _version(text: str) -> str:
+    if len(text) > 255 or not text.isprintable():
+        raise BadRecord(f"software version {text!r} is invalid: use at most 255 printable characters")
+    return text

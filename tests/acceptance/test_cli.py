@@ -151,7 +151,9 @@ def test_a_file_is_imported_whole_or_not_at_all(cli: Cli, tmp_path: Path) -> Non
     assert "line 3: 'nowhere' is not an IP address" in told
     assert "line 4: name a is already in line 2" in told
     assert stored(cli) == []
-    file.write_text(json.dumps([{"name": f"edge-{n:04}", "management_ip": "10.0.0.1"} for n in range(5000)]))
+    file.write_text(
+        json.dumps([{"name": f"edge-{n:04}", "management_ip": f"10.1.{n // 250}.{n % 250}"} for n in range(5000)])
+    )
     assert cli("subcloud", "import", str(file)).stdout == "5000 subclouds added, unmanaged\n"
     assert "5000 subclouds now managed" in cli("subcloud", "manage", "--all", "--force").stdout
     assert "entry 1: name edge-0000 already exists" in refused(cli("subcloud", "import", str(file), expect=1))

@@ -49,7 +49,7 @@ from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import EndpointType, SyncStatus, new_subcloud
 from dcsync.runs.abandoned import QUARANTINED, RunInProgress
 from dcsync.state.ports import CentralFacts, RefusedFacts
-from tests.builders import NOON, a_subcloud
+from tests.builders import NOON, a_subcloud, an_address
 from tests.contract.held import Held
 from tests.fakes_audit import MemoryAuditStore
 from tests.processes import wait_until
@@ -137,7 +137,7 @@ def completed_rows(engine: Engine, names: list[str]) -> None:
     """Managed, online and completed, their audits due at NOON."""
     requested_rows(
         engine,
-        [new_subcloud(name=n, management_ip="10.1.1.1", region_name=n, software_version="") for n in names],
+        [new_subcloud(name=n, management_ip=an_address(n), region_name=n, software_version="") for n in names],
     )
     with engine.begin() as connection:
         connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))

@@ -20,10 +20,12 @@ from dcsync.model.subcloud import (
     ManagementState,
     NewSubcloud,
     Subcloud,
+    SubcloudUpdate,
     SyncStatus,
+    Updated,
     new_subcloud,
 )
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 from tests.contract.held import Held
 from tests.fake_inventory import FakeInventory
 
@@ -103,7 +105,7 @@ def inventory(world: World) -> Inventory:
 
 
 def new(name: str, **fields: str) -> NewSubcloud:
-    given: dict[str, Any] = {"management_ip": "10.0.0.1", "region_name": None, "software_version": None} | fields
+    given: dict[str, Any] = {"management_ip": an_address(name), "region_name": None, "software_version": None} | fields
     return new_subcloud(name=name, **given)
 
 
@@ -126,7 +128,7 @@ def names(inventory: Inventory) -> list[str]:
 def test_an_added_subcloud_is_unmanaged_offline_and_unknown_in_every_endpoint(inventory: Inventory) -> None:
     inventory.add([new("edge-1", region_name="r1", software_version="24.09")], now=NOON)
     added = one(inventory, "edge-1")
-    assert (added.region_name, added.management_ip, added.software_version) == ("r1", "10.0.0.1", "24.09")
+    assert (added.region_name, added.management_ip, added.software_version) == ("r1", an_address("edge-1"), "24.09")
     assert (added.management_state, added.availability_status) == (UNMANAGED, AvailabilityStatus.OFFLINE)
     assert (added.initial_sync_state, added.subsequent_sync, added.generation, added.attempt) == (
         InitialSyncState.NONE, False, 0, 0,
@@ -189,6 +191,98 @@ def test_a_deleted_name_can_be_added_again(inventory: Inventory) -> None:
     assert names(inventory) == ["edge-1"]
     life, earlier = inventory.history("edge-1")
     assert (life.deleted_at, earlier.deleted_at) == (None, NOON)
+
+
+def test_no_two_subclouds_have_one_management_ip(inventory: Inventory) -> None:
+    add(inventory, "edge-1")
+    with pytest.raises(
+        RefusedByGuard, match=rf"^edge-2: {an_address('edge-1')} is the management IP of edge-1; nothing"
+    ):
+        inventory.add([new("edge-2", management_ip=an_address("edge-1")), new("edge-3")], now=NOON)
+    with pytest.raises(RefusedByGuard, match=r"^edge-4: 10\.9\.9\.9 is the management IP of edge-5"):
+        inventory.add([new(name, management_ip="10.9.9.9") for name in ("edge-4", "edge-5")], now=NOON)
+    assert names(inventory) == ["edge-1"]
+
+
+# --- updating ---
+
+
+def change(inventory: Inventory, name: str, **fields: str) -> Updated:
+    (done,) = inventory.update([SubcloudUpdate(name=name, **fields)], now=LATER, by="eve")
+    return done
+
+
+def test_a_new_management_ip_ends_a_run_and_is_synced_from_the_first_step(world: World) -> None:
+    add(world.inventory, "a")
+    world.report("a", EndpointType.IDENTITY, IN_SYNC)
+    world.put("a", management_state=MANAGED, availability_status=ONLINE, generation=3, subsequent_sync=True, **RUNNING)
+    done = change(world.inventory, "a", management_ip="10.9.0.1")
+    assert done == Updated(
+        name="a", changes=(f"management IP {an_address('a')} -> 10.9.0.1",), event=InitialSyncEvent.ASKED
+    )
+    moved = one(world.inventory, "a")
+    assert (moved.management_ip, moved.initial_sync_state) == ("10.9.0.1", InitialSyncState.REQUESTED)
+    assert (moved.generation, moved.run_id, moved.subsequent_sync, moved.updated_at) == (4, None, False, LATER)
+    assert moved.sync_status[EndpointType.IDENTITY] is UNKNOWN
+    (asked,) = world.inventory.history("a")[0].requests
+    assert (asked.generation, asked.requested_by, asked.cause) == (4, "eve", "management IP changed")
+
+
+@pytest.mark.parametrize("pair", [(UNMANAGED, ONLINE), (MANAGED, OFFLINE)])
+def test_a_new_management_ip_requests_nothing_of_a_subcloud_that_is_not_eligible(
+    world: World, pair: tuple[ManagementState, AvailabilityStatus]
+) -> None:
+    add(world.inventory, "a")
+    world.report("a", EndpointType.IDENTITY, IN_SYNC)
+    world.put("a", management_state=pair[0], availability_status=pair[1], subsequent_sync=True)
+    assert change(world.inventory, "a", management_ip="10.9.0.1").event is None
+    moved = one(world.inventory, "a")
+    assert (moved.management_ip, moved.initial_sync_state) == ("10.9.0.1", InitialSyncState.NONE)
+    assert (moved.subsequent_sync, moved.sync_status[EndpointType.IDENTITY]) == (False, UNKNOWN)
+
+
+def test_an_update_to_what_is_so_already_changes_nothing(world: World) -> None:
+    add(world.inventory, "a")
+    world.put("a", management_state=MANAGED, availability_status=ONLINE, **RUNNING)
+    before = one(world.inventory, "a")
+    assert change(world.inventory, "a", management_ip=an_address("a"), software_version="").changes == ()
+    assert one(world.inventory, "a") == before
+
+
+def test_a_new_software_version_leaves_a_run_alone(world: World) -> None:
+    add(world.inventory, "a")
+    world.put("a", management_state=MANAGED, availability_status=ONLINE, **RUNNING)
+    assert change(world.inventory, "a", software_version="25.09").changes == ("software version - -> 25.09",)
+    assert (one(world.inventory, "a").software_version, one(world.inventory, "a").run_id) == ("25.09", "run-1")
+
+
+def test_an_update_to_the_management_ip_of_another_changes_nothing(inventory: Inventory) -> None:
+    add(inventory, "a", "b")
+    with pytest.raises(RefusedByGuard, match=f"^a: {an_address('b')} is the management IP of b; nothing was stored$"):
+        change(inventory, "a", management_ip=an_address("b"))
+    assert one(inventory, "a").management_ip == an_address("a")
+
+
+def test_two_subclouds_can_swap_their_management_ips_and_a_new_one_take_what_becomes_free(inventory: Inventory) -> None:
+    add(inventory, "a", "b", "c")
+    updates = [
+        SubcloudUpdate(name=name, management_ip=ip)
+        for name, ip in (("a", an_address("b")), ("b", an_address("a")), ("c", "10.9.0.1"))
+    ]
+    inventory.update(updates, new=[new("d", management_ip=an_address("c"))], now=LATER, by="eve")
+    assert {known.name: known.management_ip for known in inventory.all()} == {
+        "a": an_address("b"), "b": an_address("a"), "c": "10.9.0.1", "d": an_address("c"),
+    }  # fmt: skip
+
+
+def test_an_update_with_a_new_subcloud_is_all_or_nothing(inventory: Inventory) -> None:
+    add(inventory, "a", "b")
+    with pytest.raises(DuplicateSubcloud):
+        inventory.update([SubcloudUpdate(name="a", management_ip="10.9.0.1")], new=[new("b")], now=LATER, by="eve")
+    assert one(inventory, "a").management_ip == an_address("a")
+    with pytest.raises(UnknownSubcloud, match="nowhere"):
+        inventory.update([SubcloudUpdate(name="nowhere")], new=[new("c")], now=LATER, by="eve")
+    assert names(inventory) == ["a", "b"]
 
 
 # --- finding ---

@@ -14,7 +14,7 @@ from dcsync.model.errors import RefusedByGuard
 from dcsync.model.history import NAMED_AT_MOST
 from dcsync.model.operation import Intent, Operation, OperationOutcome
 from dcsync.model.subcloud import ManagementState, new_subcloud
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 from tests.contract.held import Held
 from tests.fake_inventory import FakeInventory
 
@@ -29,7 +29,8 @@ class World:
 
     def add(self, *names: str, now: Any = NOON) -> None:
         new = [
-            new_subcloud(name=name, management_ip="10.0.0.1", region_name=None, software_version=None) for name in names
+            new_subcloud(name=name, management_ip=an_address(name), region_name=None, software_version=None)
+            for name in names
         ]
         self.inventory.add(new, now=now, intent=intent("subcloud import"))
 

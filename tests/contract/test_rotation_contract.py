@@ -30,7 +30,7 @@ from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.states.rotation import RotationState
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, NewSubcloud, SyncStatus
 from dcsync.rotation.ports import CentralKeys, KeyHolding, Spread
-from tests.builders import NOON, some_keys
+from tests.builders import NOON, an_address, some_keys
 from tests.contract.held import Held
 from tests.fake_rotation import FakeCentralKeys, FakeRotationRequests
 from tests.requested_rows import requested_rows
@@ -62,7 +62,7 @@ def make(request: pytest.FixtureRequest) -> Make:
         holds: Sequence[str | None] = (), others: Sequence[KeyHolding] = (), read_at: Sequence[datetime] = ()
     ) -> RotationRequests:
         names = [f"s{number}" for number in range(len(holds) + len(others))]
-        requested_rows(engine, [NewSubcloud(name=n, management_ip="10.0.0.1", region_name=n) for n in names])
+        requested_rows(engine, [NewSubcloud(name=n, management_ip=an_address(n), region_name=n) for n in names])
         with engine.begin() as connection:
             connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))
             for name, held, at in zip_longest(names[: len(holds)], holds, read_at):

@@ -24,7 +24,7 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import Step, Subcloud, new_subcloud
 from dcsync.runs.abandoned import QUARANTINED, RunInProgress
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 from tests.contract.held import Held
 from tests.fakes_sync import MemoryRunStore, a_requested_store
 from tests.requested_rows import leave, request, requested_rows
@@ -68,7 +68,7 @@ def _sql_rows(engine: Engine) -> Rows:
     requested_rows(
         engine,
         [
-            new_subcloud(name=n, management_ip="10.1.1.1", region_name=n, software_version="")
+            new_subcloud(name=n, management_ip=an_address(n), region_name=n, software_version="")
             for n in ("s1", "s2", "s3")
         ],
     )
@@ -377,7 +377,7 @@ def test_two_dispatches_at_once_share_the_rows_between_them(engine: Engine) -> N
     requested_rows(
         engine,
         [
-            new_subcloud(name=f"n{i}", management_ip="10.1.1.1", region_name=None, software_version="")
+            new_subcloud(name=f"n{i}", management_ip=an_address(f"n{i}"), region_name=None, software_version="")
             for i in range(200)
         ],
     )

@@ -28,7 +28,7 @@ from dcsync.state.ports import (
     StateStore,
     StateTransaction,
 )
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 from tests.contract.held import Held
 from tests.fake_states import FakeAlarms, FakeStateStore
 from tests.reports import (
@@ -100,7 +100,9 @@ def _sql_rows(engine: Engine) -> Rows:
     inventory = SqlInventory(engine, endpoint_types=SEVEN_TYPES)
     inventory.add(
         [
-            new_subcloud(name=f"name-of-{region}", management_ip="10.0.0.1", region_name=region, software_version=None)
+            new_subcloud(
+                name=f"name-of-{region}", management_ip=an_address(region), region_name=region, software_version=None
+            )
             for region in REGIONS
         ],
         now=NOON,

@@ -24,7 +24,7 @@ from dcsync.model.subcloud import (
     Step,
     SyncStatus,
 )
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 from tests.processes import Processes, wait_until
 
 LATER = NOON + timedelta(minutes=5)
@@ -36,7 +36,9 @@ def inventory(engine: Engine) -> SqlInventory:
 
 
 def add(inventory: SqlInventory, *names: str) -> None:
-    inventory.add([NewSubcloud(name=name, management_ip="10.0.0.1", region_name=name) for name in names], now=NOON)
+    inventory.add(
+        [NewSubcloud(name=name, management_ip=an_address(name), region_name=name) for name in names], now=NOON
+    )
 
 
 def put(engine: Engine, **columns: object) -> None:

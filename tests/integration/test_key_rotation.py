@@ -25,7 +25,7 @@ from dcsync.model.states.rotation import RotationState
 from dcsync.model.subcloud import EndpointType, NewSubcloud
 from dcsync.rotation.key_rotation import is_rotation_of, rotated
 from dcsync.rotation.rotate_keys import KeyRotation, Limits, Result
-from tests.builders import NOON, some_keys
+from tests.builders import NOON, an_address, some_keys
 from tests.fake_rotation import FakeCentralKeys
 from tests.fakes_sync import OwnLoop
 from tests.requested_rows import requested_rows
@@ -78,7 +78,7 @@ class World:
         """Completed, and seen with the current keys."""
         names = [f"site{number:03}" for number in range(count)]
         requested_rows(
-            self.engine, [NewSubcloud(name=name, management_ip="10.0.0.1", region_name=name) for name in names]
+            self.engine, [NewSubcloud(name=name, management_ip=an_address(name), region_name=name) for name in names]
         )
         with self.engine.begin() as connection:
             connection.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED))

@@ -20,6 +20,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from dcsync.adapters.postgres import database
+from dcsync.adapters.postgres.audits import SqlAuditStore
 from dcsync.adapters.postgres.database import (
     current_revision,
     database_errors,
@@ -28,6 +29,7 @@ from dcsync.adapters.postgres.database import (
     needs_upgrade,
     upgrade,
 )
+from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.tables import metadata, subcloud
 from dcsync.local.servers import EmbeddedPostgres
 from dcsync.model.errors import DatabaseUnreachable, MisconfiguredError
@@ -212,6 +214,24 @@ def test_attempts_go_on_being_numbered_where_they_were(
     alembic_runner.migrate_down_to(BEFORE_HISTORY)
     with alembic_engine.connect() as rows:
         assert rows.scalar(text("SELECT count(*) FROM sync_attempt")) == 0
+
+
+def test_subclouds_that_share_a_management_ip_survive_the_upgrade_and_are_named(
+    alembic_runner: MigrationContextRunner, alembic_engine: Engine
+) -> None:
+    alembic_runner.migrate_up_before("0012")
+    with alembic_engine.begin() as rows:
+        rows.execute(
+            text(
+                "INSERT INTO subcloud (name, region_name, management_ip)"
+                " VALUES ('a', 'a', '10.0.0.1'), ('b', 'b', '10.0.0.1'), ('c', 'c', '10.0.0.2')"
+            )
+        )
+    alembic_runner.migrate_up_to("heads")
+    inventory = SqlInventory(alembic_engine)
+    shared = {known.name: known.shares_ip_with for known in inventory.all()}
+    assert shared == {"a": "b", "b": "a", "c": None}
+    assert SqlAuditStore(alembic_engine).read_run("a").subcloud.shares_ip_with == "b"
 
 
 BEFORE_HISTORY = "0008"

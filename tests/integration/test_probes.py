@@ -13,7 +13,7 @@ from dcsync.adapters.host.clock import utc_now
 from dcsync.adapters.postgres.inventory import SqlInventory
 from dcsync.adapters.postgres.probes import LEEWAY, SPREAD, SqlProbeStore
 from dcsync.model.subcloud import AvailabilityStatus, NewSubcloud
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 
 INTERVAL = timedelta(seconds=30)
 MOST = 1000
@@ -21,7 +21,7 @@ EARLIEST, LATEST = (INTERVAL * (1 - SPREAD / 2), INTERVAL * (1 + SPREAD / 2))
 
 
 def add(engine: Engine, *names: str) -> None:
-    new = [NewSubcloud(name=name, region_name=f"{name}-region", management_ip="10.0.0.1") for name in names]
+    new = [NewSubcloud(name=name, region_name=f"{name}-region", management_ip=an_address(name)) for name in names]
     SqlInventory(engine).add(new, now=NOON)
 
 
@@ -115,7 +115,7 @@ def test_a_target_says_what_its_row_says(engine: Engine, store: SqlProbeStore) -
     with engine.begin() as rows:
         rows.execute(text("UPDATE subcloud SET availability_status = 'online', audit_fail_count = 1"))
     (before,) = store.targets(["a-region", "gone"])
-    assert (before.region_name, before.management_ip) == ("a-region", "10.0.0.1")
+    assert (before.region_name, before.management_ip) == ("a-region", an_address("a"))
     assert (before.availability_status, before.fail_count) == (AvailabilityStatus.ONLINE, 1)
     store.take_due(now=NOON, interval=INTERVAL, most=MOST)
     (after,) = store.targets(["a-region"])

@@ -15,13 +15,20 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dcsync.adapters.cloud.dbsync import Dbsync
-from dcsync.adapters.cloud.endpoints import CentralEndpoints, ServiceUrls, look_up_central, subcloud_urls
+from dcsync.adapters.cloud.endpoints import (
+    CentralEndpoints,
+    ServiceUrls,
+    look_up_central,
+    refuse_other_clouds,
+    subcloud_urls,
+)
 from dcsync.adapters.cloud.http import Limits, of_central, open_http
 from dcsync.adapters.cloud.keystone import Authenticated, Credentials, PasswordLogin, Token
 from dcsync.adapters.cloud.keystone_api import KeystoneApi
 from dcsync.adapters.cloud.services import Service, services_of
 from dcsync.adapters.cloud.sysinv import SysinvFernetRepo
 from dcsync.adapters.cloud.tls import Trust
+from dcsync.adapters.host.own_servers import OwnServers
 from dcsync.adapters.host.refused_logins import ProcessRefusedLogins
 from dcsync.model.addresses import Network
 from dcsync.model.errors import CloudError
@@ -144,6 +151,7 @@ class HttpClouds:
         central: CentralEndpoints,
         subcloud_templates: ServiceUrls,
         allowed_networks: Sequence[Network] = (),
+        own_servers: OwnServers | None = None,
         ca_file: Path | None = None,
         limits: Limits | None = None,
         max_age: float = 5,
@@ -168,6 +176,7 @@ class HttpClouds:
         self._central = central
         self._templates = subcloud_templates
         self._allowed_networks = tuple(allowed_networks)
+        self._own_servers = own_servers or OwnServers()
         self._trust = Trust(ca_file)
         self._monotonic = monotonic
         self._central_token: Token | None = None
@@ -290,7 +299,7 @@ class HttpClouds:
     @asynccontextmanager
     async def subcloud(self, subcloud: Subcloud, *, request_id: str) -> AsyncIterator[HttpSubcloudSession]:
         """Yields a session, logged in, and closes its sockets. Raises CloudError, as address-refused before any I/O."""
-        async with self._session(self._login, self._urls_of(subcloud), request_id) as session:
+        async with self._session(self._login, await self._urls_of(subcloud), request_id) as session:
             yield session
 
     @asynccontextmanager
@@ -304,15 +313,17 @@ class HttpClouds:
         if self._previous is None:
             yield None
             return
-        urls = self._urls_of(subcloud)
+        urls = await self._urls_of(subcloud)
         async with self._session(self._previous, urls, request_id) as session:
             yield session
         await self._login.forget_refusal(urls.auth)
 
-    def _urls_of(self, subcloud: Subcloud) -> ServiceUrls:
-        return subcloud_urls(
+    async def _urls_of(self, subcloud: Subcloud) -> ServiceUrls:
+        urls = subcloud_urls(
             self._templates, management_ip=subcloud.management_ip, allowed_networks=self._allowed_networks
         )
+        await refuse_other_clouds(subcloud.management_ip, own=self._own_servers, shared_with=subcloud.shares_ip_with)
+        return urls
 
     @asynccontextmanager
     async def _session(

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from dcsync.adapters.cloud.http import Reply
 from dcsync.adapters.cloud.keystone import Authenticated
+from dcsync.adapters.host.own_servers import OwnServers
 from dcsync.model.addresses import Address, Network, check_address
 from dcsync.model.errors import BadAddress, CloudError
 from dcsync.model.reasons import Reason
@@ -55,6 +56,16 @@ def subcloud_urls(templates: ServiceUrls, *, management_ip: str, allowed_network
         dbsync=_filled(templates.dbsync, address),
         sysinv=_filled(templates.sysinv, address),
     )
+
+
+async def refuse_other_clouds(management_ip: str, *, own: OwnServers, shared_with: str | None = None) -> None:
+    """Raises CloudError(address-refused) for an address at which another cloud than this subcloud answers."""
+    if shared_with is not None:
+        raise CloudError(Reason.ADDRESS_REFUSED, f"{management_ip} is the management IP of {shared_with} as well")
+    try:
+        await own.refuse_soon(management_ip)
+    except BadAddress as exc:
+        raise CloudError(Reason.ADDRESS_REFUSED, str(exc)) from exc
 
 
 def _filled(template: str, address: Address) -> str:

@@ -12,9 +12,10 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 
-from dcsync.adapters.cloud.endpoints import ServiceUrls, subcloud_urls
+from dcsync.adapters.cloud.endpoints import ServiceUrls, refuse_other_clouds, subcloud_urls
 from dcsync.adapters.cloud.http import Http, Limits, Reply, open_http
 from dcsync.adapters.cloud.tls import Trust
+from dcsync.adapters.host.own_servers import OwnServers
 from dcsync.model.addresses import Network
 from dcsync.model.errors import CloudError
 from dcsync.probe.ports import ProbeTarget
@@ -35,10 +36,12 @@ class HttpProber:
         allowed_networks: Sequence[Network],
         trust: Trust,
         timeout_seconds: float,
+        own_servers: OwnServers | None = None,
         at_once: int = PROBES_AT_ONCE,
     ) -> None:
         self._templates = subcloud_templates
         self._allowed_networks = tuple(allowed_networks)
+        self._own_servers = own_servers or OwnServers()
         self._trust = trust
         self._limits = Limits(
             connect_timeout=timeout_seconds,
@@ -71,6 +74,7 @@ class HttpProber:
             urls = subcloud_urls(
                 self._templates, management_ip=target.management_ip, allowed_networks=self._allowed_networks
             )
+            await refuse_other_clouds(target.management_ip, own=self._own_servers)
             _expect_keystone(await http.send("GET", urls.auth))
         except CloudError as exc:
             return str(exc)

@@ -24,6 +24,7 @@ from dcsync.adapters.postgres.rows import (
     placed_body,
     placed_from_body,
     server_started_at,
+    shares_ip_with,
     subcloud_from_row,
     was_before,
 )
@@ -683,7 +684,7 @@ def _columns(changes: AuditChanges) -> dict[str, Any]:
 
 
 def _run(connection: Connection, run_id: str, which: sa.ColumnElement[bool], rows: Sequence[Row[Any]]) -> AuditRun:
-    found = connection.execute(sa.select(subcloud).where(which)).mappings().one()
+    found = connection.execute(sa.select(subcloud, shares_ip_with()).where(which)).mappings().one()
     body = connection.execute(
         sa.select(subcloud_placed.c.placed).where(subcloud_placed.c.subcloud_id == found["id"])
     ).scalar_one_or_none()

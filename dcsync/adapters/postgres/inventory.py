@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     and_,
     any_,
+    bindparam,
     column,
     delete,
     func,
@@ -38,11 +39,19 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from dcsync.adapters.postgres import history, operations
 from dcsync.adapters.postgres.database import database_errors
-from dcsync.adapters.postgres.rows import subcloud_from_row
+from dcsync.adapters.postgres.rows import shares_ip_with, subcloud_from_row
 from dcsync.adapters.postgres.tables import endpoint_status, subcloud, subcloud_probe, subcloud_sync
-from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, reset_endpoints
+from dcsync.adapters.postgres.transitions import apply_event, clear_alarms, forget_proof, reset_endpoints
 from dcsync.audit.endpoints import audited_types
-from dcsync.model.errors import DuplicateSubcloud, RefusedByGuard, UnknownSubcloud, listed, refuse_unknown
+from dcsync.model.errors import (
+    AddressClash,
+    DuplicateSubcloud,
+    RefusedByGuard,
+    UnknownSubcloud,
+    listed,
+    refuse_shared,
+    refuse_unknown,
+)
 from dcsync.model.history import Life
 from dcsync.model.operation import Intent
 from dcsync.model.pair import Pair, PairChange, pair_change
@@ -56,7 +65,10 @@ from dcsync.model.subcloud import (
     ManagementState,
     NewSubcloud,
     Subcloud,
+    SubcloudUpdate,
     SyncStatus,
+    Updated,
+    changed_fields,
 )
 
 
@@ -74,11 +86,50 @@ class SqlInventory:
     def add(self, subclouds: Sequence[NewSubcloud], *, now: datetime, intent: Intent | None = None) -> None:
         _refuse_duplicates(subclouds)
         with self._engine.begin() as connection:
-            ids = _insert_subclouds(connection, subclouds, now=now)
-            if len(ids) < len(subclouds):
-                raise _already_there(connection, subclouds, added=ids)
-            _insert_endpoints(connection, ids, self._endpoint_types)
+            _hold_addresses(connection)
+            ids = self._add(connection, subclouds, now=now)
+            _refuse_shared_addresses(connection, ids)
             _record(connection, intent, ids, [new.name for new in subclouds], now=now, detail=_added(subclouds))
+
+    def _add(self, connection: Connection, subclouds: Sequence[NewSubcloud], *, now: datetime) -> list[int]:
+        ids = _insert_subclouds(connection, subclouds, now=now)
+        if len(ids) < len(subclouds):
+            raise _already_there(connection, subclouds, added=ids)
+        _insert_endpoints(connection, ids, self._endpoint_types)
+        return ids
+
+    @database_errors()
+    def update(
+        self,
+        updates: Sequence[SubcloudUpdate],
+        *,
+        new: Sequence[NewSubcloud] = (),
+        now: datetime,
+        by: str,
+        intent: Intent | None = None,
+    ) -> list[Updated]:
+        _refuse_duplicates(new)
+        with self._engine.begin() as connection:
+            _hold_addresses(connection)
+            rows = {row.name: row for row in _lock(connection, [each.name for each in updates])}
+            changed = [(rows[each.name], each) for each in updates if _changes(rows[each.name], each)]
+            moved = [row for row, each in changed if _is_moved(row, each)]
+            _write_updates(connection, changed, now=now)
+            asked = _at_new_addresses(connection, moved, now=now, by=by)
+            ids = self._add(connection, new, now=now)
+            _refuse_shared_addresses(connection, [*(row.id for row in moved), *ids])
+            done = [
+                Updated(
+                    name=each.name,
+                    changes=_changes(rows[each.name], each),
+                    event=InitialSyncEvent.ASKED if rows[each.name].id in asked else None,
+                )
+                for each in updates
+            ]
+            concerned = [*(row.id for row, _ in changed), *ids]
+            names = [*(row.name for row, _ in changed), *(each.name for each in new)]
+            _record(connection, intent, concerned, names, now=now, detail=_updated(done, new))
+            return done
 
     @database_errors()
     def find(self, names: Sequence[str]) -> list[Subcloud]:
@@ -209,7 +260,8 @@ def _subclouds() -> Select[Any]:
         .scalar_subquery()
     )
     seen = func.greatest(subcloud_probe.c.seen_at, subcloud.c.online_observed_at)
-    return select(subcloud, seen.label("last_seen_at"), statuses.label("endpoints")).select_from(
+    columns = (subcloud, seen.label("last_seen_at"), shares_ip_with(), statuses.label("endpoints"))
+    return select(*columns).select_from(
         subcloud.outerjoin(subcloud_probe, subcloud_probe.c.subcloud_id == subcloud.c.id)
     )
 
@@ -308,6 +360,80 @@ def _insert_endpoints(connection: Connection, ids: Collection[int], endpoint_typ
         )
 
 
+# --- addresses ---------------------------------------------------------------------------------------------------
+
+ADDRESS_LOCK = 0x6463_7379_6E64
+"""The advisory lock of transactions that write management IPs. No unique index: rows that share one may exist."""
+
+CHANGED_ADDRESS = "management IP changed"
+"""The cause of the request that follows from a new address, as history shows it."""
+
+
+def _hold_addresses(connection: Connection) -> None:
+    """Until the transaction ends, no other one writes a management IP."""
+    connection.execute(select(func.pg_advisory_xact_lock(ADDRESS_LOCK)))
+
+
+def _refuse_shared_addresses(connection: Connection, ids: Collection[int]) -> None:
+    """Raises RefusedByGuard when one of these, as written, has the management IP of another subcloud."""
+    other = subcloud.alias("other")
+    is_same = and_(other.c.management_ip == subcloud.c.management_ip, other.c.id != subcloud.c.id)
+    shared = (
+        select(subcloud.c.name, subcloud.c.management_ip, func.min(other.c.name).label("other"))
+        .join(other, is_same)
+        .where(_with_id(ids))
+        .group_by(subcloud.c.name, subcloud.c.management_ip)
+        .order_by(subcloud.c.name)
+    )
+    if found := [AddressClash(row.name, row.management_ip, row.other) for row in connection.execute(shared)]:
+        raise refuse_shared(found)
+
+
+def _is_moved(row: _Locked, given: SubcloudUpdate) -> bool:
+    return given.management_ip not in (None, row.management_ip)
+
+
+def _changes(row: _Locked, given: SubcloudUpdate) -> tuple[str, ...]:
+    return changed_fields(given, management_ip=row.management_ip, software_version=row.software_version)
+
+
+def _write_updates(connection: Connection, changed: Sequence[tuple[_Locked, SubcloudUpdate]], *, now: datetime) -> None:
+    if not changed:
+        return
+    rows = [
+        {
+            "of_id": row.id,
+            "to_ip": given.management_ip or row.management_ip,
+            "to_version": row.software_version if given.software_version is None else given.software_version,
+        }
+        for row, given in changed
+    ]
+    written = update(subcloud).where(subcloud.c.id == bindparam("of_id"))
+    connection.execute(
+        written.values(management_ip=bindparam("to_ip"), software_version=bindparam("to_version"), updated_at=now), rows
+    )
+
+
+def _at_new_addresses(connection: Connection, rows: Sequence[_Locked], *, now: datetime, by: str) -> list[int]:
+    """What follows from new addresses: the next probe is due, nothing counts as proven, and what is eligible is synced
+    from the first step, which ends a run in progress. Returns the ids for which a sync was requested."""
+    ids = [row.id for row in rows]
+    if not ids:
+        return []
+    forget_proof(connection, ids, now=now)
+    probes = update(subcloud_probe).where(subcloud_probe.c.subcloud_id == any_(_ids(ids)))
+    connection.execute(probes.values(next_probe_at=now))
+    return apply_event(
+        connection,
+        InitialSyncEvent.ASKED,
+        [row.id for row in rows if row.pair.is_eligible],
+        now=now,
+        by=by,
+        cause=CHANGED_ADDRESS,
+        forget_subsequent_sync=True,
+    )
+
+
 # --- changing ----------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +443,8 @@ class _Locked:
     name: str
     region_name: str
     pair: Pair
+    management_ip: str
+    software_version: str
 
 
 def _lock(connection: Connection, names: Sequence[str] | None) -> list[_Locked]:
@@ -327,11 +455,20 @@ def _lock(connection: Connection, names: Sequence[str] | None) -> list[_Locked]:
         subcloud.c.region_name,
         subcloud.c.management_state,
         subcloud.c.availability_status,
+        subcloud.c.management_ip,
+        subcloud.c.software_version,
     ).order_by(subcloud.c.id)
     if names is not None:
         wanted = wanted.where(_named(names))
     rows = [
-        _Locked(row.id, row.name, row.region_name, Pair(row.management_state, row.availability_status))
+        _Locked(
+            row.id,
+            row.name,
+            row.region_name,
+            Pair(row.management_state, row.availability_status),
+            row.management_ip,
+            row.software_version,
+        )
         for row in connection.execute(wanted.with_for_update(key_share=True))
     ]
     if names is not None:
@@ -409,6 +546,13 @@ def _record(
 
 def _added(subclouds: Sequence[NewSubcloud]) -> str:
     return f"at {subclouds[0].management_ip}" if len(subclouds) == 1 else f"{len(subclouds)} added"
+
+
+def _updated(done: Sequence[Updated], new: Sequence[NewSubcloud]) -> str:
+    changed = [each for each in done if each.changes]
+    if len(done) == 1 and not new:
+        return ", ".join(done[0].changes) or "nothing changed"
+    return f"{len(changed)} changed, {len(new)} added"
 
 
 def _as_it_was(deleted: Subcloud) -> str:

@@ -21,7 +21,8 @@ from dcsync.model.states.initial_sync import InitialSyncEvent
 from dcsync.model.subcloud import AvailabilityStatus, EndpointStatus, EndpointType, ManagementState, Subcloud
 from dcsync.model.written import as_written
 
-_COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in ("reason", "last_seen_at", "endpoints"))
+_JOINED = ("reason", "last_seen_at", "shares_ip_with", "endpoints")
+_COLUMNS = tuple(field.name for field in fields(Subcloud) if field.name not in _JOINED)
 
 
 def subcloud_from_row(
@@ -32,8 +33,16 @@ def subcloud_from_row(
         **{column: row[column] for column in _COLUMNS},
         reason=as_written(Reason, row["reason"]) if row["reason"] is not None else None,
         last_seen_at=row.get("last_seen_at"),
+        shares_ip_with=row.get("shares_ip_with"),
         endpoints=endpoints or {},
     )
+
+
+def shares_ip_with(row: sa.FromClause = subcloud) -> sa.Label[Any]:
+    """Returns the column with the name of another subcloud that has this row's management IP."""
+    other = subcloud.alias("other")
+    named = sa.select(sa.func.min(other.c.name))
+    return named.where(other.c.management_ip == row.c.management_ip, other.c.id != row.c.id).label("shares_ip_with")
 
 
 IS_ELIGIBLE = sa.and_(

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dcsync.adapters.postgres.moves import AUDIT_MOVES, INITIAL_SYNC_MOVES
+from dcsync.adapters.postgres.rows import shares_ip_with
 from dcsync.adapters.postgres.tables import subcloud, subcloud_sync, sync_attempt, sync_step
 from dcsync.model.ending import Ending
 from dcsync.model.states.audit import AuditEvent
@@ -101,7 +102,7 @@ def _claim(*, skip_locked: bool) -> sa.Select[Any]:
             claimed.c.claimed_at,
         ),
     )
-    return sa.select(claimed).add_cte(attempt.cte("attempt_started"))
+    return sa.select(claimed, shares_ip_with(claimed)).add_cte(attempt.cte("attempt_started"))
 
 
 def _where_own() -> sa.Update:

@@ -202,6 +202,8 @@ subcloud = Table(
     CheckConstraint(f"({_is(InitialSyncState.IN_PROGRESS)}) = (run_id IS NOT NULL)", name="run_id_while_in_progress"),
     CheckConstraint(f"initial_sync_state <> '{InitialSyncState.FAILED}' "
                     "OR (retry_at IS NOT NULL AND reason IS NOT NULL)", name="failed_has_reason_and_retry"),
+    # Not unique: rows that share one are older than the rule against it, and are shown.
+    Index("ix_subcloud_management_ip", "management_ip"),
     Index("ix_subcloud_requested", "requested_at", postgresql_where=text(_is(InitialSyncState.REQUESTED))),
     Index("ix_subcloud_in_progress", "claimed_at", postgresql_where=text(_is(InitialSyncState.IN_PROGRESS))),
     Index("ix_subcloud_failed", "retry_at", postgresql_where=text(_is(InitialSyncState.FAILED))),

@@ -110,6 +110,19 @@ def reset_endpoints(connection: Connection, subcloud_ids: Collection[int], *, no
     _make_unknown(connection, subcloud_ids, types, reason=Unproven.UNMANAGED, now=now)
 
 
+def forget_proof(connection: Connection, subcloud_ids: Collection[int], *, now: datetime) -> None:
+    """Drops what was proven of these subclouds: another cloud answers at their address from now on. What dcsync placed
+    there, and groups that are to be refilled, are kept.
+
+    The caller holds the row locks.
+    """
+    known = subcloud.c.id == any_(_ids(subcloud_ids))
+    connection.execute(
+        update(subcloud).where(known).values(subsequent_sync=False, identity_fingerprint=null(), updated_at=now)
+    )
+    _make_unknown(connection, subcloud_ids, audited_types(), reason=Unproven.ASKED, now=now)
+
+
 def _make_unknown(
     connection: Connection,
     subcloud_ids: Collection[int],

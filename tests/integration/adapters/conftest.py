@@ -14,6 +14,7 @@ import pytest
 
 from dcsync.adapters.cloud.clouds import HttpClouds
 from dcsync.adapters.cloud.endpoints import CentralEndpoints
+from dcsync.adapters.host.own_servers import OwnServers
 from tests.integration.adapters.scripted_site import ADDRESS, CREDENTIALS, LIMITS, Clock, Site, assert_no_secret_in
 
 
@@ -45,13 +46,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 def make_clouds(site: Site, clock: Clock) -> Callable[..., HttpClouds]:
-    def make(*, ca_file: Path | None = None, **central: str) -> HttpClouds:
+    def make(*, ca_file: Path | None = None, own_servers: OwnServers | None = None, **central: str) -> HttpClouds:
         return HttpClouds(
             credentials=CREDENTIALS,
             central=CentralEndpoints(auth=site.urls(ADDRESS).auth, region="RegionOne", **central),
             subcloud_templates=site.urls(),
             allowed_networks=[ipaddress.ip_network("127.0.0.0/8")],
             ca_file=ca_file,
+            own_servers=own_servers,
             limits=LIMITS,
             max_age=5,
             monotonic=clock,

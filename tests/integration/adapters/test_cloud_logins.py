@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from dcsync.adapters.cloud.clouds import HttpClouds
 from dcsync.adapters.cloud.http import open_http
 from dcsync.adapters.cloud.keystone import Authenticated, PasswordLogin
 from dcsync.adapters.cloud.tls import Trust
+from dcsync.adapters.host.own_servers import OwnServers
 from dcsync.adapters.host.refused_logins import ProcessRefusedLogins
 from dcsync.model.errors import CloudError
 from dcsync.model.identity import ResourceType, record_from_body
@@ -56,6 +58,24 @@ async def test_the_login_is_scoped_to_the_project_and_every_request_says_who_we_
         assert request.headers["x-openstack-request-id"] == "req-8c2d1c46"
         assert request.headers["user-header"] == "distcloud"
         assert request.headers["accept"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("own_servers", "shares_ip_with", "told"),
+    [
+        (OwnServers([(ADDRESS, "the central cloud")]), None, f"{ADDRESS} is the address of the central cloud"),
+        (OwnServers(), "edge-2", f"{ADDRESS} is the management IP of edge-2 as well"),
+    ],
+)
+async def test_nobody_logs_in_at_the_address_of_another_cloud(
+    make_clouds: Callable[..., HttpClouds], site: Site, own_servers: OwnServers, shares_ip_with: str | None, told: str
+) -> None:
+    known = replace(a_subcloud(), shares_ip_with=shares_ip_with)
+    with pytest.raises(CloudError, match=told) as refused:
+        async with make_clouds(own_servers=own_servers).subcloud(known, request_id="req-1"):
+            pass
+    assert refused.value.reason is Reason.ADDRESS_REFUSED
+    assert site.requests == []
 
 
 async def test_collections_are_asked_for_with_a_trailing_slash(clouds: HttpClouds, site: Site) -> None:

@@ -11,6 +11,7 @@ import pytest
 from dcsync.adapters.cloud.endpoints import ServiceUrls
 from dcsync.adapters.cloud.prober import HttpProber
 from dcsync.adapters.cloud.tls import Trust
+from dcsync.adapters.host.own_servers import OwnServers
 from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.faults import Fault
 from dcsync.model.subcloud import AvailabilityStatus
@@ -121,3 +122,10 @@ async def test_a_dead_site_delays_nobody_else(at_once: int) -> None:
         time_passes(TIMEOUT)
         await probing
         assert {name for name, problem in told.items() if problem} == dead
+
+
+async def test_no_probe_is_sent_to_a_server_of_ours(site: Site, make_prober: Probe) -> None:
+    own = OwnServers([(ADDRESS, "the central cloud")])
+    found = await probed(make_prober(own_servers=own), a_target())
+    assert found == {"r1": f"address-refused: {ADDRESS} is the address of the central cloud, which is no subcloud"}
+    assert site.requests == []

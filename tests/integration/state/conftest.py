@@ -14,7 +14,7 @@ from dcsync.model.report_payloads import report_payload
 from dcsync.model.reports import Report
 from dcsync.model.subcloud import EndpointType, ManagementState, Subcloud, SyncStatus, new_subcloud
 from dcsync.state.service import StateService, Tally
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 from tests.fake_messenger import FakeMessenger
 from tests.reports import SEVEN_TYPES, at
 
@@ -40,7 +40,9 @@ class Rows:
         """Region names: subcloud1, subcloud2, ... (the names are `name-of-` them)."""
         regions = [f"subcloud{number}" for number in range(1, count + 1)]
         new = [
-            new_subcloud(name=f"name-of-{region}", management_ip="10.0.0.1", region_name=region, software_version=None)
+            new_subcloud(
+                name=f"name-of-{region}", management_ip=an_address(region), region_name=region, software_version=None
+            )
             for region in regions
         ]
         self.inventory.add(new, now=NOON)

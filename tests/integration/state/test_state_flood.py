@@ -19,6 +19,7 @@ from dcsync.model.reports import Report
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus
 from dcsync.state.service import StateService
+from tests.builders import an_address
 from tests.fake_messenger import FakeMessenger
 from tests.integration.state.conftest import Rows
 from tests.reports import FIRMWARE, NOW, OUT_OF_SYNC, SEVEN_TYPES, endpoint, offline, online
@@ -54,7 +55,7 @@ def add_subclouds(rows: Rows) -> list[str]:
         {
             "name": f"name-of-{region}",
             "region_name": region,
-            "management_ip": "10.0.0.1",
+            "management_ip": an_address(region),
             "management_state": "managed",
         }
         for region in regions

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dcsync import settings
+from dcsync.adapters.host.own_servers import OwnServers
 from dcsync.cli import run
 from dcsync.cli.operator import Operator
 from dcsync.model.errors import BrokerUnreachable
@@ -34,6 +35,7 @@ class FakeOperator(Operator):
         self.messenger = self.queue = FakeMessenger()
         self.settings = settings.load(environ)
         self.name, self.host = "eve", "central-1"
+        self.own_servers = OwnServers([("central.invalid", "the central cloud")], resolve=lambda host: ["10.99.0.1"])
         self.central_checks = MemoryAuditStore(checked=CentralFacts(checked_at=NOON))
         self.slept = 0.0
         self.answers: list[str] | None = None

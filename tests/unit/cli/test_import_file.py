@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsync.cli.import_file import LARGEST_FILE, Row, checked, read_rows
-from dcsync.model.errors import BadRecord, DcsyncError, DuplicateSubcloud
-from dcsync.model.subcloud import NewSubcloud, new_subcloud
+from dcsync.cli.import_file import LARGEST_FILE, Plan, Row, checked, read_rows
+from dcsync.model.errors import BadRecord, DcsyncError, DuplicateSubcloud, RefusedByGuard
+from dcsync.model.subcloud import NewSubcloud, Subcloud, SubcloudUpdate, new_subcloud
+from tests.builders import a_subcloud
 
 
 def check(row: Row) -> NewSubcloud:
@@ -23,9 +24,15 @@ def check(row: Row) -> NewSubcloud:
     )
 
 
-def subclouds(content: bytes, taken: frozenset[str] = frozenset()) -> list[NewSubcloud]:
+def plan(content: bytes, *known: Subcloud, accepts_existing: bool = True) -> Plan:
     rows, problems = read_rows(content)
-    return checked(rows, problems, check=check, taken=taken)
+    return checked(rows, problems, check=check, known=known, accepts_existing=accepts_existing)
+
+
+def subclouds(content: bytes, *known: Subcloud) -> list[NewSubcloud]:
+    found = plan(content, *known, accepts_existing=False)
+    assert found.updates == ()
+    return list(found.new)
 
 
 def csv(*lines: str, header: str = "name,management_ip,region_name,software_version") -> bytes:
@@ -107,7 +114,28 @@ def test_what_is_no_list_of_subclouds_is_told(content: bytes, told: str) -> None
 
 def test_what_exists_already_is_told_with_its_line() -> None:
     with pytest.raises(DuplicateSubcloud, match=r"line 3: region name r1 already exists"):
-        subclouds(csv("a,10.0.0.1", "b,10.0.0.2,r1"), taken=frozenset({"region name r1", "name x"}))
+        subclouds(csv("a,10.0.0.1", "b,10.0.0.2,r1"), a_subcloud("r1", name="x"))
+
+
+def test_two_rows_with_one_management_ip_are_refused_with_their_lines() -> None:
+    with pytest.raises(RefusedByGuard, match=r"line 3: 10\.0\.0\.1 is the management IP of a in line 2$"):
+        subclouds(csv("a,10.0.0.1", "b,::ffff:10.0.0.1"))
+
+
+def test_what_exists_already_may_be_what_is_to_be_updated() -> None:
+    found = plan(csv("a,10.0.0.1,,25.09", "b,10.0.0.2", "c,10.0.0.3"), a_subcloud("a"), a_subcloud("rb", name="b"))
+    assert found.new == (a_new("c", "10.0.0.3"),)
+    assert found.updates == (
+        SubcloudUpdate(name="a", management_ip="10.0.0.1", software_version="25.09"),
+        SubcloudUpdate(name="b", management_ip="10.0.0.2"),
+    )
+
+
+def test_a_region_name_is_not_updated() -> None:
+    with pytest.raises(BadRecord, match="line 2: region name r2 is not that of a, r1"):
+        plan(csv("a,10.0.0.1,r2"), a_subcloud("r1", name="a"))
+    with pytest.raises(DuplicateSubcloud, match="line 2: region name r1 already exists"):
+        plan(csv("new,10.0.0.1,r1"), a_subcloud("r1", name="a"))
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))

@@ -26,6 +26,7 @@ DONE, REFUSED, FAILED = OperationOutcome.DONE, OperationOutcome.REFUSED, Operati
 RECORDED = {
     "subcloud add": ("subcloud", "add", "new", "--management-ip", "10.10.0.5", "--software-version", "24.09"),
     "subcloud import": ("subcloud", "import", "fleet.csv"),
+    "subcloud update": ("subcloud", "update", "a", "--management-ip", "10.10.0.7"),
     "subcloud delete": ("subcloud", "delete", "a", "--yes"),
     "subcloud manage": ("subcloud", "manage", "a", "--force"),
     "subcloud unmanage": ("subcloud", "unmanage", "--all"),
@@ -41,6 +42,7 @@ RECORDED = {
 AS_KEPT = {
     "subcloud add": "subcloud add --management-ip 10.10.0.5 --software-version 24.09",
     "subcloud import": "subcloud import",
+    "subcloud update": "subcloud update --management-ip 10.10.0.7",
     "subcloud delete": "subcloud delete --yes",
     "subcloud manage": "subcloud manage --force",
     "subcloud unmanage": "subcloud unmanage --all",

@@ -12,7 +12,7 @@ import pytest
 from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 from tests.unit.cli.conftest import Shell
 
 PINNED_KEYS = {
@@ -23,7 +23,7 @@ PINNED_KEYS = {
 
 def add(dcsync: Shell, *names: str) -> None:
     for name in names:
-        assert dcsync("subcloud", "add", name, "--management-ip", "10.0.0.1").code == 0
+        assert dcsync("subcloud", "add", name, "--management-ip", an_address(name)).code == 0
 
 
 def names(dcsync: Shell) -> list[str]:
@@ -108,6 +108,57 @@ def test_a_taken_name_is_refused_and_named(dcsync: Shell) -> None:
     assert "edge-1" in told.err
 
 
+@pytest.mark.parametrize("command", [("add", "edge-2"), ("update", "edge-1")])
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        (an_address("edge-0"), f"{an_address('edge-0')} is the management IP of edge-0; nothing was stored"),
+        ("10.99.0.1", "10.99.0.1 is the address of the central cloud, which is no subcloud"),
+        ("127.0.0.1", "127.0.0.1 is a loopback address"),
+    ],
+)
+def test_the_address_of_another_cloud_is_refused_with_its_name(
+    dcsync: Shell, command: tuple[str, str], address: str, told: str
+) -> None:
+    add(dcsync, "edge-0", "edge-1")
+    answer = dcsync("subcloud", *command, "--management-ip", address)
+    assert (answer.code, answer.out) == (5, "")
+    assert told in answer.err
+    assert {known.name: known.management_ip for known in dcsync.inventory.all()} == {
+        name: an_address(name) for name in ("edge-0", "edge-1")
+    }
+
+
+def test_an_update_says_what_changed_and_what_follows(dcsync: Shell) -> None:
+    add(dcsync, "a")
+    told = dcsync("subcloud", "update", "a", "--software-version", "25.09")
+    assert (told.code, told.out) == (0, "a: software version - -> 25.09\n")
+    assert dcsync("subcloud", "update", "a", "--software-version", "25.09").out == "a was so already\n"
+    assert dcsync.operator.queue.sweeps == 0
+    dcsync.inventory.put("a", management_state=ManagementState.MANAGED, availability_status=AvailabilityStatus.ONLINE)
+    told = dcsync("subcloud", "update", "a", "--management-ip", "10.9.0.1")
+    assert told.out == f"a: management IP {an_address('a')} -> 10.9.0.1; initial sync requested\n"
+    assert dcsync.operator.queue.sweeps == 1
+
+
+@pytest.mark.parametrize(("arguments", "code"), [((), 2), (("--management-ip", "ten"), 2)])
+def test_an_update_without_a_value_or_with_a_wrong_one_is_a_usage_error(
+    dcsync: Shell, arguments: tuple[str, ...], code: int
+) -> None:
+    add(dcsync, "a")
+    assert dcsync("subcloud", "update", "a", *arguments).code == code
+
+
+def test_subclouds_that_share_a_management_ip_are_shown_with_what_to_do(dcsync: Shell) -> None:
+    add(dcsync, "a", "b")
+    dcsync.inventory.put("a", shares_ip_with="b")
+    told = dcsync("subcloud", "list")
+    assert "b has the same management IP: dcsync subcloud update a" in told.out
+    assert "1 with a management IP that another subcloud has" in told.err
+    assert f"management IP     {an_address('a')} (that of b as well)" in dcsync("subcloud", "show", "a").out
+    assert dcsync("subcloud", "show", "a", "-o", "json").json["shares_ip_with"] == "b"
+
+
 @pytest.mark.parametrize("name", ["-x", "a b", "a/b", "é", "", "a\x1b[31m", "a" * 256])
 def test_a_name_that_cannot_be_a_key_is_refused_and_printed_harmlessly(dcsync: Shell, name: str) -> None:
     told = dcsync("subcloud", "add", "--management-ip", "10.0.0.1", "--", name)
@@ -145,6 +196,20 @@ def test_nothing_of_a_file_is_stored_when_one_row_is_wrong(
     assert told.code == code
     assert words in told.err
     assert names(dcsync) == ["edge-1"]
+
+
+def test_the_same_file_can_be_imported_again(dcsync: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "subclouds.csv"
+    file.write_text("name,management_ip\na,10.0.0.1\nb,10.0.0.2\n")
+    dcsync("subcloud", "import", str(file))
+    file.write_text("name,management_ip\na,10.0.0.1\nb,10.0.0.9\nc,10.0.0.3\n")
+    assert dcsync("subcloud", "import", str(file)).code == 1
+    told = dcsync("subcloud", "import", "--skip-existing", str(file))
+    assert (told.code, told.out) == (0, "1 subcloud added, unmanaged, 2 skipped\n")
+    assert dcsync.inventory.find(["b"])[0].management_ip == "10.0.0.2"
+    told = dcsync("subcloud", "import", "--update", str(file))
+    assert (told.code, told.out) == (0, "1 changed, 2 unchanged\n")
+    assert dcsync.inventory.find(["b"])[0].management_ip == "10.0.0.9"
 
 
 def test_a_missing_file_is_a_usage_error(dcsync: Shell, tmp_path: Path) -> None:
