@@ -21,6 +21,9 @@ from dcsync.state.ports import (
     AlarmNotice,
     AlarmRow,
     EndpointRow,
+    NoticesRefused,
+    RefusedNotice,
+    RefusedNotices,
     RejectedNotice,
     RejectedReport,
     StateChanges,
@@ -184,6 +187,12 @@ class FakeAlarms:
     def checked_at(self) -> datetime | None:
         return self._checked_at
 
+        self.refused: list[RefusedNotice] = []
+        """Newest first."""
+
+    def refused_notices(self, *, limit: int) -> RefusedNotices:
+        return RefusedNotices(len(self.refused), tuple(self.refused[:limit]))
+
     def alarms(self, *, history: bool, limit: int) -> list[AlarmNotice]:
         active = sorted(self._store.active.values(), key=lambda alarm: (alarm.alarm_id, alarm.raised_at))
         if not history:
@@ -210,10 +219,16 @@ class FakeAlarmSink:
         self.name = name
         self.told: list[AlarmNotice] = []
         self.refuses = False
+        self.poison: set[str] = set()
+        """Entities of alarms that it does not accept, alone or among others."""
+        self.sizes: list[int] = []
 
     def send(self, notices: Sequence[AlarmNotice]) -> None:
+        self.sizes.append(len(notices))
         if self.refuses:
             raise TemporaryError("away")
+        if any(notice.entity in self.poison for notice in notices):
+            raise NoticesRefused("status 413")
         self.told += notices
 
 

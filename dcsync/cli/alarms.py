@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcsync.cli.operator import Operator, output_option, pass_operator
-from dcsync.cli.output import ago, json_text, note, say_table
+from dcsync.cli.output import ago, json_text, many, note, say_table
 from dcsync.model.shown import is_within
 
 if TYPE_CHECKING:
@@ -35,16 +35,25 @@ def alarm() -> None:
 
 @alarm.command("list")
 @click.option("--history", is_flag=True, help="Include cleared alarms, newest first.")
+@click.option("--refused", is_flag=True, help="List the notices that a sink refused, newest first.")
 @click.option("--limit", type=click.IntRange(1, SHOWN_AT_MOST), default=SHOWN_AT_MOST, help="Show at most this many.")
 @output_option
 @pass_operator
-def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> None:
+def list_(operator: Operator, *, history: bool, refused: bool, limit: int, as_json: bool) -> None:
     """List the active alarms: those that report silence, then by alarm, oldest first.
+
+    A notice that the webhook refuses for what is in it (400, 413, 422) is set aside and delays no other. They are
+    counted here, and listed with --refused for DCSYNC_HISTORY_DAYS.
 
     \b
     Example:
       dcsync alarm list --history -o json
     """
+    if history and refused:
+        raise click.UsageError("give --history or --refused, not both", click.get_current_context())
+    if refused:
+        _list_refused(operator, limit=limit, as_json=as_json)
+        return
     alarms = operator.alarm_store.alarms(history=history, limit=limit)
     _warn_if_nobody_checks(operator)
     if as_json:
@@ -52,12 +61,38 @@ def list_(operator: Operator, *, history: bool, limit: int, as_json: bool) -> No
         return
     if not alarms:
         note("no alarm was ever raised" if history else "no alarm is active")
-        return
-    cleared = ["CLEARED"] if history else []
-    say_table(
-        ["ALARM", "SEVERITY", "ENTITY", "RAISED", *cleared, "REASON"],
-        [_row(each, operator, history=history) for each in alarms],
-    )
+    else:
+        cleared = ["CLEARED"] if history else []
+        say_table(
+            ["ALARM", "SEVERITY", "ENTITY", "RAISED", *cleared, "REASON"],
+            [_row(each, operator, history=history) for each in alarms],
+        )
+    if problem := refused_in_words(operator):
+        note(problem)
+
+
+def refused_in_words(operator: Operator) -> str | None:
+    """How many notices sinks refused, and the newest one; None where there are none."""
+    found = operator.alarm_store.refused_notices(limit=1)
+    if not found.newest:
+        return None
+    last = found.newest[0]
+    refused = f"{many(found.total, 'alarm notice')} refused by a sink, last by {last.sink} ({last.why})"
+    return f"{refused} {ago(last.refused_at, now=operator.now())}: dcsync alarm list --refused"
+
+
+def _list_refused(operator: Operator, *, limit: int, as_json: bool) -> None:
+    found = operator.alarm_store.refused_notices(limit=limit).newest
+    if as_json:
+        click.echo(json_text([asdict(each) for each in found]))
+    elif not found:
+        note("no notice was refused")
+    else:
+        now = operator.now()
+        say_table(
+            ["ALARM", "ENTITY", "SINK", "REFUSED", "WHY"],
+            [(each.alarm_id, each.entity, each.sink, ago(each.refused_at, now=now), each.why) for each in found],
+        )
 
 
 def _warn_if_nobody_checks(operator: Operator) -> None:

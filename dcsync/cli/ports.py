@@ -12,7 +12,7 @@ from dcsync.model.operation import Intent, Operation
 from dcsync.model.states.initial_sync import Transition
 from dcsync.model.subcloud import EndpointType, ManagementState, NewSubcloud, Subcloud, SubcloudUpdate, Updated
 from dcsync.rotation.ports import KeyHolding, KeyRotationRow, Spread
-from dcsync.state.ports import AlarmNotice, CentralFacts
+from dcsync.state.ports import AlarmNotice, CentralFacts, RefusedNotices
 
 
 class Inventory(Protocol):
@@ -158,6 +158,9 @@ class Alarms(Protocol):
 
     def checked_at(self) -> datetime | None:
         """Returns when a worker process last checked for silence; None: never."""
+
+    def refused_notices(self, *, limit: int) -> RefusedNotices:
+        """Returns the newest notices that a sink refused, and how many are kept."""
 
 
 class CentralChecks(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcsync.cli.alarms import refused_in_words
 from dcsync.cli.central import central_trouble
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import json_text, note, say
@@ -72,7 +73,7 @@ def monitor(operator: Operator, role: str, *, as_json: bool) -> int:
     try:
         found = health.monitor(_world(operator, Role(role)), role=Role(role), busy_seconds=busy)
         if role != "beat" and found.code is health.Code.RUNNING:
-            found = _with_central_cloud(operator, found)
+            found = _with_refused_notices(operator, _with_central_cloud(operator, found))
     except (BrokerUnreachable, DatabaseUnreachable) as exc:
         what = "broker" if isinstance(exc, BrokerUnreachable) else "database"
         found = health.Health(health.Code.FAILED, f"the {what} does not answer: {exc}")
@@ -108,6 +109,11 @@ def _with_central_cloud(operator: Operator, found: Health) -> Health:
     """No fault of these processes, which restarting them would not repair: the code stays."""
     problem = central_trouble(operator)
     return found if problem is None else replace(found, text=f"{found.text}; the central cloud is {problem}")
+
+
+def _with_refused_notices(operator: Operator, found: Health) -> Health:
+    problem = refused_in_words(operator)
+    return found if problem is None else replace(found, text=f"{found.text}; {problem}")
 
 
 def _world(operator: Operator, role: Role) -> World:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from dcsync.model.errors import PermanentError
 from dcsync.model.reasons import Reason
 from dcsync.model.reports import Mark
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
@@ -157,6 +158,29 @@ class AlarmPosition:
     row_id: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedNotice:
+    """A notice that a sink refused for what is in it, and that is not sent again."""
+
+    refused_at: datetime
+    sink: str
+    alarm_id: str
+    entity: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedNotices:
+    """How many are kept, and the newest of them, newest first."""
+
+    total: int = 0
+    newest: tuple[RefusedNotice, ...] = ()
+
+
+class NoticesRefused(PermanentError):
+    """A sink refused notices for what is in them, and would refuse them again; others it may accept."""
+
+
 @dataclass(frozen=True, slots=True)
 class SinkTurn:
     """The right to send one sink the notices after `position`, for a limited time."""
@@ -176,8 +200,17 @@ class AlarmStore(Protocol):
     def changed_after(self, position: AlarmPosition, *, limit: int) -> tuple[list[AlarmNotice], AlarmPosition]:
         """Returns the alarms raised or cleared after that position, in order, and the position reached."""
 
-    def end_turn(self, turn: SinkTurn, *, reached: AlarmPosition, next_attempt_at: datetime, attempt: int) -> None:
-        """Stores the position the sink has reached and the earliest time of the next attempt."""
+    def end_turn(
+        self,
+        turn: SinkTurn,
+        *,
+        reached: AlarmPosition,
+        next_attempt_at: datetime,
+        attempt: int,
+        refused: Sequence[RefusedNotice] = (),
+    ) -> None:
+        """Stores the position the sink has reached, the notices up to there that it refused, and the earliest time of
+        the next attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +238,8 @@ class AlarmSink(Protocol):
         """Returns the key its position is stored under."""
 
     def send(self, notices: Sequence[AlarmNotice]) -> None:
-        """Raises TemporaryError when the notices were not, or possibly not, accepted."""
+        """Raises TemporaryError when the notices were not, or possibly not, accepted, and NoticesRefused when one of
+        them at least never will be."""
 
 
 class SweepTrigger(Protocol):

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from dcsync.adapters.host.alarm_sinks import LogSink, WebhookSink
 from dcsync.model.errors import TemporaryError
-from dcsync.state.ports import AlarmNotice, AlarmSink
+from dcsync.state.ports import AlarmNotice, AlarmSink, NoticesRefused
 from tests.contract.held import Held
 from tests.fake_states import FakeAlarmSink
 from tests.reports import at
@@ -39,6 +39,7 @@ class Told:
     sink: AlarmSink
     alarms: Callable[[], list[tuple[str, bool]]]
     refuse: Callable[[], None]
+    refuse_for_good: Callable[[], None]
 
 
 def _in_memory() -> Told:
@@ -47,7 +48,10 @@ def _in_memory() -> Told:
     def refuse() -> None:
         sink.refuses = True
 
-    return Told(sink, lambda: [(notice.entity, notice.cleared_at is None) for notice in sink.told], refuse)
+    def poison() -> None:
+        sink.poison.add(ACTIVE.entity)
+
+    return Told(sink, lambda: [(notice.entity, notice.cleared_at is None) for notice in sink.told], refuse, poison)
 
 
 def _shown(alarm: Any) -> tuple[str, bool]:
@@ -56,7 +60,11 @@ def _shown(alarm: Any) -> tuple[str, bool]:
 
 def _log(open_: ExitStack) -> Told:
     lines = open_.enter_context(capture_logs())
-    return Told(LogSink(), lambda: [_shown(line) for line in lines], lambda: pytest.skip("a log refuses nothing"))
+    return Told(LogSink(), lambda: [_shown(line) for line in lines], _nothing_is_refused, _nothing_is_refused)
+
+
+def _nothing_is_refused() -> None:
+    pytest.skip("a log refuses nothing")
 
 
 def _webhook(open_: ExitStack) -> Told:
@@ -67,6 +75,7 @@ def _webhook(open_: ExitStack) -> Told:
         sink,
         lambda: [_shown(alarm) for body in received.bodies for alarm in body["alarms"]],
         lambda: received.statuses.append(503),
+        lambda: received.statuses.append(413),
     )
 
 
@@ -93,3 +102,10 @@ def test_alarms_that_were_not_taken_are_a_temporary_error(told: Told) -> None:
     told.refuse()
     with pytest.raises(TemporaryError):
         told.sink.send([ACTIVE])
+
+
+def test_alarms_that_are_refused_for_what_they_are_are_a_permanent_error_with_its_cause(told: Told) -> None:
+    told.refuse_for_good()
+    with pytest.raises(NoticesRefused, match=r"^status 413$"):
+        told.sink.send([CLEARED, ACTIVE])
+    told.sink.send([CLEARED])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine, select
@@ -22,6 +22,8 @@ from dcsync.state.ports import (
     AlarmRow,
     EndpointRow,
     ObservedColumns,
+    RefusedNotice,
+    RefusedNotices,
     RejectedReport,
     StateChanges,
     StateRow,
@@ -63,6 +65,7 @@ class Rows:
     unmanage: Callable[[str, datetime], None]
     check: Callable[[datetime], object]
     """A worker checks for silence."""
+    refuse: Callable[[RefusedNotice], None]
 
     def write(self, changes: StateChanges, *, now: datetime = NOON) -> None:
         with self.store.transaction() as transaction:
@@ -93,6 +96,7 @@ def _memory_rows() -> Rows:
         audits=lambda: set(store.audits),
         rejected=lambda: [each.reason for each in store.rejected],
         unmanage=unmanage,
+        refuse=lambda notice: alarms.refused.insert(0, notice),
     )
 
 
@@ -121,6 +125,12 @@ def _sql_rows(engine: Engine) -> Rows:
     def unmanage(region_name: str, now: datetime) -> None:
         inventory.set_management([f"name-of-{region_name}"], ManagementState.UNMANAGED, now=now, by="test")
 
+    def refuse(notice: RefusedNotice) -> None:
+        store = SqlAlarmStore(engine)
+        turn = store.take_turn(notice.sink, now=NOON, until=NOON, longest=timedelta(seconds=60))
+        assert turn is not None
+        store.end_turn(turn, reached=turn.position, next_attempt_at=NOON, attempt=0, refused=[notice])
+
     return Rows(
         store=SqlStateStore(engine),
         alarms=SqlAlarmStore(engine),
@@ -128,6 +138,7 @@ def _sql_rows(engine: Engine) -> Rows:
         audits=audits,
         rejected=rejected,
         unmanage=unmanage,
+        refuse=refuse,
     )
 
 
@@ -354,3 +365,14 @@ def test_an_endpoint_added_to_an_unmanaged_subcloud_discards_reports_from_before
     endpoints = rows.row().endpoints
     assert endpoints[FIRMWARE] == EndpointRow(UNKNOWN, True, Mark(at(5), 0))
     assert endpoints[DC_CERT] == EndpointRow(UNKNOWN, True, None)
+
+
+def test_notices_that_a_sink_refused_are_counted_and_the_newest_are_shown(rows: Rows) -> None:
+    assert rows.alarms.refused_notices(limit=9) == RefusedNotices()
+    notices = [
+        RefusedNotice(refused_at=at(n), sink="webhook", alarm_id="280.001", entity=f"subcloud={n}", why="status 413")
+        for n in range(3)
+    ]
+    for notice in notices:
+        rows.refuse(notice)
+    assert rows.alarms.refused_notices(limit=2) == RefusedNotices(3, (notices[2], notices[1]))

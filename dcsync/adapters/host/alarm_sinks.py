@@ -13,9 +13,13 @@ import structlog
 from yarl import URL
 
 from dcsync.model.errors import CloudError, TemporaryError
-from dcsync.state.ports import AlarmNotice
+from dcsync.state.ports import AlarmNotice, NoticesRefused
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+
+REFUSALS = frozenset({400, 413, 422})
+"""Statuses that are about the content of this POST: the same content is refused again, and other content may not be."""
 
 
 class SinkUnreachable(TemporaryError):
@@ -46,7 +50,8 @@ class WebhookSink:
         self._timeout = timeout_seconds
 
     def send(self, notices: Sequence[AlarmNotice]) -> None:
-        """Raises SinkUnreachable, which names the failure but not the URL, because it may contain a token."""
+        """Raises SinkUnreachable or NoticesRefused, which name the failure but not the URL, because it may contain a
+        token."""
         body = json.dumps({"version": 1, "alarms": [notice_as_json(notice) for notice in notices]}).encode()
         try:
             status = asyncio.run(self._post(body))
@@ -56,6 +61,9 @@ class WebhookSink:
             if 200 <= status < 300:
                 return
             why = f"status {status}"
+            if status in REFUSALS:
+                log.warning("the webhook refused what it was sent", alarms=len(notices), why=why)
+                raise NoticesRefused(why)
         log.warning("the webhook did not accept alarms, retrying later", waiting=len(notices), why=why)
         raise SinkUnreachable(f"webhook: {why}")
 

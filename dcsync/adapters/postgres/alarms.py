@@ -7,6 +7,7 @@ one: with row ids alone it would miss a row whose transaction committed late.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,8 +17,8 @@ from sqlalchemy.dialects.postgresql import insert
 from dcsync.adapters.postgres.database import database_errors
 from dcsync.adapters.postgres.rows import has_passed
 from dcsync.adapters.postgres.states import reconcile_alarms
-from dcsync.adapters.postgres.tables import alarm, alarm_sink, rejected_report, silence
-from dcsync.state.ports import AlarmNotice, AlarmPosition, SinkTurn
+from dcsync.adapters.postgres.tables import alarm, alarm_sink, refused_notice, rejected_report, silence
+from dcsync.state.ports import AlarmNotice, AlarmPosition, RefusedNotice, RefusedNotices, SinkTurn
 from dcsync.state.silence import alarm_ids
 
 _OLDEST_OPEN_XID = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
@@ -88,13 +89,32 @@ class SqlAlarmStore:
         return [_notice(row) for row in rows], reached
 
     @database_errors()
-    def end_turn(self, turn: SinkTurn, *, reached: AlarmPosition, next_attempt_at: datetime, attempt: int) -> None:
+    def end_turn(
+        self,
+        turn: SinkTurn,
+        *,
+        reached: AlarmPosition,
+        next_attempt_at: datetime,
+        attempt: int,
+        refused: Sequence[RefusedNotice] = (),
+    ) -> None:
         with self._engine.begin() as connection:
+            if refused:
+                connection.execute(insert(refused_notice), [asdict(each) for each in refused])
             connection.execute(
                 update(alarm_sink)
                 .where(alarm_sink.c.name == turn.sink)
                 .values(told_xid=reached.xid, told_id=reached.row_id, attempt=attempt, next_attempt_at=next_attempt_at)
             )
+
+    @database_errors()
+    def refused_notices(self, *, limit: int) -> RefusedNotices:
+        newest = select(refused_notice).order_by(refused_notice.c.id.desc()).limit(limit)
+        with self._engine.connect() as connection:
+            rows = connection.execute(newest).mappings().all()
+            total = connection.scalar(select(func.count()).select_from(refused_notice))
+        notices = ({name: value for name, value in row.items() if name != "id"} for row in rows)
+        return RefusedNotices(total or 0, tuple(RefusedNotice(**notice) for notice in notices))
 
     @database_errors()
     def reconcile(self, *, now: datetime) -> tuple[int, int]:
@@ -111,10 +131,17 @@ class SqlAlarmStore:
 
     @database_errors()
     def prune(self, *, cleared_before: datetime, rejected_kept: int) -> int:
-        """Deletes old cleared alarms, and all but the newest rejected reports; returns how many rows were deleted."""
+        """Deletes old cleared alarms and notices that sinks refused, and all but the newest rejected reports; returns
+        how many rows were deleted."""
         old = (
             select(alarm.c.id)
             .where(alarm.c.cleared_at < cleared_before)
+            .limit(_PRUNED_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+        old_refused = (
+            select(refused_notice.c.id)
+            .where(refused_notice.c.refused_at < cleared_before)
             .limit(_PRUNED_AT_ONCE)
             .with_for_update(skip_locked=True)
         )
@@ -123,6 +150,7 @@ class SqlAlarmStore:
         surplus = surplus.with_for_update(skip_locked=True)
         with self._engine.begin() as connection:
             removed = connection.execute(delete(alarm).where(alarm.c.id.in_(old))).rowcount
+            removed += connection.execute(delete(refused_notice).where(refused_notice.c.id.in_(old_refused))).rowcount
             removed += connection.execute(delete(rejected_report).where(rejected_report.c.id.in_(surplus))).rowcount
         return removed
 

@@ -285,6 +285,19 @@ alarm_sink = Table(
     _timestamp("next_attempt_at", nullable=False),
 )
 
+refused_notice = Table(
+    "refused_notice",
+    metadata,
+    # Notices of alarms that a sink refused for what is in them; kept as long as history.
+    Column("id", BigInteger, Identity(), primary_key=True),
+    _timestamp("refused_at", nullable=False),
+    Column("sink", Text, nullable=False),
+    Column("alarm_id", Text, nullable=False),
+    Column("entity", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Index("ix_refused_notice_refused_at", "refused_at"),
+)
+
 audit_request = Table(
     "audit_request",
     metadata,

@@ -84,6 +84,75 @@ def test_a_sink_that_is_away_is_held_off_and_told_later_and_delays_no_other(rows
     assert states(away) == states(there) == [("subcloud1", True)]
 
 
+def test_a_notice_that_a_sink_refuses_keeps_no_other_from_it_and_is_shown(rows: Rows, clock: Clock) -> None:
+    count = 40
+    rows.add(count)
+    sink = FakeAlarmSink()
+    feed, store = a_feed(rows, clock, sink), SqlAlarmStore(rows.engine)
+    regions = [f"subcloud{number}" for number in range(1, count + 1)]
+    for region in regions:
+        rows.tell(online(1, region), offline(2, region))
+    sink.poison = {"subcloud=name-of-subcloud7", "subcloud=name-of-subcloud8"}
+    assert feed.deliver() == {"sink": count - 2}
+    assert sorted(states(sink)) == sorted(
+        (region, True) for region in regions if region not in ("subcloud7", "subcloud8")
+    )
+    found = store.refused_notices(limit=9)
+    assert {(each.sink, each.alarm_id, each.entity, each.why) for each in found.newest} == {
+        ("sink", "280.001", entity, "status 413") for entity in sink.poison
+    }
+    assert (found.total, len(sink.sizes) < 20) == (2, True)
+    sink.sizes.clear()
+    assert (feed.deliver(), sink.sizes) == ({"sink": 0}, [])
+
+
+def test_a_sink_that_refuses_everything_is_held_off_and_loses_nothing(rows: Rows, clock: Clock) -> None:
+    rows.add(3)
+    sink = FakeAlarmSink()
+    feed, store = a_feed(rows, clock, sink), SqlAlarmStore(rows.engine)
+    for region in ("subcloud1", "subcloud2", "subcloud3"):
+        rows.tell(online(1, region), offline(2, region))
+    sink.poison = {f"subcloud=name-of-subcloud{number}" for number in (1, 2, 3)}
+    assert feed.deliver() == {"sink": 0}
+    sent = len(sink.sizes)
+    clock.pass_(4)
+    assert (feed.deliver(), len(sink.sizes)) == ({"sink": 0}, sent)
+    assert store.refused_notices(limit=1).total == 0
+    sink.poison = set()
+    clock.pass_(2)
+    assert feed.deliver() == {"sink": 3}
+
+
+def test_a_notice_that_is_refused_again_and_again_is_set_aside_although_nothing_follows(
+    rows: Rows, clock: Clock
+) -> None:
+    rows.add(2)
+    sink = FakeAlarmSink()
+    feed, store = a_feed(rows, clock, sink), SqlAlarmStore(rows.engine)
+    rows.tell(online(1), offline(2))
+    sink.poison = {"subcloud=name-of-subcloud1"}
+    for attempt in range(4):
+        assert store.refused_notices(limit=1).total == 0, attempt
+        feed.deliver()
+        clock.pass_(400)
+    assert store.refused_notices(limit=1).total == 1
+    rows.tell(online(1, "subcloud2"), offline(2, "subcloud2"))
+    assert feed.deliver() == {"sink": 1}
+
+
+def test_what_a_sink_refused_is_kept_as_long_as_history(rows: Rows, clock: Clock) -> None:
+    rows.add(2)
+    sink = FakeAlarmSink()
+    feed, store = a_feed(rows, clock, sink), SqlAlarmStore(rows.engine)
+    rows.tell(online(1), offline(2))
+    rows.tell(online(1, "subcloud2"), offline(2, "subcloud2"))
+    sink.poison = {"subcloud=name-of-subcloud1"}
+    feed.deliver()
+    assert store.prune(cleared_before=clock() - timedelta(seconds=1), rejected_kept=9) == 0
+    assert store.prune(cleared_before=clock() + timedelta(seconds=1), rejected_kept=9) == 1
+    assert store.refused_notices(limit=1).total == 0
+
+
 def test_a_sink_is_told_by_one_process_at_a_time_until_its_turn_is_over(rows: Rows, clock: Clock) -> None:
     store = SqlAlarmStore(rows.engine)
     assert store.take_turn("sink", now=clock(), until=clock() + timedelta(seconds=60), longest=LONGEST) is not None
@@ -280,8 +349,8 @@ def test_the_webhook_posts_alarms_as_json(receiver: http.server.HTTPServer) -> N
     ]
 
 
-@pytest.mark.parametrize("status", [302, 400, 500])
-def test_anything_but_a_2xx_is_told_again(receiver: http.server.HTTPServer, status: int) -> None:
+@pytest.mark.parametrize("status", [302, 401, 404, 429, 500])
+def test_anything_but_a_2xx_or_a_refusal_is_told_again(receiver: http.server.HTTPServer, status: int) -> None:
     receiver.RequestHandlerClass.statuses.append(status)  # type: ignore[attr-defined]
     with pytest.raises(SinkUnreachable) as raised:
         a_webhook(receiver).send([NOTICE])

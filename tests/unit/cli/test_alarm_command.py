@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from dcsync.state.ports import AlarmNotice, AlarmRow, StateChanges
+from dcsync.state.ports import AlarmNotice, AlarmRow, RefusedNotice, StateChanges
 from tests.builders import NOON
 from tests.fake_states import FakeAlarms, FakeStateStore
 from tests.unit.cli.conftest import Shell
@@ -32,7 +32,7 @@ def shown(dcsync: Shell) -> Callable[..., None]:
         rows = [AlarmRow(**asdict(alarm), subcloud_id=1, endpoint_type=None) for alarm in alarms]
         store = FakeStateStore()
         store.write(StateChanges(raised_alarms=rows), now=NOON)
-        dcsync.operator.alarm_store = FakeAlarms(store, checked_at=checked_at)  # type: ignore[assignment]
+        dcsync.operator.alarm_store = FakeAlarms(store, checked_at=checked_at)
 
     return show
 
@@ -82,3 +82,25 @@ def test_no_alarm_is_said_on_the_side_so_that_pipes_stay_empty(dcsync: Shell, sh
     shown()
     told = dcsync("alarm", "list")
     assert (told.code, told.out, told.err.strip()) == (0, "", "no alarm is active")
+
+
+def test_notices_that_were_refused_are_counted_and_listed(dcsync: Shell, shown: Callable[..., None]) -> None:
+    shown(ACTIVE)
+    assert dcsync("alarm", "list").err == ""
+    assert dcsync("alarm", "list", "--refused").err == "no notice was refused\n"
+    refused = RefusedNotice(
+        refused_at=NOON - timedelta(minutes=5),
+        sink="webhook",
+        alarm_id="280.001",
+        entity="subcloud=edge-1",
+        why="status 413",
+    )
+    dcsync.operator.alarm_store.refused += [refused, refused]  # type: ignore[attr-defined]
+    assert dcsync("alarm", "list").err == (
+        "2 alarm notices refused by a sink, last by webhook (status 413) 5 min ago: dcsync alarm list --refused\n"
+    )
+    told = dcsync("alarm", "list", "--refused", "--limit", "1").out.splitlines()
+    assert [line.split()[0] for line in told] == ["ALARM", "280.001"]
+    assert "status 413" in told[1]
+    assert dcsync("alarm", "list", "--refused", "-o", "json").json[0]["sink"] == "webhook"
+    assert dcsync("alarm", "list", "--refused", "--history").code == 2
