@@ -143,11 +143,12 @@ class FakeInventory:
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
         return sorted(name for name in self.subclouds if name.startswith(prefix))[:limit]
 
-    def delete(self, name: str, *, now: datetime, intent: Intent | None = None) -> Subcloud:
-        (gone,) = self.find([name])
-        self._done(intent, [name], now=now)
-        self.lives[name] = [replace(life, deleted_at=life.deleted_at or now) for life in self.history(name)]
-        del self.subclouds[name]
+    def delete(self, names: Sequence[str], *, now: datetime, intent: Intent | None = None) -> list[Subcloud]:
+        gone = self.find(list(dict.fromkeys(names)))
+        self._done(intent, [each.name for each in gone], now=now)
+        for name in (each.name for each in gone):
+            self.lives[name] = [replace(life, deleted_at=life.deleted_at or now) for life in self.history(name)]
+            del self.subclouds[name]
         return gone
 
     def set_management(

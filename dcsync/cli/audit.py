@@ -14,7 +14,15 @@ from dcsync.cli.central import central_trouble
 from dcsync.cli.operations import acting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
-from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
+from dcsync.cli.selection import (
+    SubcloudName,
+    confirm_all,
+    names_or_all,
+    selected,
+    show_selection,
+    which_option,
+    yes_option,
+)
 from dcsync.model.reasons import Reason
 from dcsync.model.shown import View
 from dcsync.model.states.audit import AuditStatus
@@ -165,6 +173,7 @@ def audit(
 @click.argument("names", nargs=-1, type=SubcloudName())
 @click.option("--all", "everything", is_flag=True, help="Every subcloud; the default without NAME.")
 @waiting.wait_options("all have been audited")
+@which_option
 @output_option
 @yes_option
 @pass_operator
@@ -176,6 +185,7 @@ def sync_request(
     everything: bool,
     wait_for_it: bool,
     timeout: float | None,
+    dry_run: bool,
     as_json: bool,
     yes: bool,
 ) -> int:
@@ -187,6 +197,10 @@ def sync_request(
       dcsync sync-request platform edge-1 --wait
     """
     chosen = selected(names, everything=everything or not names)
+    if dry_run:
+        found = operator.inventory.all() if chosen is None else operator.inventory.find(chosen)
+        show_selection(found, f"be audited for {endpoint_type}")
+        return 0
     operator.requires("database_url", "redis_url")
     confirm_all(operator, chosen, f"Request an audit of {endpoint_type} on", yes=yes)
     scope = Scope((EndpointType(endpoint_type),), None)

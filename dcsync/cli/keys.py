@@ -13,9 +13,12 @@ from dcsync.cli.central import central_trouble
 from dcsync.cli.operations import acting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, span, until
-from dcsync.cli.selection import confirm, yes_option
+from dcsync.cli.selection import confirm, show_selection, which_option, yes_option
 from dcsync.model.errors import RefusedByGuard
+from dcsync.model.pair import Pair
+from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.states.rotation import RotationState
+from dcsync.model.subcloud import Subcloud
 from dcsync.rotation.ports import KeyHolding
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ def keys() -> None:
     "--max-in-flight", type=click.IntRange(1), metavar="N", help="Subclouds that receive keys at the same time."
 )
 @waiting.wait_options("every subcloud has the keys")
+@which_option
 @output_option
 @yes_option
 @pass_operator
@@ -70,6 +74,7 @@ def rotate(
     max_in_flight: int | None,
     wait_for_it: bool,
     timeout: float | None,
+    dry_run: bool,
     as_json: bool,
     yes: bool,
 ) -> int:
@@ -85,6 +90,11 @@ def rotate(
     """
     operator.requires("database_url", "redis_url")
     before = _look(operator)
+    if dry_run:
+        if not force:
+            _refuse_if_unsafe(operator, before)
+        show_selection(filter(_gets_keys_now, operator.inventory.all()), "receive new keys")
+        return 0
     subclouds = f"{many(before.spread.have + before.spread.lack)} that are online and completed"
     with acting(operator) as intent:
         if not force:
@@ -102,6 +112,11 @@ def rotate(
     if as_json:
         click.echo(json_text(_object(seen)))
     return code
+
+
+def _gets_keys_now(known: Subcloud) -> bool:
+    pair = Pair(known.management_state, known.availability_status)
+    return pair.is_eligible and known.initial_sync_state is InitialSyncState.COMPLETED
 
 
 def _refuse_if_unsafe(operator: Operator, seen: Sight) -> None:

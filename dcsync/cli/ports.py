@@ -49,8 +49,9 @@ class Inventory(Protocol):
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
         """Returns up to `limit` names in order, for shell completion."""
 
-    def delete(self, name: str, *, now: datetime, intent: Intent | None = None) -> Subcloud:
-        """Deletes the subcloud with all its rows but its history, also during a run; raises UnknownSubcloud."""
+    def delete(self, names: Sequence[str], *, now: datetime, intent: Intent | None = None) -> list[Subcloud]:
+        """Deletes these subclouds with all their rows but their history, also during a run, and returns them as they
+        were; raises UnknownSubcloud (nothing deleted)."""
 
     def set_management(
         self,

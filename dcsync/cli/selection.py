@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from dcsync.cli.operator import Operator
-from dcsync.cli.output import clean, many
+from dcsync.cli.output import clean, in_natural_order, many, note, say
+from dcsync.model.subcloud import Subcloud
 
 COMPLETED_AT_MOST = 200
 """The most names offered for completion."""
@@ -51,9 +52,14 @@ def selected(names: Sequence[str], *, everything: bool) -> list[str] | None:
 
 
 def confirm(operator: Operator, question: str, *, yes: bool) -> None:
-    """Asks for confirmation on a terminal, unless --yes was given. Raises click's Exit (1) when it is denied."""
-    if yes or not operator.is_at_terminal:
+    """Asks for confirmation on a terminal, unless --yes was given. Raises click's Exit (1) when it is denied, and a
+    usage error where nobody can be asked."""
+    if yes:
         return
+    if not operator.is_at_terminal:
+        raise click.UsageError(
+            f"{question} Input or output is no terminal: give --yes, or --dry-run to see", click.get_current_context()
+        )
     if not click.confirm(clean(question), err=True):
         click.echo("nothing was changed", err=True)
         raise click.exceptions.Exit(1)
@@ -61,8 +67,17 @@ def confirm(operator: Operator, question: str, *, yes: bool) -> None:
 
 def confirm_all(operator: Operator, names: list[str] | None, doing: str, *, yes: bool) -> None:
     """Asks for confirmation of a command for all subclouds, with their number."""
-    if names is None and not yes and operator.is_at_terminal:
+    if names is None and not yes:
         confirm(operator, f"{doing} {many(len(operator.inventory.all()))}?", yes=yes)
 
 
-yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def show_selection(subclouds: Iterable[Subcloud], doing: str, *, others: int = 0) -> None:
+    """Prints which subclouds a command would act on, and how many; `others` are as wanted already."""
+    names = sorted((known.name for known in subclouds), key=in_natural_order)
+    for name in names:
+        say(name)
+    note(f"{many(len(names))} would {doing}" + (f", {others} already" if others else ""))
+
+
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask; needed where input or output is no terminal.")
+which_option = click.option("--dry-run", is_flag=True, help="Only show how many subclouds it would be, and which.")

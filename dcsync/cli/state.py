@@ -15,7 +15,15 @@ from dcsync.cli import waiting
 from dcsync.cli.operations import acting
 from dcsync.cli.operator import Operator, output_option, pass_operator
 from dcsync.cli.output import ago, json_text, many, note, say, say_table
-from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
+from dcsync.cli.selection import (
+    SubcloudName,
+    confirm_all,
+    names_or_all,
+    selected,
+    show_selection,
+    which_option,
+    yes_option,
+)
 from dcsync.model.reports import AvailabilityReport, EndpointReport, Mark
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, Subcloud, SyncStatus
 
@@ -50,10 +58,18 @@ def state() -> None:
 @click.argument("status", type=click.Choice([str(status) for status in AvailabilityStatus]))
 @names_or_all
 @_wait_option
+@which_option
 @yes_option
 @pass_operator
 def availability(
-    operator: Operator, status: str, names: Sequence[str], *, everything: bool, wait_for_it: bool, yes: bool
+    operator: Operator,
+    status: str,
+    names: Sequence[str],
+    *,
+    everything: bool,
+    wait_for_it: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> int:
     """Report subclouds as online or offline.
 
@@ -64,6 +80,10 @@ def availability(
       dcsync state availability online edge-1 edge-2
     """
     chosen = selected(names, everything=everything)
+    if dry_run:
+        found = operator.inventory.all() if chosen is None else operator.inventory.find(chosen)
+        show_selection(found, f"be reported {status}")
+        return 0
     operator.requires("database_url", "redis_url")
     confirm_all(operator, chosen, f"Report as {status}", yes=yes)
     observed = AvailabilityStatus(status)
@@ -90,38 +110,40 @@ def availability(
 
 
 @state.command("endpoint")
-@click.argument("name", type=SubcloudName())
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SubcloudName())
 @click.argument("endpoint_type", type=click.Choice([str(type_) for type_ in EndpointType]), metavar="ENDPOINT_TYPE")
 @click.argument("status", type=click.Choice([str(status) for status in SyncStatus]))
 @_wait_option
 @pass_operator
-def endpoint(operator: Operator, name: str, endpoint_type: str, status: str, *, wait_for_it: bool) -> int:
-    """Report the sync status of one endpoint type of one subcloud.
+def endpoint(operator: Operator, names: Sequence[str], endpoint_type: str, status: str, *, wait_for_it: bool) -> int:
+    """Report the sync status of one endpoint type of these subclouds.
 
     \b
     Example:
-      dcsync state endpoint edge-1 firmware out-of-sync
+      dcsync state endpoint edge-1 edge-2 firmware out-of-sync
     """
     operator.requires("database_url", "redis_url")
     type_, observed = EndpointType(endpoint_type), SyncStatus(status)
-    with acting(operator, [name]) as intent:
-        (known,) = operator.inventory.find([name])
+    chosen = list(dict.fromkeys(names))
+    with acting(operator, chosen) as intent:
+        known = operator.inventory.find(chosen)
+        mark = Mark(operator.now(), 0)
         operator.report(
             [
-                EndpointReport(
-                    region_name=known.region_name,
-                    mark=Mark(operator.now(), 0),
-                    endpoint_type=type_,
-                    sync_status=observed,
-                )
+                EndpointReport(region_name=each.region_name, mark=mark, endpoint_type=type_, sync_status=observed)
+                for each in known
             ]
         )
-        _record_sent(operator, intent, [name])
+        _record_sent(operator, intent, chosen)
     if not wait_for_it:
-        say(f"{name}: {type_} reported {status}")
+        for name in chosen:
+            say(f"{name}: {type_} reported {status}")
         return 0
     return _until_written(
-        operator, lambda: operator.inventory.find([name]), waiting.endpoint(type_, observed, why=_why_ignored)
+        operator,
+        lambda: operator.inventory.find(chosen),
+        waiting.endpoint(type_, observed, why=_why_ignored),
+        subclouds=len(chosen),
     )
 
 

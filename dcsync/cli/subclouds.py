@@ -29,7 +29,16 @@ from dcsync.cli.output import (
     worst_first,
     worst_in_words,
 )
-from dcsync.cli.selection import SubcloudName, confirm, confirm_all, names_or_all, selected, yes_option
+from dcsync.cli.selection import (
+    SubcloudName,
+    confirm,
+    confirm_all,
+    names_or_all,
+    selected,
+    show_selection,
+    which_option,
+    yes_option,
+)
 from dcsync.model.addresses import check_address
 from dcsync.model.errors import BadAddress, RefusedByGuard
 from dcsync.model.shown import ShownAvailability, ShownStatus, View
@@ -178,19 +187,33 @@ def update(operator: Operator, name: str, *, management_ip: str | None, software
 
 
 @subcloud.command()
-@click.argument("name", type=SubcloudName())
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SubcloudName())
+@which_option
 @yes_option
 @pass_operator
-def delete(operator: Operator, name: str, *, yes: bool) -> None:
-    """Delete a subcloud; a running sync stops before its next write.
+def delete(operator: Operator, names: Sequence[str], *, dry_run: bool, yes: bool) -> None:
+    """Delete subclouds; a running sync stops before its next write.
 
-    Nothing is changed on the subcloud itself. Its history is kept for DCSYNC_HISTORY_DAYS.
+    Nothing is changed on the subclouds themselves. Their history is kept for DCSYNC_HISTORY_DAYS. Nothing is deleted
+    when one of them is unknown.
     """
-    with acting(operator, [name]) as intent:
-        (known,) = operator.inventory.find([name])
-        confirm(operator, f"Delete {name} ({known.management_state}, {known.availability_status})?", yes=yes)
-        deleted = operator.inventory.delete(name, now=operator.now(), intent=intent)
-    say(f"{deleted.name} deleted")
+    chosen = list(dict.fromkeys(names))
+    if dry_run:
+        show_selection(operator.inventory.find(chosen), "be deleted")
+        return
+    with acting(operator, chosen) as intent:
+        found = operator.inventory.find(chosen)
+        confirm(operator, f"Delete {_in_short(found)}?", yes=yes)
+        deleted = operator.inventory.delete(chosen, now=operator.now(), intent=intent)
+    for each in deleted:
+        say(f"{each.name} deleted")
+
+
+def _in_short(found: Sequence[Subcloud]) -> str:
+    if len(found) > 1:
+        managed = sum(known.management_state is ManagementState.MANAGED for known in found)
+        return f"{many(len(found))} ({managed} managed)"
+    return ", ".join(f"{known.name} ({known.management_state}, {known.availability_status})" for known in found)
 
 
 # --- managing ----------------------------------------------------------------------------------------------------
@@ -199,9 +222,12 @@ def delete(operator: Operator, name: str, *, yes: bool) -> None:
 @subcloud.command()
 @names_or_all
 @click.option("--force", is_flag=True, help="Also those that are offline: they are synced when they come online.")
+@which_option
 @yes_option
 @pass_operator
-def manage(operator: Operator, names: Sequence[str], *, everything: bool, force: bool, yes: bool) -> None:
+def manage(
+    operator: Operator, names: Sequence[str], *, everything: bool, force: bool, dry_run: bool, yes: bool
+) -> None:
     """Manage these subclouds: each is synced when it is online or comes online.
 
     All of them or none: when one of them, or with --all any subcloud that is still unmanaged, is offline, it is named,
@@ -212,16 +238,30 @@ def manage(operator: Operator, names: Sequence[str], *, everything: bool, force:
       dcsync wait --for online edge-1 --timeout 60 && dcsync subcloud manage edge-1
     """
     chosen = selected(names, everything=everything)
-    _set_management(operator, chosen, ManagementState.MANAGED, yes=yes, online_only=not force)
+    if dry_run:
+        _show_management(operator, chosen, ManagementState.MANAGED)
+    else:
+        _set_management(operator, chosen, ManagementState.MANAGED, yes=yes, online_only=not force)
 
 
 @subcloud.command()
 @names_or_all
+@which_option
 @yes_option
 @pass_operator
-def unmanage(operator: Operator, names: Sequence[str], *, everything: bool, yes: bool) -> None:
+def unmanage(operator: Operator, names: Sequence[str], *, everything: bool, dry_run: bool, yes: bool) -> None:
     """Stop managing these subclouds: a running sync stops before its next write."""
-    _set_management(operator, selected(names, everything=everything), ManagementState.UNMANAGED, yes=yes)
+    chosen = selected(names, everything=everything)
+    if dry_run:
+        _show_management(operator, chosen, ManagementState.UNMANAGED)
+    else:
+        _set_management(operator, chosen, ManagementState.UNMANAGED, yes=yes)
+
+
+def _show_management(operator: Operator, names: list[str] | None, state: ManagementState) -> None:
+    found = operator.inventory.all() if names is None else operator.inventory.find(names)
+    changing = [known for known in found if known.management_state is not state]
+    show_selection(changing, f"become {state}", others=len(found) - len(changing))
 
 
 def _set_management(

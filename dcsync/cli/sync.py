@@ -105,9 +105,17 @@ def _may_sync(known: Subcloud) -> bool:
     help="For in-sync: request audits, and accept only what they find from now on.",
 )
 @waiting.timeout_option
+@yes_option
 @pass_operator
 def wait(
-    operator: Operator, goal: str, names: Sequence[str], *, everything: bool, fresh: bool, timeout: float | None
+    operator: Operator,
+    goal: str,
+    names: Sequence[str],
+    *,
+    everything: bool,
+    fresh: bool,
+    timeout: float | None,
+    yes: bool,
 ) -> int:
     """Wait until subclouds are completed, in-sync (all their endpoint types) or online.
 
@@ -123,6 +131,8 @@ def wait(
     if fresh and goal != SyncStatus.IN_SYNC:
         raise click.UsageError("--fresh is for --for in-sync", click.get_current_context())
     chosen = selected(names, everything=everything or not names)
+    if fresh:
+        confirm_all(operator, chosen, "Request audits of", yes=yes)
     every = operator.inventory.all if goal == waiting.ONLINE.reached else _all_managed(operator.inventory)
     look = every if chosen is None else lambda: operator.inventory.find(chosen)
     if not look():

@@ -188,7 +188,7 @@ class Demo:
         self._command("subcloud", "import", str(self._write_import_file()))
         self._command("wait", "--for", "online", "--all", "--timeout", str(self._patience))
         cpu_before = self._worker_cpu()
-        self._command("subcloud", "manage", "--all")
+        self._command("subcloud", "manage", "--all", "--yes")
         states = self._wait_until_completed()
         completed = states.get(InitialSyncState.COMPLETED, 0)
         measured = Measured(start_up=start_up, wall=self._wall(), worker_cpu=self._worker_cpu() - cpu_before)

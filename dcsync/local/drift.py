@@ -65,10 +65,10 @@ class DriftDemo(Demo):
         returns the exit code."""
         self._command("subcloud", "import", str(self._write_import_file()))
         self._command("wait", "--for", "online", "--all", "--timeout", str(self._patience))
-        self._command("subcloud", "manage", "--all")
+        self._command("subcloud", "manage", "--all", "--yes")
         completed = self._wait_until_completed().get(InitialSyncState.COMPLETED, 0)
         self._until_watched()
-        self._command("audit", "--all", "--wait", "--timeout", str(self._bound))
+        self._command("audit", "--all", "--yes", "--wait", "--timeout", str(self._bound))
         self._command("wait", "--for", "in-sync", "--all", "--timeout", str(self._bound))
         names = [place["name"] for place in self.cloud.subclouds()]
         damaged = dict(zip(names, DAMAGES, strict=False))
@@ -132,7 +132,7 @@ class DriftDemo(Demo):
 
     def _rotate(self) -> float | None:
         began = time.monotonic()
-        self._command("keys", "rotate", "--wait", "--timeout", str(self._bound))
+        self._command("keys", "rotate", "--yes", "--wait", "--timeout", str(self._bound))
         self._command("keys", "show", lines=6)
         return None if self._until_audited() is None else time.monotonic() - began
 

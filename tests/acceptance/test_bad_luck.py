@@ -427,7 +427,7 @@ def test_stale_hints_and_hints_for_nobody_are_harmless(system: System, subclouds
     system.until(lambda: "completed" in results(system, first), "the first run has told its end")
     system.cli("sync", completed, "--wait", *PATIENCE)
     system.until_at_rest(completed)
-    system.inventory.delete(deleted, now=utc_now())
+    system.inventory.delete([deleted], now=utc_now())
     before = [system.carried_out(completed), system.requests(deleted), system.requests(unmanaged)]
     hints = [
         first,

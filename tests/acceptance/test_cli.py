@@ -78,8 +78,8 @@ def test_a_subcloud_from_added_to_deleted(cli: Cli) -> None:
     assert "is offline" in refused(cli("sync", "edge-1", expect=5))
     cli("wait", "--for", "completed", "edge-1", "--timeout", "0.2", expect=1)
     assert "edge-1" in cli("subcloud", "show", "edge-1").stdout
-    cli("subcloud", "unmanage", "--all")
-    cli("subcloud", "delete", "edge-1")
+    cli("subcloud", "unmanage", "--all", "--yes")
+    cli("subcloud", "delete", "edge-1", "--yes")
     assert stored(cli) == []
     assert "edge-1" in refused(cli("subcloud", "show", "edge-1", expect=3))
 
@@ -89,7 +89,7 @@ def test_who_did_what_to_a_subcloud_is_known_after_it_was_deleted_and_added_agai
     cli(*add)
     cli("subcloud", "manage", "edge-1", expect=5)
     cli("subcloud", "manage", "edge-1", "--force")
-    cli("subcloud", "unmanage", "--all")
+    cli("subcloud", "unmanage", "--all", "--yes")
     cli("subcloud", "delete", "edge-1", "--yes")
     with pytest.raises(IntegrityError, match="operation"), engine.begin() as rows:
         rows.execute(text("DELETE FROM operation"))
@@ -155,7 +155,7 @@ def test_a_file_is_imported_whole_or_not_at_all(cli: Cli, tmp_path: Path) -> Non
         json.dumps([{"name": f"edge-{n:04}", "management_ip": f"10.1.{n // 250}.{n % 250}"} for n in range(5000)])
     )
     assert cli("subcloud", "import", str(file)).stdout == "5000 subclouds added, unmanaged\n"
-    assert "5000 subclouds now managed" in cli("subcloud", "manage", "--all", "--force").stdout
+    assert "5000 subclouds now managed" in cli("subcloud", "manage", "--all", "--force", "--yes").stdout
     assert "entry 1: name edge-0000 already exists" in refused(cli("subcloud", "import", str(file), expect=1))
     assert len(stored(cli)) == 5000
 
@@ -217,7 +217,7 @@ def test_a_report_is_written_down_by_a_state_worker(
     cli("sync", "edge-1")
     history = json.loads(cli("history", "edge-1", "-o", "json").stdout)
     assert [told["generation"] for told in history if told["entry"] == "request"] == [2, 1]
-    until_written(cli, "state", "availability", "offline", "--all")
+    until_written(cli, "state", "availability", "offline", "--all", "--yes")
     (known,) = json.loads(cli("subcloud", "list", "-o", "json").stdout)
     assert (known["initial_sync_state"], known["sync_status"]["firmware"]) == ("none", "unknown")
 

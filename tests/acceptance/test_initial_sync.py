@@ -124,7 +124,7 @@ def test_sync_of_all_runs_those_that_are_managed_and_online(system: System, subc
     system.manage(*managed)
     system.until_completed(*managed)
     generation = {name: system.row(name).generation for name in names}
-    system.cli("sync", "--all", "--wait", *PATIENCE)
+    system.cli("sync", "--all", "--yes", "--wait", *PATIENCE)
     assert [system.row(name).generation - generation[name] for name in managed] == [1, 1]
     assert system.row(left_alone).generation == generation[left_alone]
     assert system.requests(left_alone) == {}

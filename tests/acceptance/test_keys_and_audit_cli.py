@@ -41,7 +41,7 @@ def name(system: System) -> str:
     chosen = "subcloud1"
     system.cloud.set_fault(chosen, None)
     system.until_central_cloud_is_seen()
-    system.cli("audit", "--all", *WAIT, "--allow-deletes")
+    system.cli("audit", "--all", "--yes", *WAIT, "--allow-deletes")
     system.until_at_rest(*managed(system))
     assert system.cloud.state(chosen)["audited"]
     return chosen
@@ -93,7 +93,7 @@ def test_a_usage_error_names_types_that_do_not_fit(system: System) -> None:
 
 def test_a_request_for_one_endpoint_type_leaves_the_other_alone(system: System, name: str) -> None:
     system.cloud.drift(name, "swap-keys")
-    assert call(system, "sync-request", "identity", "--all", *WAIT).returncode == 0
+    assert call(system, "sync-request", "identity", "--all", "--yes", *WAIT).returncode == 0
     assert system.cloud.state(name)["differences"] == ["keys differ"]
     assert call(system, "sync-request", "platform", name, *WAIT).returncode == 0
     assert system.cloud.state(name)["audited"]
@@ -108,7 +108,7 @@ def test_many_deletions_stop_for_an_explicit_yes(system: System, name: str) -> N
     users = [f"passing-{number}" for number in range(6)]
     for user in users:
         system.cloud.change_central("add-user", user=user, password="Passing-pw-1!")
-    assert call(system, "audit", "--all", *WAIT).returncode == 0
+    assert call(system, "audit", "--all", "--yes", *WAIT).returncode == 0
     system.cloud.set_fault(name, Fault(kind="refuse"))  # until all are gone: else it would follow one by one
     for user in users:
         system.cloud.change_central("remove", type="users", name=user)
@@ -118,7 +118,7 @@ def test_many_deletions_stop_for_an_explicit_yes(system: System, name: str) -> N
     assert "guard-refused" in refused.stdout
     system.until_free(name)
     assert call(system, "diff", name).stdout.count("deleted centrally") == 6
-    assert call(system, "audit", "--all", "--allow-deletes", *WAIT).returncode == 0
+    assert call(system, "audit", "--all", "--yes", "--allow-deletes", *WAIT).returncode == 0
     assert system.cloud.report()["audited"] >= 6
 
 
@@ -216,7 +216,7 @@ def test_a_diff_without_central_credentials_names_the_setting(system: System) ->
 
 def test_a_rotation_reaches_every_site(system: System, name: str) -> None:
     before = answer(system, "keys", "show")[1]
-    code, told = answer(system, "keys", "rotate", "--max-in-flight", "2", *WAIT)
+    code, told = answer(system, "keys", "rotate", "--yes", "--max-in-flight", "2", *WAIT)
     assert code == 0
     assert told["fingerprint"] != before["fingerprint"]
     assert (told["state"], told["behind"], told["sites"]) == ("idle", 0, before["sites"])
@@ -227,8 +227,8 @@ def test_a_rotation_reaches_every_site(system: System, name: str) -> None:
 
 
 def test_a_second_rotation_within_the_life_of_a_token_is_refused(system: System, name: str) -> None:
-    assert call(system, "keys", "rotate", *WAIT).returncode == 0
-    at_once = call(system, "keys", "rotate", DCSYNC_TOKEN_LIFETIME="3600")
+    assert call(system, "keys", "rotate", "--yes", *WAIT).returncode == 0
+    at_once = call(system, "keys", "rotate", "--yes", DCSYNC_TOKEN_LIFETIME="3600")
     assert at_once.returncode == 5
     assert "--force" in at_once.stderr
 

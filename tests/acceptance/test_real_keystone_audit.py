@@ -193,11 +193,11 @@ def test_what_a_site_made_itself_survives_audits_and_deletions(kept: Kept) -> No
 
 def test_keys_rotate_and_tokens_of_before_and_after_are_good_everywhere(kept: Kept) -> None:
     central = kept.central
-    kept.cli("audit", "--all", *WAIT)
+    kept.cli("audit", "--all", "--yes", *WAIT)
     before = central.keys()
     issued_before = central.token("barbican")
     site_tokens = {site.name: site.token("barbican", central.password("barbican")) for site in kept.sites}
-    kept.cli("keys", "rotate", "--max-in-flight", "1", *WAIT)
+    kept.cli("keys", "rotate", "--yes", "--max-in-flight", "1", *WAIT)
     after = central.keys()
     assert after[max(after, key=int)] == before["0"], "what was staged is primary"
     assert after["0"] not in before.values()
@@ -213,10 +213,10 @@ def test_keys_rotate_and_tokens_of_before_and_after_are_good_everywhere(kept: Ke
 def test_between_the_rotation_and_its_distribution_tokens_are_good_as_well(kept: Kept) -> None:
     """With nobody to hand the keys out: the site knows the new primary, for it was staged there."""
     central, site = kept.central, kept.sites[0]
-    kept.cli("audit", "--all", *WAIT)
+    kept.cli("audit", "--all", "--yes", *WAIT)
     kept.cli("subcloud", "unmanage", site.name)
     try:
-        kept.cli("keys", "rotate", *WAIT)
+        kept.cli("keys", "rotate", "--yes", *WAIT)
         assert site.keys() != central.keys()
         assert site.validate(central.token("barbican")).status == 200
         assert central.validate(site.token("barbican", central.password("barbican"))).status == 200
@@ -227,7 +227,7 @@ def test_between_the_rotation_and_its_distribution_tokens_are_good_as_well(kept:
 
 
 def test_in_the_end_nothing_differs(kept: Kept) -> None:
-    kept.cli("audit", "--all", *WAIT)
+    kept.cli("audit", "--all", "--yes", *WAIT)
     for name in SUBCLOUDS:
         assert diff(kept, name).returncode == 0
 

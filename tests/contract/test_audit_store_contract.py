@@ -125,7 +125,7 @@ def _sql_rows(engine: Engine) -> Rows:
     return Rows(
         store=SqlAuditStore(engine),
         leave=lambda name: leave(engine, name),
-        delete=lambda name: [None, inventory.delete(name, now=NOON)][0],
+        delete=lambda name: [None, inventory.delete([name], now=NOON)][0],
         ask_follow_up=follow_up,
         plan_rotation=plan,
         observe=observe,

@@ -186,7 +186,7 @@ def test_adding_nothing_changes_nothing(inventory: Inventory) -> None:
 
 def test_a_deleted_name_can_be_added_again(inventory: Inventory) -> None:
     add(inventory, "edge-1")
-    inventory.delete("edge-1", now=NOON)
+    inventory.delete(["edge-1"], now=NOON)
     add(inventory, "edge-1")
     assert names(inventory) == ["edge-1"]
     life, earlier = inventory.history("edge-1")
@@ -327,12 +327,23 @@ def test_names_are_completed_up_to_a_limit(inventory: Inventory) -> None:
 def test_a_subcloud_can_be_deleted_in_the_middle_of_a_run(world: World) -> None:
     add(world.inventory, "a", "b")
     world.put("a", management_state=MANAGED, availability_status=ONLINE, **RUNNING)
-    assert world.inventory.delete("a", now=NOON).run_id == "run-1"
+    (deleted,) = world.inventory.delete(["a"], now=NOON)
+    assert deleted.run_id == "run-1"
     assert names(world.inventory) == ["b"]
 
 
+def test_several_are_deleted_or_none(inventory: Inventory) -> None:
+    add(inventory, "edge-1", "edge-2", "edge-3")
+    with pytest.raises(UnknownSubcloud, match="nowhere"):
+        inventory.delete(["edge-1", "nowhere"], now=NOON)
+    assert names(inventory) == ["edge-1", "edge-2", "edge-3"]
+    deleted = inventory.delete(["edge-3", "edge-1", "edge-3"], now=NOON)
+    assert [known.name for known in deleted] == ["edge-3", "edge-1"]
+    assert names(inventory) == ["edge-2"]
+
+
 def test_an_unknown_subcloud_is_told(inventory: Inventory) -> None:
-    for ask in (lambda: inventory.delete("nowhere", now=NOON), lambda: inventory.history("nowhere")):
+    for ask in (lambda: inventory.delete(["nowhere"], now=NOON), lambda: inventory.history("nowhere")):
         with pytest.raises(UnknownSubcloud, match=r"^there is no subcloud named nowhere$"):
             ask()
 

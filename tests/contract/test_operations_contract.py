@@ -101,7 +101,7 @@ def test_the_newest_come_first_up_to_a_limit(world: World) -> None:
 
 def test_operations_and_history_outlive_the_subcloud_and_two_lives_are_told_apart(world: World) -> None:
     world.add("a")
-    world.inventory.delete("a", now=LATER, intent=intent("subcloud delete"))
+    world.inventory.delete(["a"], now=LATER, intent=intent("subcloud delete"))
     assert world.commands("a") == ["subcloud delete", "subcloud import"]
     again = LATER + timedelta(minutes=1)
     world.add("a", now=again)

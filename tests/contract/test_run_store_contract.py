@@ -86,7 +86,7 @@ def _sql_rows(engine: Engine) -> Rows:
         subcloud=lambda name: inventory.find([name])[0],
         ask=lambda name: request(engine, name),
         leave=lambda name: leave(engine, name),
-        delete=lambda name: [None, inventory.delete(name, now=LATER)][0],
+        delete=lambda name: [None, inventory.delete([name], now=LATER)][0],
         ending=ending,
         placed=lambda name: SqlAuditStore(engine).read_run(name).placed,
     )

@@ -192,7 +192,7 @@ def test_what_happened_to_a_deleted_subcloud_is_told_in_one_order_of_time(
     store.end_step(run, Step.IDENTITY, now=LATER, outcome="done")
     store.complete(run, now=LATER, audits_due_at=LATER)
     audited(engine, a_finding(differences=("users bob",)))
-    inventory.delete("a", now=LAST, intent=intent("subcloud delete"))
+    inventory.delete(["a"], now=LAST, intent=intent("subcloud delete"))
     (life,) = inventory.history("a")
     assert (life.name, life.region_name, life.added_at, life.deleted_at) == ("a", "r1", NOON, LAST)
     kinds = [type(entry).__name__ for entry in life.entries]
@@ -204,7 +204,7 @@ def test_what_happened_to_a_deleted_subcloud_is_told_in_one_order_of_time(
 
 def test_a_run_of_a_subcloud_that_is_deleted_ends_in_the_history(engine: Engine, inventory: SqlInventory) -> None:
     store, run = SqlRunStore(engine), claim(engine, "run-1")
-    inventory.delete("a", now=LAST)
+    inventory.delete(["a"], now=LAST)
     standing = store.standing(["run-1"])["run-1"]
     assert standing is not None
     assert (standing.ending, standing.detail) == (Ending.CANCELLED, "the subcloud was deleted")
@@ -227,7 +227,7 @@ def test_nothing_of_a_deleted_subcloud_is_left_once_it_is_old(engine: Engine, in
     with engine.begin() as rows:
         rows.execute(update(subcloud).values(initial_sync_state=InitialSyncState.COMPLETED, run_id=None))
     audited(engine, audited_before)
-    inventory.delete("a", now=LAST)
+    inventory.delete(["a"], now=LAST)
     history = SqlHistory(engine)
     history.delete_older(than=LAST, limit=100)
     assert len(inventory.history("a")) == 1, "not yet"
@@ -245,7 +245,7 @@ def test_a_subcloud_that_exists_keeps_its_latest_request_beside_one_that_was_del
     engine: Engine, inventory: SqlInventory
 ) -> None:
     claim(engine, "run-1")
-    inventory.delete("a", now=LATER)
+    inventory.delete(["a"], now=LATER)
     add(inventory)
     with engine.begin() as rows:
         rows.execute(update(subcloud).values(availability_status=AvailabilityStatus.ONLINE))

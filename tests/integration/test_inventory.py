@@ -121,7 +121,7 @@ def test_deleting_leaves_nothing_behind_but_history_and_cleared_alarms(engine: E
     inventory.set_management(["a"], ManagementState.MANAGED, now=NOON, by="eve")
     had_a_run(engine, inventory, "a")
     raise_alarms(engine, inventory, "a")
-    inventory.delete("a", now=LATER)
+    inventory.delete(["a"], now=LATER)
     assert counted(engine) == {"alarm": 3, "deleted_subcloud": 1, "sync_request": 1, "sync_attempt": 1, "sync_step": 2}
     assert active_alarms(engine) == set()
 

@@ -125,7 +125,7 @@ def test_a_target_says_what_its_row_says(engine: Engine, store: SqlProbeStore) -
 def test_a_deleted_subcloud_is_never_due(engine: Engine, store: SqlProbeStore) -> None:
     add(engine, "a")
     store.take_due(now=NOON, interval=INTERVAL, most=MOST)
-    SqlInventory(engine).delete("a", now=NOON)
+    SqlInventory(engine).delete(["a"], now=NOON)
     assert store.take_due(now=NOON + LATEST, interval=INTERVAL, most=MOST) == []
     assert store.targets(["a-region"]) == []
 

@@ -29,7 +29,7 @@ class Patient(Operator):
         next(self.meanwhile)()
 
 
-@pytest.mark.parametrize("command", [("audit", "edge-1", "--wait"), ("keys", "rotate", "--wait")])
+@pytest.mark.parametrize("command", [("audit", "edge-1", "--wait"), ("keys", "rotate", "--yes", "--wait")])
 def test_a_restart_of_postgresql_is_waited_for(
     own_postgres: EmbeddedPostgres,
     redis_url: str,

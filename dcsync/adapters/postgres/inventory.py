@@ -47,7 +47,6 @@ from dcsync.model.errors import (
     AddressClash,
     DuplicateSubcloud,
     RefusedByGuard,
-    UnknownSubcloud,
     listed,
     refuse_shared,
     refuse_unknown,
@@ -153,20 +152,18 @@ class SqlInventory:
             )
 
     @database_errors()
-    def delete(self, name: str, *, now: datetime, intent: Intent | None = None) -> Subcloud:
+    def delete(self, names: Sequence[str], *, now: datetime, intent: Intent | None = None) -> list[Subcloud]:
         with self._engine.begin() as connection:
-            row = (
-                connection.execute(_subclouds().where(subcloud.c.name == name).with_for_update(of=subcloud))
-                .mappings()
-                .first()
-            )
-            if row is None:
-                raise UnknownSubcloud(name)
-            deleted = _subcloud_of(row)
-            clear_alarms(connection, true(), [deleted.id], now=now)
-            history.bury(connection, deleted.id, now=now)
-            connection.execute(delete(subcloud).where(subcloud.c.id == deleted.id))
-            _record(connection, intent, [deleted.id], [name], now=now, detail=_as_it_was(deleted))
+            locked = _subclouds().where(_named(names)).order_by(subcloud.c.id).with_for_update(of=subcloud)
+            found = {row["name"]: _subcloud_of(row) for row in connection.execute(locked).mappings()}
+            refuse_unknown(names, found)
+            ids = [each.id for each in found.values()]
+            clear_alarms(connection, true(), ids, now=now)
+            for id_ in ids:
+                history.bury(connection, id_, now=now)
+            connection.execute(delete(subcloud).where(_with_id(ids)))
+            deleted = [found[name] for name in dict.fromkeys(names)]
+            _record(connection, intent, ids, list(found), now=now, detail=_as_they_were(deleted))
             return deleted
 
     @database_errors()
@@ -553,6 +550,12 @@ def _updated(done: Sequence[Updated], new: Sequence[NewSubcloud]) -> str:
     if len(done) == 1 and not new:
         return ", ".join(done[0].changes) or "nothing changed"
     return f"{len(changed)} changed, {len(new)} added"
+
+
+def _as_they_were(deleted: Sequence[Subcloud]) -> str:
+    if len(deleted) > 1:
+        return f"{len(deleted)} deleted"
+    return ", ".join(map(_as_it_was, deleted))
 
 
 def _as_it_was(deleted: Subcloud) -> str:

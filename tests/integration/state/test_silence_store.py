@@ -175,7 +175,7 @@ def test_a_subcloud_that_was_deleted_meanwhile_raises_nothing(engine: Engine, st
 def test_deleting_a_subcloud_clears_its_alarm(rows: Rows, store: SqlSilenceStore) -> None:
     rows.add()
     settled(store, an_alarm("subcloud=name-of-subcloud1", subcloud_id=rows.subcloud().id))
-    rows.inventory.delete("name-of-subcloud1", now=NOON)
+    rows.inventory.delete(["name-of-subcloud1"], now=NOON)
     assert active(rows.engine) == []
 
 

@@ -463,7 +463,7 @@ def test_unmanage_and_delete_clear_alarms(rows: Rows) -> None:
             online(1, region), endpoint(2, FIRMWARE, OUT_OF_SYNC, region), endpoint(2, DC_CERT, OUT_OF_SYNC, region)
         )
     rows.inventory.set_management(["name-of-subcloud1"], ManagementState.UNMANAGED, now=at(3), by="test")
-    rows.inventory.delete("name-of-subcloud2", now=at(3))
+    rows.inventory.delete(["name-of-subcloud2"], now=at(3))
     assert rows.active_alarms() == {("280.002", "subcloud=name-of-subcloud1.resource=dc-cert")}
 
 

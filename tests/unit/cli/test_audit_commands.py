@@ -12,5 +12,5 @@ from tests.unit.cli.conftest import Shell
 def test_programs_get_json_also_where_nobody_is_to_be_audited(dcsync: Shell, more: tuple[str, ...]) -> None:
     dcsync.operator.audit_store = MemoryAuditStore()  # type: ignore[assignment]
     dcsync.operator.queue.is_away = True
-    told = dcsync("audit", "--all", "-o", "json", *more)
+    told = dcsync("audit", "--all", "--yes", "-o", "json", *more)
     assert (told.code, told.json) == (1 if more else 0, [])

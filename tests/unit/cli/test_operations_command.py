@@ -29,13 +29,13 @@ RECORDED = {
     "subcloud update": ("subcloud", "update", "a", "--management-ip", "10.10.0.7"),
     "subcloud delete": ("subcloud", "delete", "a", "--yes"),
     "subcloud manage": ("subcloud", "manage", "a", "--force"),
-    "subcloud unmanage": ("subcloud", "unmanage", "--all"),
+    "subcloud unmanage": ("subcloud", "unmanage", "--all", "--yes"),
     "sync": ("sync", "a", "--timeout", "0"),
     "audit": ("audit", "a", "--allow-deletes", "--resource-type", "users", "--resource-type", "roles"),
     "sync-request": ("sync-request", "identity", "a"),
     "state availability": ("state", "availability", "offline", "a", "--no-wait"),
     "state endpoint": ("state", "endpoint", "a", "firmware", "in-sync", "--no-wait"),
-    "keys rotate": ("keys", "rotate", "--force", "--max-in-flight", "7"),
+    "keys rotate": ("keys", "rotate", "--force", "--max-in-flight", "7", "--yes"),
     "login forget": ("login", "forget", "--cloud", "http://192.0.2.1/v3"),
     "wait": ("wait", "--for", "in-sync", "a", "--fresh", "--timeout", "0"),
 }
@@ -45,13 +45,13 @@ AS_KEPT = {
     "subcloud update": "subcloud update --management-ip 10.10.0.7",
     "subcloud delete": "subcloud delete --yes",
     "subcloud manage": "subcloud manage --force",
-    "subcloud unmanage": "subcloud unmanage --all",
+    "subcloud unmanage": "subcloud unmanage --all --yes",
     "sync": "sync --timeout 0.0",
     "audit": "audit --resource-type users --resource-type roles --allow-deletes",
     "sync-request": "sync-request identity",
     "state availability": "state availability offline --no-wait",
     "state endpoint": "state endpoint firmware in-sync --no-wait",
-    "keys rotate": "keys rotate --force --max-in-flight 7",
+    "keys rotate": "keys rotate --force --max-in-flight 7 --yes",
     "login forget": "login forget --cloud http://192.0.2.1/v3",
     "wait": "wait --for in-sync --fresh --timeout 0.0",
 }
@@ -111,7 +111,7 @@ def test_a_command_that_changes_something_leaves_one_record(fleet: Shell, comman
     ("arguments", "outcome", "detail"),
     [
         (("subcloud", "manage", "off"), REFUSED, "offline: off; nothing was changed"),
-        (("subcloud", "manage", "--all"), REFUSED, "offline: off; nothing was changed"),
+        (("subcloud", "manage", "--all", "--yes"), REFUSED, "offline: off; nothing was changed"),
         (("sync", "off"), REFUSED, "only managed and online subclouds can be synced, not off"),
         (("subcloud", "add", "x", "--management-ip", "127.0.0.1"), REFUSED, "127.0.0.1"),
         (("subcloud", "add", "a", "--management-ip", "10.0.0.9"), FAILED, "already there: name a"),
@@ -179,18 +179,18 @@ def test_arguments_that_may_be_anything_are_not_part_of_the_command_nor_are_sett
 
 def test_operations_are_listed_newest_first_within_80_columns(fleet: Shell) -> None:
     fleet("subcloud", "import", "fleet.csv")
-    fleet("subcloud", "manage", "--all", "--force")
+    fleet("subcloud", "manage", "--all", "--force", "--yes")
     fleet.operator.slept = 60
-    fleet("subcloud", "manage", "--all")
+    fleet("subcloud", "manage", "--all", "--yes")
     fleet("subcloud", "delete", "nobody")
     told = fleet("operations").out
     assert told.splitlines() == [
         "2026-01-31 12:01:00Z  subcloud delete: failed",
         "    nobody, by eve on central-1",
         "    there is no subcloud named nobody",
-        "2026-01-31 12:01:00Z  subcloud manage --all: done",
+        "2026-01-31 12:01:00Z  subcloud manage --all --yes: done",
         "    a, b, c, by eve on central-1",
-        "2026-01-31 12:00:00Z  subcloud manage --all --force: done",
+        "2026-01-31 12:00:00Z  subcloud manage --all --force --yes: done",
         "    a, b, c, by eve on central-1",
         "2026-01-31 12:00:00Z  subcloud import: done",
         "    b, c, by eve on central-1",
@@ -206,7 +206,7 @@ def test_of_many_subclouds_the_first_are_named(fleet: Shell) -> None:
         name = f"b{number:02}"
         fleet.inventory.subclouds[name] = a_subcloud(name, id=number)
         fleet.inventory.requests[name] = []
-    fleet("subcloud", "unmanage", "--all")
+    fleet("subcloud", "unmanage", "--all", "--yes")
     assert "    a, b02, b03 and 28 more, by eve on central-1" in fleet("operations").out.splitlines()
 
 
@@ -231,10 +231,10 @@ def test_that_nothing_is_recorded_is_said(fleet: Shell) -> None:
 def test_the_history_of_a_name_shows_each_life_and_says_which_was_deleted(fleet: Shell) -> None:
     fleet("subcloud", "add", "new", "--management-ip", "10.10.0.5")
     fleet.operator.slept = 60
-    fleet("subcloud", "delete", "new")
+    fleet("subcloud", "delete", "new", "--yes")
     assert fleet("history", "new").out.splitlines()[:3] == [
         "--- new, region new, added 2026-01-31 12:00:00Z, deleted 2026-01-31 12:01:00Z",
-        "2026-01-31 12:01:00Z  subcloud delete: done",
+        "2026-01-31 12:01:00Z  subcloud delete --yes: done",
         "    new, by eve on central-1",
     ]
     fleet.operator.slept = 120

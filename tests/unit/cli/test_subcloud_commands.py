@@ -13,6 +13,8 @@ from dcsync.model.reasons import Reason
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
 from tests.builders import NOON, an_address
+from tests.fake_rotation import FakeRotationRequests
+from tests.fakes_audit import MemoryAuditStore
 from tests.unit.cli.conftest import Shell
 
 PINNED_KEYS = {
@@ -356,7 +358,7 @@ def test_managing_wakes_the_workers_when_something_is_due(dcsync: Shell) -> None
     assert dcsync.inventory.history("a")[0].requests[0].requested_by == "eve"
 
 
-@pytest.mark.parametrize("which", [("a", "b"), ("--all",)])
+@pytest.mark.parametrize("which", [("a", "b"), ("--all", "--yes")])
 def test_an_offline_subcloud_is_not_managed_and_neither_are_the_others(dcsync: Shell, which: tuple[str, ...]) -> None:
     add(dcsync, "a", "b")
     dcsync.inventory.put("a", availability_status=AvailabilityStatus.ONLINE)
@@ -371,7 +373,7 @@ def test_offline_subclouds_that_are_managed_already_keep_nobody_from_being_manag
     add(dcsync, "a", "b")
     dcsync("subcloud", "manage", "--force", "b")
     dcsync.inventory.put("a", availability_status=AvailabilityStatus.ONLINE)
-    assert dcsync("subcloud", "manage", "--all").code == 0
+    assert dcsync("subcloud", "manage", "--all", "--yes").code == 0
     assert dcsync.inventory.find(["a"])[0].management_state is ManagementState.MANAGED
 
 
@@ -398,7 +400,7 @@ def test_a_large_fleet_is_told_in_counts(dcsync: Shell) -> None:
     for number in range(10):
         dcsync.inventory.put(f"edge-{number}", availability_status=AvailabilityStatus.ONLINE)
     dcsync("subcloud", "manage", "edge-29", "--force")
-    assert dcsync("subcloud", "manage", "--all", "--force").out == (
+    assert dcsync("subcloud", "manage", "--all", "--force", "--yes").out == (
         "29 subclouds now managed, 1 managed already, 10 initial syncs requested, 19 wait to come online\n"
     )
 
@@ -441,3 +443,77 @@ def test_a_question_that_nobody_answers_changes_nothing(dcsync: Shell) -> None:
     dcsync.at_a_terminal()
     assert dcsync("subcloud", "delete", "a").code == 130
     assert names(dcsync) == ["a"]
+
+
+# --- where nobody can be asked ---
+
+FLEET_WIDE = {
+    "manage": ("subcloud", "manage", "--all", "--force"),
+    "unmanage": ("subcloud", "unmanage", "--all"),
+    "delete": ("subcloud", "delete", "a"),
+    "sync": ("sync", "--all"),
+    "audit": ("audit", "--all"),
+    "sync-request": ("sync-request", "identity"),
+    "availability": ("state", "availability", "offline", "--all"),
+    "wait": ("wait", "--for", "in-sync", "--fresh"),
+    "rotate": ("keys", "rotate", "--force"),
+}
+
+
+@pytest.mark.parametrize("command", FLEET_WIDE)
+def test_what_concerns_the_fleet_or_destroys_needs_yes_where_nobody_can_be_asked(dcsync: Shell, command: str) -> None:
+    dcsync.operator.audit_store = MemoryAuditStore()
+    dcsync.operator.key_rotation_store = FakeRotationRequests()
+    add(dcsync, "a", "b")
+    before = (dcsync.inventory.all(), [], [*dcsync.inventory.operations])
+    told = dcsync(*FLEET_WIDE[command])
+    assert (told.code, told.out) == (2, "")
+    assert "--yes" in told.err
+    if command != "rotate":
+        assert re.search(r"2 subclouds\?|Delete a ", told.err)
+    assert (dcsync.inventory.all(), dcsync.operator.reports, dcsync.inventory.operations) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "which"),
+    [
+        (("subcloud", "manage", "--all"), "edge-2 edge-10 / 2 subclouds would become managed, 1 already"),
+        (("subcloud", "unmanage", "--all"), "edge-1 / 1 subcloud would become unmanaged, 2 already"),
+        (("subcloud", "delete", "edge-10", "edge-2"), "edge-2 edge-10 / 2 subclouds would be deleted"),
+        (("sync-request", "identity"), "edge-1 edge-2 edge-10 / 3 subclouds would be audited for identity"),
+        (("state", "availability", "offline", "edge-1"), "edge-1 / 1 subcloud would be reported offline"),
+        (("keys", "rotate", "--force"), "edge-1 / 1 subcloud would receive new keys"),
+    ],
+)
+def test_a_dry_run_shows_how_many_and_which_and_changes_nothing(
+    dcsync: Shell, command: tuple[str, ...], which: str
+) -> None:
+    dcsync.operator.audit_store = MemoryAuditStore()
+    dcsync.operator.key_rotation_store = FakeRotationRequests()
+    add(dcsync, "edge-10", "edge-2", "edge-1")
+    dcsync.inventory.put(
+        "edge-1",
+        management_state=ManagementState.MANAGED,
+        availability_status=AvailabilityStatus.ONLINE,
+        initial_sync_state=InitialSyncState.COMPLETED,
+    )
+    before = dcsync.inventory.all()
+    told = dcsync(*command, "--dry-run")
+    assert told.code == 0
+    assert f"{' '.join(told.out.split())} / {told.err.strip()}" == which
+    assert (dcsync.inventory.all(), dcsync.operator.reports, dcsync.operator.queue.sweeps) == (before, [], 0)
+
+
+def test_several_subclouds_are_deleted_or_none(dcsync: Shell) -> None:
+    add(dcsync, "a", "b", "c")
+    assert dcsync("subcloud", "delete", "a", "nowhere", "--yes").code == 3
+    told = dcsync("subcloud", "delete", "b", "a", "--yes")
+    assert (told.code, told.out.splitlines()) == (0, ["b deleted", "a deleted"])
+    assert names(dcsync) == ["c"]
+
+
+def test_the_status_of_several_subclouds_is_reported_at_once(dcsync: Shell) -> None:
+    add(dcsync, "a", "b")
+    told = dcsync("state", "endpoint", "a", "b", "firmware", "in-sync", "--no-wait")
+    assert told.out.splitlines() == ["a: firmware reported in-sync", "b: firmware reported in-sync"]
+    assert [report.region_name for report in dcsync.operator.reports] == ["a", "b"]

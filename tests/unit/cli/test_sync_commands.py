@@ -61,7 +61,7 @@ def test_sync_waits_until_all_are_completed(dcsync: Shell) -> None:
 
 
 def test_sync_of_all_with_nobody_there_says_so(dcsync: Shell) -> None:
-    told = dcsync("sync", "--all", "--wait")
+    told = dcsync("sync", "--all", "--yes", "--wait")
     assert told.code == 0
     assert "nothing to sync" in told.err
 
@@ -77,7 +77,7 @@ def test_programs_get_json_alone_on_stdout(dcsync: Shell, more: tuple[str, ...])
 
 @pytest.mark.parametrize("more", [(), ("--wait",)])
 def test_programs_get_json_also_where_nobody_is_to_be_synced(dcsync: Shell, more: tuple[str, ...]) -> None:
-    assert dcsync("sync", "--all", "-o", "json", *more).json == []
+    assert dcsync("sync", "--all", "--yes", "-o", "json", *more).json == []
 
 
 # --- wait ---
@@ -401,7 +401,7 @@ def apply(dcsync: Shell) -> None:
 def test_a_reported_availability_is_waited_for(dcsync: Shell) -> None:
     with_subclouds(dcsync, a_subcloud("r1", name="a"), a_subcloud("b"))
     apply(dcsync)
-    told = dcsync("state", "availability", "offline", "--all")
+    told = dcsync("state", "availability", "offline", "--all", "--yes")
     assert (told.code, told.err) == (0, "")
     assert {known.availability_status for known in dcsync.inventory.all()} == {AvailabilityStatus.OFFLINE}
     assert {report.region_name for report in dcsync.operator.reports} == {"r1", "b"}
@@ -464,7 +464,7 @@ def test_words_outside_the_closed_sets_are_usage_errors(dcsync: Shell, arguments
 
 def test_a_whole_fleet_is_given_longer_to_be_written_down(dcsync: Shell) -> None:
     with_subclouds(dcsync, *(a_subcloud(f"a{number}") for number in range(2_000)))
-    assert dcsync("state", "availability", "offline", "--all").code == 1
+    assert dcsync("state", "availability", "offline", "--all", "--yes").code == 1
     assert dcsync.operator.slept == pytest.approx(14)
 
 

@@ -27,7 +27,7 @@ WAITS = {
     "sync": ("sync", "a", "--wait"),
     "audit": ("audit", "a", "--wait"),
     "sync-request": ("sync-request", "identity", "a", "--wait"),
-    "keys rotate": ("keys", "rotate", "--wait"),
+    "keys rotate": ("keys", "rotate", "--yes", "--wait"),
     "state availability": ("state", "availability", "offline", "a"),
     "state endpoint": ("state", "endpoint", "a", "firmware", "out-of-sync"),
 }
@@ -174,7 +174,7 @@ def test_a_rotation_that_was_given_up_is_exit_code_1(fleet: Fleet, dcsync: Shell
         fleet.rotation.put(requested_at=None, detail="central-unreachable")
 
     fleet.operator.meanwhile = give_up
-    told = dcsync("keys", "rotate", "--wait")
+    told = dcsync("keys", "rotate", "--yes", "--wait")
     assert told.code == 1
     assert "not rotated after" in told.err
     assert "central-unreachable" in told.err
@@ -298,7 +298,7 @@ def test_a_wait_for_audits_includes_what_is_being_synced(fleet: Fleet, dcsync: S
 def test_a_wait_for_keys_that_some_do_not_get_is_no_success_and_names_them(fleet: Fleet, dcsync: Shell) -> None:
     fleet.rotation.others = [KeyHolding.FAILED, KeyHolding.AWAY, KeyHolding.UNMANAGED]
     dcsync.operator.meanwhile = fleet.work_is_done
-    told = dcsync("keys", "rotate", "--wait", "-o", "json")
+    told = dcsync("keys", "rotate", "--yes", "--wait", "-o", "json")
     assert told.code == 1
     assert "  s1: its initial sync failed" in told.err
     assert "  s2: offline" in told.err
