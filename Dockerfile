@@ -6,7 +6,7 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# psycopg2 is compiled against the system's libpq, so that its fixes come with the system's.
+# The driver is built from source against the system's libpq, so that its fixes come with the system's.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev libpq-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -15,7 +15,8 @@ COPY constraints-build.txt constraints-runtime.txt ./
 # Without build isolation, because pip checks no hashes of what it installs there.
 RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --require-hashes -r constraints-build.txt \
-    && /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --require-hashes -r constraints-runtime.txt -w /wheels
+    && /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --require-hashes --no-binary psycopg2-binary \
+        -r constraints-runtime.txt -w /wheels
 COPY . .
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps -w /wheels . \
     && python -m venv /opt/dcsync \
@@ -36,7 +37,7 @@ COPY --from=build /opt/dcsync /opt/dcsync
 ENV PATH=/opt/dcsync/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-# Celery looks for `worker` here first: a folder that is root's, and holds no such module.
+# Python looks for modules here first: a folder that is root's, and holds none.
 WORKDIR /opt/dcsync
 USER 10001:10001
 STOPSIGNAL SIGTERM

@@ -75,7 +75,7 @@ sbom: $(STAMP)
 # The address of the package index is in none of them, so that hashes alone decide what is installed.
 COMPILE := uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
 constraints:
-	$(COMPILE) pyproject.toml --extra postgres -c constraints.txt > constraints-runtime.new
+	$(COMPILE) pyproject.toml -c constraints.txt > constraints-runtime.new
 	$(COMPILE) deploy/build-requirements.in > constraints-build.new
 	for name in runtime build; do \
 		{ grep '^#' constraints-$$name.txt; cat constraints-$$name.new; } > constraints-$$name.both \

@@ -1,11 +1,5 @@
-"""The Celery app: `celery -A worker worker|beat|flower`. Settings come from DCSYNC_* variables."""
+"""`celery -A worker worker|beat|flower` from the root of the repository; installed, it is `celery -A dcsync.worker`."""
 
-import sys
+from dcsync.worker import app
 
-from dcsync.model.errors import MisconfiguredError
-from dcsync.tasks.app import make_app
-
-try:
-    app = make_app()
-except MisconfiguredError as exc:
-    sys.exit(f"dcsync: {exc}")
+__all__ = ["app"]

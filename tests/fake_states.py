@@ -179,6 +179,8 @@ class FakeAlarms:
 
     def __init__(self, store: FakeStateStore, *, checked_at: datetime | None = None) -> None:
         self._store = store
+        self.refused: list[RefusedNotice] = []
+        """Newest first."""
         self._checked_at = checked_at
 
     def check(self, now: datetime) -> None:
@@ -186,9 +188,6 @@ class FakeAlarms:
 
     def checked_at(self) -> datetime | None:
         return self._checked_at
-
-        self.refused: list[RefusedNotice] = []
-        """Newest first."""
 
     def refused_notices(self, *, limit: int) -> RefusedNotices:
         return RefusedNotices(len(self.refused), tuple(self.refused[:limit]))

@@ -196,8 +196,8 @@ def _until_written(
         timeout=TAKEN_WITHIN_SECONDS + subclouds // SUBCLOUDS_A_SECOND,
         quick=True,
         unexplained=(
-            "reported, but not stored in time; check that a state worker is running (celery -A worker worker -Q state) "
-            "and that the report was not rejected (dcsync state rejected)"
+            "reported, but not stored in time; check that a state worker is running "
+            "(celery -A dcsync.worker worker -Q state) and that the report was not rejected (dcsync state rejected)"
         ),
     )
 

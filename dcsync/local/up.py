@@ -215,7 +215,7 @@ class Machine:
     def _celery(self, name: str, *arguments: str, role: str, stop_seconds: float) -> ChildProcess:
         return ChildProcess(
             name,
-            (sys.executable, "-m", "celery", "-A", "worker", *arguments),
+            (sys.executable, "-m", "celery", "-A", "dcsync.worker", *arguments),
             environ=with_own_modules(with_needed_secrets(self.environ, role=role)),
             cwd=self._run_folder,
             log_file=make_folder(self.data_dir / "logs", mode=0o700) / f"{name}.log",
@@ -228,7 +228,7 @@ class Machine:
 
     @property
     def _run_folder(self) -> Path:
-        """The working folder of the processes, which contains no other `worker.py` that could be imported."""
+        """The working folder of the processes, which contains no `dcsync` that could be imported instead."""
         return make_folder(self.data_dir / "run", mode=0o700)
 
 

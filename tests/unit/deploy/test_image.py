@@ -15,8 +15,7 @@ STEPS = [line.split(maxsplit=1) for line in UNBROKEN.splitlines() if line and no
 STAGES = [number for number, (verb, _) in enumerate(STEPS) if verb == "FROM"]
 LAST = STEPS[STAGES[-1] :]
 NEEDED = [
-    "README.md", "beat_schedule.py", "constraints-build.txt", "constraints-runtime.txt", "dcsync", "pyproject.toml",
-    "worker.py",
+    "README.md", "constraints-build.txt", "constraints-runtime.txt", "dcsync", "pyproject.toml",
 ]  # fmt: skip
 
 
@@ -43,6 +42,13 @@ def test_the_python_it_is_built_for_is_the_oldest_that_is_supported() -> None:
 
     (image,) = of("ARG")
     assert image.startswith(f"PYTHON_IMAGE=python:{project['requires-python'][2:]}-slim")
+
+
+def test_the_driver_is_built_from_source_of_the_distribution_that_is_a_plain_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    assert any(each.startswith("psycopg2-binary>") for each in project["dependencies"])
+    assert any("--no-binary psycopg2-binary" in step and "constraints-runtime.txt" in step for step in of("RUN"))
 
 
 def test_both_stages_have_the_same_base() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from beat_schedule import beat_schedule
+from dcsync.beat_schedule import beat_schedule
 from dcsync.model.messages import QUEUE_OF, TaskName
 
 USUAL = {"sweep_interval": 10.0, "probe_interval": 30.0, "audit_interval": 1200.0, "central_watch_interval": 10.0}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from beat_schedule import beat_schedule
 from dcsync.adapters.broker.ticks import Ticks
+from dcsync.beat_schedule import beat_schedule
 from dcsync.model.errors import BrokerUnreachable, DatabaseUnreachable
 from dcsync.model.messages import TaskName
 from dcsync.settings import load
