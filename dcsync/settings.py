@@ -406,12 +406,28 @@ class Settings(BaseModel):
         """Returns the settings; raises MisconfiguredError naming those of `names` that are not set."""
         missing = [PREFIX + name.upper() for name in names if getattr(self, name) is None]
         if missing:
-            raise MisconfiguredError(f"not set: {', '.join(missing)}")
+            servers = {"DCSYNC_DATABASE_URL", "DCSYNC_REDIS_URL"}.intersection(missing)
+            hint = (
+                "set it, or run `dcsync up`, which starts servers of its own"
+                if servers
+                else "`dcsync config show` lists all settings"
+            )
+            raise MisconfiguredError(f"not set: {', '.join(missing)}; {hint}")
         return self
 
     def shown(self) -> dict[str, str]:
         """Returns every setting as text, secrets masked."""
         return {PREFIX + name.upper(): shown(getattr(self, name)) for name in sorted(type(self).model_fields)}
+
+    def typed(self) -> dict[str, object]:
+        """Returns every setting as JSON has it: numbers, lists, null where it is not set; secrets masked."""
+        return {PREFIX + name.upper(): _typed(getattr(self, name)) for name in sorted(type(self).model_fields)}
+
+
+def _typed(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return [str(part) for part in value] if isinstance(value, tuple) else str(value)
 
 
 def shown(value: object) -> str:

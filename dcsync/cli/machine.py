@@ -76,11 +76,11 @@ def config() -> None:
 @output_option
 @pass_operator
 def show(operator: Operator, *, as_json: bool) -> None:
-    """Show every setting as this process sees it, secrets masked."""
-    shown = operator.settings.shown()
+    """Show every setting as this process sees it, secrets masked; in JSON with numbers, lists and null."""
     if as_json:
-        click.echo(json_text(shown))
+        click.echo(json_text(operator.settings.typed()))
         return
+    shown = operator.settings.shown()
     width = max(map(len, shown))
     for variable, value in shown.items():
         say(f"{variable:<{width}}  {value}")

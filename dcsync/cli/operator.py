@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import socket
 import sys
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dcsync.adapters.postgres.clock import DatabaseClock
     from dcsync.bootstrap import PreviewServices
     from dcsync.cli.ports import Alarms, AuditRequests, CentralChecks, Inventory, Operations, RotationRequests, Triggers
+    from dcsync.model.errors import DcsyncError
     from dcsync.model.operation import Intent
     from dcsync.model.reports import Report
     from dcsync.model.subcloud import Subcloud
@@ -194,7 +196,23 @@ class Operator:
         try:
             send()
         except BrokerUnreachable as exc:
-            note(f"warning: {exc}; stored all the same, the next sweep finds it")
+            note(f"warning: {self.explained(exc)}; stored all the same, the next sweep finds it")
+
+    def explained(self, error: DcsyncError) -> str:
+        """The error, and for a server that cannot be reached which it is, by which setting, and what to do next."""
+        from dcsync.model.errors import BrokerUnreachable, DatabaseUnreachable, QueueFull
+
+        if isinstance(error, QueueFull):
+            return str(error)
+        if isinstance(error, BrokerUnreachable):
+            where, setting, server = self.settings.redis_url, "DCSYNC_REDIS_URL", "Redis"
+        elif isinstance(error, DatabaseUnreachable):
+            where, setting, server = self.settings.database_url, "DCSYNC_DATABASE_URL", "PostgreSQL"
+        else:
+            return str(error)
+        if where is None:
+            return str(error)
+        return f"{error}; {setting} is {_without_login(where.get_secret_value())}: check that {server} runs there"
 
     @cached_property
     def name(self) -> str:
@@ -258,6 +276,15 @@ class Operator:
 
     def close(self) -> None:
         self._closing.close()
+
+
+def _without_login(url: str) -> str:
+    """Returns scheme and hosts of a URL, with their ports; the scheme alone where the login may not end at the last @
+    of these."""
+    scheme, _, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    is_sure = "@" in authority or "@" not in rest
+    return f"{scheme}://{authority.rpartition('@')[2] if is_sure else '...'}"
 
 
 def command_line(context: click.Context) -> str:

@@ -6,7 +6,6 @@ Control characters are escaped, and nothing is truncated. Colour is used on a te
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any
 
 import click
 
+from dcsync.model.natural_order import in_natural_order as in_natural_order
 from dcsync.model.shown import ShownAvailability, ShownStatus, View
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud, SyncStatus
@@ -224,11 +224,6 @@ def counts(words: Iterable[str], *, order: Sequence[str]) -> str:
     found = Counter(words)
     in_order = [*(word for word in order if found[word]), *sorted(found.keys() - set(order))]
     return ", ".join(f"{found[word]} {word}" for word in in_order)
-
-
-def in_natural_order(name: str) -> list[str | int]:
-    """Returns a sort key for names: subcloud2 before subcloud10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def many(count: int, noun: str = "subcloud") -> str:

@@ -44,7 +44,7 @@ class Inventory(Protocol):
         """Returns them in the given order; raises UnknownSubcloud naming all that are missing."""
 
     def all(self) -> list[Subcloud]:
-        """Returns every subcloud, sorted by name."""
+        """Returns every subcloud, in the natural order of names."""
 
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
         """Returns up to `limit` names in order, for shell completion."""

@@ -76,7 +76,7 @@ def monitor(operator: Operator, role: str, *, as_json: bool) -> int:
             found = _with_refused_notices(operator, _with_central_cloud(operator, found))
     except (BrokerUnreachable, DatabaseUnreachable) as exc:
         what = "broker" if isinstance(exc, BrokerUnreachable) else "database"
-        found = health.Health(health.Code.FAILED, f"the {what} does not answer: {exc}")
+        found = health.Health(health.Code.FAILED, f"the {what} does not answer: {operator.explained(exc)}")
     if as_json:
         click.echo(json_text(_as_json(found, role)))
         return int(found.code)

@@ -3,7 +3,7 @@
     DcsyncError
       TemporaryError             worth another try after a hold-off
         CloudError               a request to a subcloud or the central cloud failed; carries a Reason
-        BrokerUnreachable        Redis does not answer
+        BrokerUnreachable        Redis does not answer; QueueFull: it does, and nobody takes what is queued
         DatabaseUnreachable      PostgreSQL does not answer
           RowLocked              another session holds a lock on a row for too long
         WorkerStopping           this worker is stopping; its runs are returned to the queue
@@ -61,6 +61,10 @@ class CloudError(TemporaryError):
 
 class BrokerUnreachable(TemporaryError):
     """Redis does not answer, or rejects the connection."""
+
+
+class QueueFull(BrokerUnreachable):
+    """Redis answers, but so many messages wait in a queue that no more are sent."""
 
 
 class DatabaseUnreachable(TemporaryError):

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from dcsync.model.history import NAMED_AT_MOST, cut
+from dcsync.model.natural_order import in_natural_order
 
 
 class OperationOutcome(StrEnum):
@@ -52,7 +53,7 @@ class Intent:
 
     def ended(self, outcome: OperationOutcome, names: Collection[str], *, now: datetime, detail: str) -> Operation:
         """Returns the operation with this outcome."""
-        in_order: Sequence[str] = sorted(names)
+        in_order: Sequence[str] = sorted(names, key=in_natural_order)
         return Operation(
             at=now,
             who=self.who,

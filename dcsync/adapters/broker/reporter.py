@@ -21,7 +21,7 @@ from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import RedisError
 
 from dcsync.adapters.broker.redis_client import make_client, translated_errors
-from dcsync.model.errors import BrokerUnreachable
+from dcsync.model.errors import BrokerUnreachable, QueueFull
 from dcsync.model.messages import PAYLOAD_VERSION, QUEUE_OF, Queue, TaskName
 from dcsync.model.report_payloads import report_payload, signature_of
 from dcsync.model.reports import AvailabilityReport, EndpointReport, EndpointTypesReport, Mark, Report, bulk_report
@@ -65,7 +65,7 @@ class CeleryReports:
     def _refuse_when_full(self) -> None:
         waiting = self._client.llen(Queue.STATE.value)
         if waiting >= MOST_WAITING:
-            raise BrokerUnreachable(f"{waiting} messages in the queue state: check that a state worker is running")
+            raise QueueFull(f"{waiting} messages in the queue state: check that a state worker is running")
 
     def _send_message(self, reports: Sequence[Report]) -> None:
         updates = [report_payload(report) for report in reports]

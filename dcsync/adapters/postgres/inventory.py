@@ -52,6 +52,7 @@ from dcsync.model.errors import (
     refuse_unknown,
 )
 from dcsync.model.history import Life
+from dcsync.model.natural_order import in_natural_order
 from dcsync.model.operation import Intent
 from dcsync.model.pair import Pair, PairChange, pair_change
 from dcsync.model.reasons import known_reason
@@ -140,8 +141,8 @@ class SqlInventory:
     @database_errors()
     def all(self) -> list[Subcloud]:
         with self._engine.connect() as connection:
-            rows = connection.execute(_subclouds().order_by(subcloud.c.name)).mappings()
-            return [_subcloud_of(row) for row in rows]
+            known = [_subcloud_of(row) for row in connection.execute(_subclouds()).mappings()]
+        return sorted(known, key=lambda each: in_natural_order(each.name))
 
     @database_errors()
     def names_starting_with(self, prefix: str, *, limit: int) -> list[str]:
@@ -495,22 +496,22 @@ def _transitions(
         Transition(region_name=row.region_name, name=row.name, event=events.get(row.id), state=states[row.id])
         for row in rows
     ]
-    return sorted(transitions, key=lambda transition: transition.name)
+    return sorted(transitions, key=lambda transition: in_natural_order(transition.name))
 
 
 def _refuse_ineligible(rows: Sequence[_Locked]) -> None:
     """Raises RefusedByGuard unless all subclouds are managed and online."""
     refused = [f"{row.name} is {_ineligible_because(row.pair)}" for row in rows if not row.pair.is_eligible]
     if refused:
-        raise RefusedByGuard(
-            f"only managed and online subclouds can be synced: {listed(sorted(refused))}; nothing was requested"
-        )
+        names = listed(sorted(refused, key=in_natural_order))
+        raise RefusedByGuard(f"only managed and online subclouds can be synced: {names}; nothing was requested")
 
 
 def _refuse_offline(rows: Sequence[_Locked]) -> None:
     """Raises RefusedByGuard unless all subclouds are online. Source: docs/upstream/state-service.md section 8.1 step
     1."""
-    offline = sorted(row.name for row in rows if row.pair.availability_status is AvailabilityStatus.OFFLINE)
+    names = (row.name for row in rows if row.pair.availability_status is AvailabilityStatus.OFFLINE)
+    offline = sorted(names, key=in_natural_order)
     if offline:
         raise RefusedByGuard(f"offline: {listed(offline)}; nothing was changed")
 
