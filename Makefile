@@ -1,4 +1,5 @@
 # make demo    the whole system on this machine, with a fake central cloud and 20 fake subclouds
+# make check    lint, and the tests that need no server, in less than three minutes: for every change
 # make test    every check and every test but the slow ones of `make faults`
 # make soak    MINUTES=20 of misfortunes over a whole dcsync, then calm and a verdict; SEED=... for the same dice
 # make bench   the next three: bench-sync, bench-state, bench-audit
@@ -23,7 +24,7 @@ STAMP := $(VENV)/installed-in-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1
 # By file: xdist 3.8 under pytest 9.2 ignores its own groups, and a module's servers are to be started once.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: venv demo test lint faults sbom constraints soak bench bench-sync bench-state bench-audit clean
+.PHONY: venv demo check test lint faults sbom constraints soak bench bench-sync bench-state bench-audit clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -45,6 +46,10 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m deptry .
 	$(BIN)/python -m deptry bench docs tests tools --exclude tests/real_cloud/ --ignore DEP002,DEP004
+
+# Of the contract suites only the fakes: the real adapters need their servers.
+check: lint
+	$(PYTEST) -m "not servers" tests/unit tests/contract
 
 test: lint
 	$(BIN)/python -m tests.real_cloud.environment
