@@ -46,6 +46,8 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # As Ctrl-C: fixtures end what they started, and remove their folders.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager

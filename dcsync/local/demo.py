@@ -31,7 +31,7 @@ from dcsync.fake_cloud.control import FakeCloud
 from dcsync.fake_cloud.faults import Fault
 from dcsync.local.folder import make_data_dir
 from dcsync.local.supervisor import StopSignals
-from dcsync.local.up import Machine, Options, Say, with_own_modules
+from dcsync.local.up import STOP_GRACE_SECONDS, Machine, Options, Say, with_own_modules
 from dcsync.model.errors import LocalProcessFailed
 from dcsync.model.states.initial_sync import InitialSyncState
 from dcsync.settings import load
@@ -48,8 +48,9 @@ OFFLINE_ALARM = "280.001"
 OUTAGE_SUBCLOUDS = 5
 PROBES_A_SECOND = 50
 """Limits probes, so that they do not distort the measured cost of syncs."""
-PROBE_INTERVALS = (1.0, 30.0)
-"""The minimum and maximum, in seconds."""
+PROBE_INTERVALS = (5.0, 30.0)
+"""The minimum and maximum, in seconds. A probe may take as long, 5 s at most: with less, a machine that is busy, for
+example with a second demo, takes healthy subclouds for offline."""
 CHANGE_SECONDS = 180.0
 """How long the detection of an outage or of its end may take, in addition to a few probe intervals."""
 
@@ -136,6 +137,7 @@ def _environment(cloud: FakeCloud, *, folder: Path, count: int) -> dict[str, str
     interval = probe_interval(count)
     own = {
         "DCSYNC_RUN_DIR": str(folder / "processes"),
+        "DCSYNC_STOP_GRACE": f"{STOP_GRACE_SECONDS:g}",
         "DCSYNC_PROBE_INTERVAL": f"{interval:g}",
         "DCSYNC_PROBE_TIMEOUT": f"{min(interval, 5):g}",
     }

@@ -39,6 +39,9 @@ NEEDED_SECRETS: Mapping[str, frozenset[str]] = {
     "flower": frozenset({"redis_url"}),
 }
 """The secrets each kind of process is given; as in the compose file and the systemd units."""
+STOP_GRACE_SECONDS = 5.0
+"""What a stopping worker gives its runs unless DCSYNC_STOP_GRACE is set: somebody waits at the terminal, and what
+is given back is run at the next start."""
 STOP_MARGIN_SECONDS = 10.0
 """Added to the time that a stopping worker gives its runs."""
 SERVERS: Mapping[str, type[Server]] = {"DCSYNC_DATABASE_URL": EmbeddedPostgres, "DCSYNC_REDIS_URL": EmbeddedRedis}
@@ -65,7 +68,8 @@ def run(settings: Settings | None = None, *, options: Options | None = None, say
     already running on this folder, LocalProcessFailed when a server does not start.
     """
     options = options or Options()
-    settings = (settings or load()).required("central_auth_url", "password")
+    environ = local_environment(os.environ)
+    settings = (settings or load(environ)).required("central_auth_url", "password")
     if options.flower and options.flower_port is not None:
         _flower_port(options.flower_port)  # refused before anything starts; the default is chosen when Flower does
     data_dir = make_data_dir(
@@ -75,7 +79,7 @@ def run(settings: Settings | None = None, *, options: Options | None = None, say
         lock = up_lock(data_dir)
         lock.take()
         closing.callback(lock.give_back)
-        machine = closing.enter_context(Machine(data_dir, environ=os.environ, say=_stamped(say)))
+        machine = closing.enter_context(Machine(data_dir, environ=environ, say=_stamped(say)))
         machine.start_servers(interrupted=signals.interrupted)
         if not signals.interrupted():
             write_endpoints(data_dir, machine.embedded_urls)
@@ -85,6 +89,12 @@ def run(settings: Settings | None = None, *, options: Options | None = None, say
         _watch(machine, signals, options=options, say=say)
         say("stopping; Ctrl-C again kills what is left")
     return 0
+
+
+def local_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of processes on one machine, which stop soon."""
+    own = {} if is_set(environ, "DCSYNC_STOP_GRACE") else {"DCSYNC_STOP_GRACE": f"{STOP_GRACE_SECONDS:g}"}
+    return {**environ, **own}
 
 
 def _watch(machine: Machine, signals: StopSignals, *, options: Options, say: Say) -> None:

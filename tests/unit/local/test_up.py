@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dcsync.local.up import NEEDED_SECRETS, make_flower_login, with_needed_secrets
-from dcsync.settings import PREFIX, SECRETS
+from dcsync.local.up import (
+    NEEDED_SECRETS,
+    STOP_GRACE_SECONDS,
+    local_environment,
+    make_flower_login,
+    with_needed_secrets,
+)
+from dcsync.settings import PREFIX, SECRETS, load
 
 OTHERS = {"PATH": os.defpath, "DCSYNC_CENTRAL_AUTH_URL": "https://central.example/v3", "DCSYNC_ALIVE_FILE": "/x"}
 
@@ -51,3 +57,13 @@ def test_flowers_login_is_private_and_stays_the_same(tmp_path: Path) -> None:
     assert first.startswith('basic_auth = ["operator:')
     assert len(first.split(":")[1].split('"')[0]) >= 32
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_processes_on_one_machine_stop_soon_unless_somebody_says_otherwise() -> None:
+    """15 s after Ctrl-C all is over on a quiet machine."""
+    assert load(local_environment({})).stop_grace == STOP_GRACE_SECONDS < 10
+
+
+@pytest.mark.parametrize("seconds", ["0", "40"])
+def test_a_grace_that_is_set_is_kept(seconds: str) -> None:
+    assert load(local_environment({"DCSYNC_STOP_GRACE": seconds})).stop_grace == float(seconds)
