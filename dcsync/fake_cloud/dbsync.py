@@ -357,7 +357,9 @@ def _create(cloud: Cloud, type_: str, body: Row) -> Row:
     _check_free(cloud, type_, id_=id_, but=None, name=name, domain_id=inner["domain_id"])
     row: Row = {singular: inner}
     if type_ == "users":
-        local = _checked("local_user", body["local_user"]) | {"id": cloud.tables.next_row(), "user_id": id_}
+        local: Row = dict.fromkeys(_COLUMNS["local_user"]) | _checked("local_user", body["local_user"])
+        local |= {"id": cloud.tables.next_row(), "user_id": id_}
+        inner = dict.fromkeys(_COLUMNS["user"]) | inner
         options = _options(body.get("user_option", []), id_)
         passwords = _passwords(cloud, body["password"], local["id"])
         row = {"local_user": local, "user": inner, "password": passwords, "user_option": options}

@@ -33,6 +33,10 @@ class ResourceType(StrEnum):
 class Shape:
     """How dcdbsync represents records of one type, reduced to the columns that every release knows.
 
+    Left out as well is what one cloud records about its own logins: `last_active_at`, `failed_auth_count` and
+    `failed_auth_at`. Sent to a subcloud, they would lock out a user there who is locked out centrally, or lift a
+    lock-out there (docs/upstream/recorded-traffic.md, `local_user`; docs/upstream/real-keystone.md K11, K12).
+
     A part of a body is one row (`rows`), a list of rows (`lists`), or a list of user ids (`has_members`). `row` is the
     part that holds id and domain, `named_by` the part that holds the name.
     """
@@ -51,8 +55,8 @@ SHAPES: Mapping[ResourceType, Shape] = {
         row="user",
         named_by="local_user",
         rows={
-            "user": ("id", "extra", "enabled", "default_project_id", "created_at", "last_active_at", "domain_id"),
-            "local_user": ("id", "domain_id", "name", "user_id", "failed_auth_count", "failed_auth_at"),
+            "user": ("id", "extra", "enabled", "default_project_id", "created_at", "domain_id"),
+            "local_user": ("id", "domain_id", "name", "user_id"),
         },
         lists={
             "password": (
@@ -158,13 +162,12 @@ class Records:
         return "Records(" + ", ".join(f"{len(self.of(t))} {t}" for t in ResourceType) + ")"
 
 
-VOLATILE_COLUMNS = frozenset({"last_active_at", "failed_auth_count", "failed_auth_at", "local_user_id"})
-"""Columns that change by themselves (a login, a wrong password) or are numbered per database; they are never compared.
-Source: docs/upstream/real-keystone.md K11."""
+NUMBERED_COLUMNS = frozenset({"local_user_id"})
+"""Columns that each database numbers by itself, besides `id` of its rows; they are never compared."""
 
 
 def fingerprint(records: Records) -> str:
-    """Returns a digest of the records, equal for equal content in any order; volatile columns are ignored."""
+    """Returns a digest of the records, equal for equal content in any order; numbered columns are ignored."""
     digest = hashlib.sha256()
     for type_ in ResourceType:
         for line in sorted(json.dumps(_stable(record.body), sort_keys=True) for record in records.of(type_)):
@@ -183,12 +186,12 @@ def _stable(body: Mapping[str, Any]) -> dict[str, Any]:
     stable: dict[str, Any] = {}
     for part, value in body.items():
         if isinstance(value, Mapping):
-            dropped = VOLATILE_COLUMNS | ({"id"} if part == "local_user" else set())
+            dropped = NUMBERED_COLUMNS | ({"id"} if part == "local_user" else set())
             stable[part] = {column: v for column, v in value.items() if column not in dropped}
         elif part == "local_user_ids":
             stable[part] = sorted(value)
         else:
-            rows = [{c: v for c, v in row.items() if c not in VOLATILE_COLUMNS | {"id"}} for row in value]
+            rows = [{c: v for c, v in row.items() if c not in NUMBERED_COLUMNS | {"id"}} for row in value]
             stable[part] = sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
     return stable
 

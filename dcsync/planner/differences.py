@@ -23,7 +23,7 @@ COMPARED: Mapping[ResourceType, Mapping[str, tuple[str, ...]]] = {
     },
     ResourceType.ROLES: {"role": ("id", "domain_id", "name", "description", "extra")},
 }
-"""The columns that are compared. `last_active_at` is not among them: it changes with every first login of a day on each
+"""The columns that are compared. `last_active_at` is not even read: it changes with every first login of a day on each
 side (docs/upstream/real-keystone.md K11), and upstream, which compares it, finds differences again minutes after a
 sync."""
 
@@ -90,8 +90,7 @@ def differing_fields(new: Record, old: Record) -> tuple[str, ...]:
 def stored_as_sent(*, sent: Record, stored: Record) -> bool:
     """Returns whether the record in the reply to a PUT equals the record sent, in all columns a PUT can write.
 
-    Not compared: automatic ids and columns that a login changes; `failed_auth_*` is not written together with an id
-    (docs/upstream/recorded-traffic.md: local_user follows by cascade).
+    Automatic ids are not compared.
     """
     same = (sent.id, sent.name, sent.domain_id) == (stored.id, stored.name, stored.domain_id)
     if sent.type is ResourceType.GROUPS:

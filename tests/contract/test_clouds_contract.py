@@ -585,6 +585,18 @@ async def test_a_created_user_logs_in_with_the_central_password_once_it_has_a_ro
         assert site.login("central-only", site.central_password("central-only"))[0] == 201
 
 
+async def test_a_lock_out_on_a_subcloud_outlasts_every_write_of_the_user(http_clouds: HttpClouds, site: Site) -> None:
+    """K12. A PUT that brought the central `failed_auth_count` would lift it, or bring a central lock-out here."""
+    wanted = await central(http_clouds, USERS, "barbican")
+    async with http_clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.identity.update((await held(session, USERS, "barbican")).id, wanted)
+        assert site.login("barbican", site.central_password("barbican"))[0] == 201
+        for _ in range(5):
+            assert site.login("barbican", "Wrong-password-1!")[0] == 401
+        await session.identity.update(wanted.id, wanted)
+        assert site.login("barbican", site.central_password("barbican"))[0] == 401
+
+
 async def test_records_of_every_other_type_are_created_under_their_own_id(clouds: Clouds, subcloud: Subcloud) -> None:
     """docs/upstream/recorded-traffic.md 10: 3-5."""
     async with clouds.subcloud(subcloud, request_id=request_id()) as session:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcsync.model.errors import CloudError
-from dcsync.model.identity import Assignment, Placed, Record, ResourceType, RevocationEvent
+from dcsync.model.identity import Assignment, Placed, Record, ResourceType, RevocationEvent, record_from_body
 from dcsync.model.reasons import Reason
 from dcsync.planner.differences import ASSIGNMENTS, IN_USE, TAKEN, digest
 from dcsync.planner.match import Cloud, excluded_names, is_vital
-from dcsync.planner.writes import AddEvent, Grant
+from dcsync.planner.writes import AddEvent, Create, Grant, Update
 from dcsync.runs.delivery import carry_out, read_cloud
 from tests.builders import a_group, a_project, a_role, a_user, records
 from tests.memory_clouds import MemorySite
@@ -65,9 +65,21 @@ def test_a_field_that_differs_is_named_and_put_right(central: Record, site: Reco
     assert [write.split()[0] for write in found.words] == ["PUT"]
 
 
-def test_a_login_is_no_difference() -> None:
-    central = a_user("bob", last_active_at="2026-01-31")
+def test_what_a_cloud_records_of_its_own_logins_is_neither_compared_nor_written() -> None:
+    """A login, or a lock-out: five wrong passwords on one side."""
+    body = a_user("bob").body
+    locked = {
+        **body,
+        "user": {**body["user"], "last_active_at": "2026-01-31"},
+        "local_user": {**body["local_user"], "failed_auth_count": 5, "failed_auth_at": "2026-01-31 08:15:00"},
+    }
+    central, other = record_from_body(USERS, locked), a_user("bob", "s-bob", password="own")
     assert audit(of(users=(central,)), of(users=(a_user("bob"),))).is_in_sync
+    for subcloud in (of(), of(users=(other,))):
+        for write in audit(of(users=(central,)), subcloud).writes:
+            assert isinstance(write.action, Update | Create)
+            columns = {column for row in ("user", "local_user") for column in write.action.record.body[row]}
+            assert columns.isdisjoint({"last_active_at", "failed_auth_count", "failed_auth_at"})
 
 
 def test_a_column_an_older_site_does_not_know_is_not_compared() -> None:
