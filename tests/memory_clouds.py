@@ -46,8 +46,8 @@ class MemorySite:
 
     Rows are listed by physical position, as PostgreSQL does where nobody asks for an order: whatever is rewritten moves
     to the end. What a real one refuses is refused: an id or name that is taken, a member, parent, domain or grantee
-    that is not there, a user in a group who changes its id (docs/upstream/real-keystone.md R2), a project with children
-    that is deleted.
+    that is not there, a user in a group or a project with tags that changes its id (docs/upstream/real-keystone.md R2,
+    R8), a project with children that is deleted.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class MemorySite:
         self.events = set(cloud.revocation_events)
         self.keys = keys or some_keys()
         self.calls: list[str] = []
+        self.tagged: set[str] = set()
+        """Ids of projects with tags or options, which do not follow an id."""
         self.passwords: list[tuple[str, str]] = []
         self.before_call = before_call
         self.identity = self
@@ -116,6 +118,8 @@ class MemorySite:
         moves = record.id != old_id
         if record.type is ResourceType.USERS and moves and any(old_id in g.member_ids for g in self._groups()):
             raise CloudError(Reason.SERVER_ERROR, "500 user_group_membership: foreign key")
+        if record.type is ResourceType.PROJECTS and moves and old_id in self.tagged:
+            raise CloudError(Reason.SERVER_ERROR, f"PUT /identity/projects/{old_id}: 500")
         self._check(record, but=old_id)
         record = _over(table[old_id], record)
         self._rewrite(old_id, record)

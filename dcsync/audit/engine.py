@@ -27,6 +27,7 @@ from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType, SyncStatus
 from dcsync.planner.differences import Difference, digest
+from dcsync.planner.refused import NotWritten, failure_of
 from dcsync.runs.clouds import Clouds, SubcloudSession
 from dcsync.runs.delivery import require_ownership, write_own
 from dcsync.runs.login import Login
@@ -106,18 +107,37 @@ class _Progress:
     is_done: bool = False
     held_fingerprint: str | None = None
     """Fingerprint of what the subcloud was last seen to hold."""
-    planned: list[str] = field(default_factory=list)
-    """Writes of all passes, in words."""
+    planned: Counter[str] = field(default_factory=Counter)
+    """Writes of this pass that are still to be made, in words and in order."""
     written: list[str] = field(default_factory=list)
-    """Those that were carried out."""
+    """Writes of all passes that were carried out."""
+    refused: list[NotWritten] = field(default_factory=list)
+    """What the last repair could not write, because it was refused or depends on what was."""
+    kept: tuple[NotWritten, ...] = ()
+    """What the last comparison would not write."""
 
     def record_first(self, differences: tuple[str, ...], difference: str | None) -> None:
         self.found, self.difference = differences, difference
 
+    def plan(self, comparison: Comparison) -> None:
+        """Begins another pass: what an earlier one left is planned again if it is still needed."""
+        self.planned, self.kept = Counter(comparison.writes), comparison.refused
+
+    def note_written(self, write: str) -> None:
+        self.written.append(write)
+        self.planned[write] -= 1
+
+    @property
+    def lost(self) -> tuple[NotWritten, ...]:
+        """What still differs because it was refused, or was not sent for that."""
+        return tuple(dict.fromkeys((*self.kept, *self.refused)))
+
     @property
     def not_written(self) -> tuple[str, ...]:
-        left = Counter(self.planned) - Counter(self.written)
-        return tuple(write for write in dict.fromkeys(self.planned) for _ in range(left[write]))
+        """In words, refused ones first and with the cause."""
+        left = self.planned - Counter(each.action.words for each in self.refused)
+        lost = sorted(self.lost, key=lambda each: each.reason is None)
+        return (*map(str, lost), *left.elements())
 
 
 @dataclass(frozen=True)
@@ -220,55 +240,63 @@ class Audit:
         session: SubcloudSession,
         central: CentralData,
     ) -> None:
-        """Compares and repairs until nothing differs, or a repair changes nothing."""
+        """Compares and repairs until nothing differs, or a repair changes nothing.
+
+        What was refused counts where it still differs: some writes are answered with an error and stored."""
         memory = _memory_of(run)
         writer = self._writer(run, session, progress)
-        before: str | None = None
+        before: tuple[str | None, tuple[str, ...]] | None = None
         read_back: Any = None
         progress.read_at = self.now()
         deletions = 0
         for passes_left in reversed(range(PASSES + 1)):
             held = read_back if read_back is not None else await endpoint.read(session)
             progress.held_fingerprint = endpoint.held_fingerprint(held)
-            comparison = endpoint.compare(central, held, self._scope(run, progress.part, memory))
+            comparison = endpoint.compare(central, held, self._scope(run, progress, memory))
             found = digest(comparison.differences)
             if progress.found is None:
                 progress.record_first(_named(comparison.differences), found)
             deletions += comparison.deletions
-            progress.planned += comparison.writes
+            progress.plan(comparison)
             self._guard(progress, comparison, found, deletions=deletions)
             if comparison.is_in_sync:
+                progress.refused.clear()
                 await self._remember(run, old=memory, new=comparison.memory_in_sync)
                 return
             during_repair = replace(comparison.memory_during_repair, groups_to_refill=memory.groups_to_refill)
             await self._remember(run, old=memory, new=during_repair)
             memory = during_repair
-            if not comparison.writes or found == before or not passes_left:
+            if not comparison.writes or (found, comparison.writes) == before or not passes_left:
                 break
-            before = found
+            before = found, comparison.writes
+            progress.refused.clear()
             await self._remember(run, old=memory, new=comparison.memory_during_repair)
             memory = comparison.memory_during_repair
             progress.read_at = self.now()
             read_back = await endpoint.repair(comparison, central=central, writer=writer)
+        if any(each.reason is not None for each in progress.lost):
+            raise failure_of(progress.lost)
         progress.is_partial = progress.part.resource_types is not None and not comparison.writes
         if not progress.is_partial:
             raise CloudError(endpoint.not_verified, f"still differs: {_first_few(_named(comparison.differences))}")
 
-    def _scope(self, run: AuditRun, part: AuditPart, memory: Memory) -> Scope:
+    def _scope(self, run: AuditRun, progress: _Progress, memory: Memory) -> Scope:
         return Scope(
             region_name=run.subcloud.region_name,
             memory=memory,
-            only=part.resource_types,
+            only=progress.part.resource_types,
             now=self.now(),
             token_lifetime=self.limits.token_lifetime,
             knows_admin_password=self.admin_password is not None,
+            refused=progress.lost,
         )
 
     def _writer(self, run: AuditRun, session: SubcloudSession, progress: _Progress) -> Writer:
         return Writer(
             session=session,
             check_ownership=lambda: self._check_ownership(run),
-            note=progress.written.append,
+            note=progress.note_written,
+            note_not_written=progress.refused.append,
             users_at_once=self.limits.users_at_once,
             admin_password=self.admin_password,
         )
@@ -298,14 +326,15 @@ class Audit:
     ) -> AuditPreview:
         endpoint = endpoint_of(part.endpoint_type)
         held = await endpoint.read(session)
-        comparison = endpoint.compare(central, held, self._scope(run, part, _memory_of(run)))
+        comparison = endpoint.compare(central, held, self._scope(run, _Progress(part), _memory_of(run)))
         return AuditPreview(
             part.endpoint_type,
             endpoint.describe(comparison, central=central, held=held, only=part.resource_types),
             comparison.writes,
             comparison.deletions,
             _shrunk(run, part, endpoint, central)
-            or self._refusal(part, comparison, digest(comparison.differences), deletions=comparison.deletions),
+            or self._refusal(part, comparison, digest(comparison.differences), deletions=comparison.deletions)
+            or _kept(comparison),
         )
 
     # --- ownership and memory ---
@@ -480,6 +509,14 @@ def _shrunk(run: AuditRun, part: AuditPart, endpoint: AuditedEndpoint[Any], cent
         return None
     counts = endpoint.central_counts(central)
     return guards.shrunk(before={what: run.central_counts.get(what, 0) for what in counts}, now=counts)
+
+
+def _kept(comparison: Comparison) -> Failure | None:
+    """Returns what an audit would refuse to write, although it writes the rest."""
+    if not comparison.refused:
+        return None
+    error = failure_of(comparison.refused)
+    return Failure(error.reason, error.detail)
 
 
 def _guard_central(run: AuditRun, part: AuditPart, endpoint: AuditedEndpoint[Any], central: CentralData) -> None:

@@ -12,6 +12,7 @@ from dcsync.model.errors import CloudError
 from dcsync.model.identity import FernetKeys, NewIds, Placed, Records
 from dcsync.model.reasons import Reason
 from dcsync.planner.plan import IdentityPlan, plan_initial_sync
+from dcsync.planner.refused import NotWritten, failure_of
 from dcsync.runs.clouds import SubcloudSession
 from dcsync.runs.delivery import (
     OwnershipCheck,
@@ -63,11 +64,13 @@ async def align_identity(
 ) -> IdentityWritten:
     """Gives the subcloud's same-named records the central ids and all other fields that an audit compares.
 
-    Always reads the lists and checks the precondition; writes what differs, and the users `always`. After any write it
-    reads the lists again, and raises CloudError identity-not-verified unless the ids agree. Stores before the first
-    write what it places: what is deleted centrally before the first audit must be deleted here as well. Source:
-    docs/upstream/identity-sync.md section 2; unlike upstream, the precondition is checked before the first write.
+    Always reads the lists and checks the precondition; writes what differs, and the users `always`. A refused write
+    stops only what depends on it. After any write it reads the lists again, and raises CloudError if what was refused
+    still differs, or as identity-not-verified unless the ids agree. Stores before the first write what it places: what
+    is deleted centrally before the first audit must be deleted here as well. Source: docs/upstream/identity-sync.md
+    section 2; unlike upstream, the precondition is checked before the first write.
     """
+    refused: list[NotWritten] = []
 
     async def plan(always: Collection[str]) -> IdentityPlan:
         return plan_initial_sync(
@@ -76,6 +79,7 @@ async def align_identity(
             region_name=region_name,
             groups_to_refill=groups_to_refill,
             always=always,
+            refused=refused,
         )
 
     written = ids_changed = 0
@@ -84,25 +88,33 @@ async def align_identity(
         await remember_placed(planned.placed, planned.new_ids)
         if planned.groups_to_refill:
             await remember_groups(planned.groups_to_refill)
-        await carry_out(planned.writes, session=session, check_ownership=check_ownership, users_at_once=users_at_once)
-        written += len(planned.writes)
-        ids_changed += len(planned.new_ids)
+        delivered = await carry_out(
+            planned.writes, session=session, check_ownership=check_ownership, users_at_once=users_at_once
+        )
+        written += len(delivered.written)
+        ids_changed += sum(write.changes_id for write in delivered.written)
+        refused += delivered.not_written
         if not planned.moves_domains:
             break
     else:
         raise CloudError(Reason.IDENTITY_NOT_VERIFIED, "a domain has its old id again")
-    if written:
-        _require_agreement(await plan(()))
+    if written or refused or planned.refused:
+        _require_agreement(await plan(()), refused)
     if planned.groups_to_refill or groups_to_refill:
         await remember_groups({})
     return IdentityWritten(written, ids_changed)
 
 
-def _require_agreement(after: IdentityPlan) -> None:
-    """Raises CloudError where the subcloud, read again, still lists another id than the central one."""
+def _require_agreement(after: IdentityPlan, refused: Collection[NotWritten]) -> None:
+    """Raises CloudError where the subcloud, read again, still differs in what was refused, or lists another id than the
+    central one. Some writes are answered with an error and stored: those count as written."""
+    left = set(after.words)
+    lost = (*after.refused, *(each for each in refused if each.action.words in left))
+    if any(each.reason is not None for each in lost):
+        raise failure_of(lost)
     if after.new_ids:
-        left = ", ".join(after.words[:FEW])
-        raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"read back, the ids do not agree; still to be done: {left}")
+        words = ", ".join(after.words[:FEW])
+        raise CloudError(Reason.IDENTITY_NOT_VERIFIED, f"read back, the ids do not agree; still to be done: {words}")
 
 
 async def give_fernet_keys(

@@ -106,7 +106,8 @@ _ADVICE = {
     Reason.CENTRAL_BAD_REPLY: "check DCSYNC_CENTRAL_*_URL: the reply is not from the expected service",
     Reason.CENTRAL_EMPTY: "the central cloud lists no users, projects, roles or keys; nothing is sent until it does",
     Reason.CENTRAL_KEYS_INVALID: "check the central fernet repository: a key is not 32 bytes of url-safe base64",
-    Reason.GUARD_REFUSED: "review the deletions with `dcsync diff`; if they are intended, audit with --allow-deletes",
+    Reason.GUARD_REFUSED: "the detail names what would do harm; review it with `dcsync diff`, and audit with "
+    "--allow-deletes if deletions are intended",
     Reason.NOT_CONVERGING: "the same difference returned after three repairs; check the named fields on the subcloud",
     Reason.QUARANTINED: "the worker died three times while running it; see the worker's log",
     Reason.INTERNAL_ERROR: "a fault in dcsync: report it with the worker's log",

@@ -49,7 +49,7 @@ def plan_groups(
         staying = [member for member in group.member_ids if member not in deleted]
         held = group
         if not new_ids.keys().isdisjoint(group.member_ids):
-            held = _with_members(group, [member for member in staying if member not in new_ids])
+            held = with_members(group, [member for member in staying if member not in new_ids])
             emptied.append(Update(group, held))
         if group.id in deleted_groups:
             continue
@@ -58,7 +58,7 @@ def plan_groups(
             is_full = wanted.member_ids == held.member_ids
         else:
             own = {new_ids.get(member, member) for member in staying}
-            wanted = _with_members(group, own | {m for m in remembered.get(group.id, ()) if m in user_ids})
+            wanted = with_members(group, own | {m for m in remembered.get(group.id, ()) if m in user_ids})
             is_full = held is group and set(wanted.member_ids) == set(staying)
             if not is_full:
                 to_refill[group.id] = wanted.member_ids
@@ -76,9 +76,9 @@ def plan_groups(
 
 
 def _known_members(group: Record, user_ids: Collection[str]) -> Record:
-    return _with_members(group, [member for member in group.member_ids if member in user_ids])
+    return with_members(group, [member for member in group.member_ids if member in user_ids])
 
 
-def _with_members(group: Record, members: Collection[str]) -> Record:
+def with_members(group: Record, members: Collection[str]) -> Record:
     """Returns the group with exactly these members."""
     return replace(group, body={**group.body, "local_user_ids": sorted(members)})

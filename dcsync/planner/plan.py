@@ -10,10 +10,12 @@ are compared immediately, a mismatch counts, an empty central list is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dcsync.model.identity import NewIds, Placed, Records, ResourceType, RevocationEvent
+from dcsync.model.errors import listed
+from dcsync.model.identity import NewIds, Placed, Record, Records, ResourceType, RevocationEvent
+from dcsync.model.reasons import Reason
 from dcsync.planner.differences import (
     ASSIGNMENTS,
     DELETED,
@@ -27,9 +29,21 @@ from dcsync.planner.differences import (
 from dcsync.planner.grants import Grants, compare_grants, missing_events
 from dcsync.planner.groups import GroupPlan, plan_groups
 from dcsync.planner.match import Cloud, is_domain, match_all, match_same_named, refuse_unusable
-from dcsync.planner.order import as_writes, children_first
+from dcsync.planner.order import children_first
+from dcsync.planner.refused import NAMED_AT_MOST, NotWritten, without
 from dcsync.planner.resolve import Part, resolve
-from dcsync.planner.writes import Action, AddEvent, Delete, Grant, Revoke, SetPassword, Update, Write, assignment_name
+from dcsync.planner.writes import (
+    Action,
+    AddEvent,
+    Change,
+    Delete,
+    Grant,
+    Revoke,
+    SetPassword,
+    Update,
+    Write,
+    assignment_name,
+)
 
 USERS, GROUPS, PROJECTS, ROLES = ResourceType.USERS, ResourceType.GROUPS, ResourceType.PROJECTS, ResourceType.ROLES
 
@@ -56,6 +70,9 @@ class IdentityPlan:
     moves_domains: bool = False
     """The writes only change ids of domains, because users and projects follow their domain; other differences are
     planned afterwards."""
+    refused: tuple[NotWritten, ...] = ()
+    """What would repair a difference and is not among the writes: domains that keep their id, and what depends on
+    that."""
 
     @property
     def is_in_sync(self) -> bool:
@@ -83,11 +100,6 @@ class IdentityPlan:
         return {(each.record.type, each.old.id): each.record.id for each in updates if each.changes_id}
 
     @property
-    def changes_ids(self) -> bool:
-        """Whether issued tokens refer to ids that no longer exist afterwards; no token refers to a group."""
-        return any(type_ is not GROUPS for type_, _ in self.new_ids)
-
-    @property
     def placed_meanwhile(self) -> Placed:
         """What may be placed while the writes are in progress, in addition to what was placed before. Grants to be
         revoked are listed with their new ids, because they follow records whose ids change."""
@@ -104,12 +116,14 @@ def plan_audit(
     groups_to_refill: ToRefill | None = None,
     only: Collection[str] | None = None,
     knows_admin_password: bool = False,
+    refused: Collection[NotWritten] = (),
 ) -> IdentityPlan:
     """Returns the whole plan; all types are compared, only the resource types in `only` (None: all) are repaired.
 
     `placed`: what dcsync placed on the subcloud; nothing else is deleted. `groups_to_refill`: the value stored for an
     earlier, interrupted plan. `knows_admin_password`: a differing password of user admin is also written to the
-    subcloud's keyring. Raises CloudError: central-empty, subcloud-empty, or ids-not-aligned.
+    subcloud's keyring. `refused`: what the subcloud refused in this run; a domain among it keeps its id. Raises
+    CloudError: central-empty, subcloud-empty, or ids-not-aligned.
     """
     refuse_unusable(central=central.records, subcloud=subcloud.records, region_name=region_name)
     parts = {
@@ -127,6 +141,7 @@ def plan_audit(
         groups_to_refill=groups_to_refill,
         only=only,
         knows_admin_password=knows_admin_password,
+        refused=refused,
     )
 
 
@@ -137,11 +152,13 @@ def plan_initial_sync(
     region_name: str,
     groups_to_refill: ToRefill | None = None,
     always: Collection[str] = ALWAYS_WRITTEN_USERS,
+    refused: Collection[NotWritten] = (),
 ) -> IdentityPlan:
     """Returns the plan restricted to updates of same-named records; records of one cloud only are not changed.
 
-    `always`: names of users that are updated even when nothing differs. Central members and parents that the subcloud
-    does not have are omitted. Carrying out a plan removes the old ids, so every attempt needs a new plan.
+    `always`: names of users that are updated even when nothing differs. `refused`: as in `plan_audit`. Central members
+    and parents that the subcloud does not have are omitted. Carrying out a plan removes the old ids, so every attempt
+    needs a new plan.
     Raises CloudError: central-empty, subcloud-empty, or ids-not-aligned.
     """
     refuse_unusable(central=central, subcloud=subcloud, region_name=region_name)
@@ -159,6 +176,7 @@ def plan_initial_sync(
         region_name=region_name,
         placed=Placed(),
         groups_to_refill=groups_to_refill,
+        refused=refused,
     )
 
 
@@ -172,6 +190,7 @@ def _plan(
     groups_to_refill: ToRefill | None,
     only: Collection[str] | None = None,
     knows_admin_password: bool = False,
+    refused: Collection[NotWritten] = (),
 ) -> IdentityPlan:
     def follow(chosen: Parts) -> tuple[GroupPlan, Grants]:
         """Returns the changes of groups and grants that follow from these changes of records."""
@@ -193,8 +212,10 @@ def _plan(
         parts = {type_: part if type_ in only else part.without_repair() for type_, part in parts.items()}
         groups, grants = follow(parts)
     domains = [change for change in parts[PROJECTS].changes if is_domain(change.record)]
-    if any(isinstance(change, Update) and change.changes_id for change in domains):
-        return IdentityPlan(differences, as_writes(domains), placed, moves_domains=True)
+    kept = {number: each for number, each in enumerate(_kept(domains, subcloud.records.users, refused)) if each}
+    if any(change.changes_id for number, change in enumerate(domains) if number not in kept):
+        moves, left_out = without(domains, kept)
+        return IdentityPlan(differences, moves, placed, moves_domains=True, refused=tuple(left_out))
     with_grants = only is None or ASSIGNMENTS in only
     with_events = only is None or REVOCATION_EVENTS in only
     actions: list[Action] = [
@@ -215,14 +236,47 @@ def _plan(
         *(Delete(record) for type_ in (USERS, GROUPS, ROLES) for record in parts[type_].removed),
         *map(Delete, children_first(parts[PROJECTS].removed)),
     ]
+    writes, left_out = without(actions, kept)
     return IdentityPlan(
         differences=differences,
-        writes=as_writes(actions),
+        writes=writes,
+        refused=tuple(left_out),
         placed=Placed(
             ids={type_: part.placed_after for type_, part in parts.items()},
             assignments=grants.wanted.union(() if with_grants else grants.revocable),
         ),
         groups_to_refill=groups.to_refill,
+    )
+
+
+def _kept(
+    domains: Iterable[Change], users: Iterable[Record], refused: Collection[NotWritten]
+) -> Iterator[NotWritten | None]:
+    """Yields for each change of a domain why it keeps its id, None if nothing is against the change.
+
+    A real dcdbsync deletes the users of such a domain and inserts them again without their passwords and options; those
+    of users that only the subcloud has are in no other place. Source: docs/upstream/identity-sync.md section 5 (c).
+    """
+    earlier = {
+        (each.action.old.id, each.action.record.id): each
+        for each in refused
+        if isinstance(each.action, Update) and each.reason is not Reason.GUARD_REFUSED
+    }
+    for change in domains:
+        if not (isinstance(change, Update) and change.changes_id):
+            yield None
+            continue
+        names = sorted(user.name for user in users if user.domain_id == change.old.id)
+        yield earlier.get((change.old.id, change.record.id)) or (_occupied(change, names) if names else None)
+
+
+def _occupied(change: Update, names: Sequence[str]) -> NotWritten:
+    return NotWritten(
+        change,
+        "it has another id on the subcloud, and changing that would delete the passwords of the users in it "
+        f"({listed(names, at_most=NAMED_AT_MOST)}); remove these users from it, or delete the domain on the subcloud, "
+        "and an audit creates it with the central id",
+        Reason.GUARD_REFUSED,
     )
 
 

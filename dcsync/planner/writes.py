@@ -29,6 +29,7 @@ class Create:
     """Creates a record by POST."""
 
     record: Record
+    changes_id = False
 
     @property
     def words(self) -> str:
@@ -102,12 +103,18 @@ class Write:
 
     action: Action
     needs: tuple[int, ...] = ()
-    """Indices of earlier writes of the same plan that must succeed before this one."""
+    """Indices of earlier writes of the same plan that must succeed before this one; what can be sent although one of
+    them was refused says `refused.still_possible`."""
 
     @property
     def words(self) -> str:
         """Readable form: verb, type and name."""
         return self.action.words
+
+    @property
+    def kind(self) -> str:
+        """Verb and type."""
+        return " ".join(self.words.split(" ", 2)[:2])
 
     @property
     def is_deletion(self) -> bool:
@@ -117,6 +124,10 @@ class Write:
     @property
     def changes_id(self) -> bool:
         return isinstance(self.action, Update) and self.action.changes_id
+
+    @property
+    def is_of_group(self) -> bool:
+        return isinstance(self.action, Update | Create) and self.action.record.type is ResourceType.GROUPS
 
     @property
     def may_be_concurrent(self) -> bool:

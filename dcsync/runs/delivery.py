@@ -1,13 +1,16 @@
 """Writes a plan and keys to a subcloud and verifies them; shared by initial sync and audit.
 
 Before each write `check_ownership` is called, which raises when the run no longer owns its subcloud. A record that is
-not stored as sent is a CloudError. `dcsync.planner` decides what is written, and in which order.
+refused, or not stored as sent, stops only what depends on it. `dcsync.planner` decides what is written, in which order,
+and what depends on what.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, assert_never
 
 from dcsync.model.ending import Ending
@@ -17,12 +20,20 @@ from dcsync.model.outside_text import cut
 from dcsync.model.reasons import Reason
 from dcsync.planner.differences import stored_as_sent
 from dcsync.planner.match import Cloud
-from dcsync.planner.writes import AddEvent, Create, Delete, Grant, Revoke, SetPassword, Update, Write
+from dcsync.planner.refused import NotWritten, refused, still_possible, unsent
+from dcsync.planner.writes import Action, AddEvent, Create, Delete, Grant, Revoke, SetPassword, Update, Write
 from dcsync.runs.clouds import IdentityService, SubcloudSession
 from dcsync.runs.ports import Owner, Ownership, Standing
 from dcsync.runs.writing import depends_on, writing
 
 T = TypeVar("T")
+
+REFUSED_IN_A_ROW = 10
+"""Refusals of one kind of write (verb and type) after which the rest of that kind is not sent: a subcloud that refuses
+everything costs some requests of each kind, not thousands, and deletions and revocations are still tried."""
+
+OF_ONE_RECORD = frozenset({Reason.REFUSED, Reason.SERVER_ERROR, Reason.BAD_REPLY, Reason.IDENTITY_NOT_VERIFIED})
+"""Failures of a write that may be due to its record. Others are the subcloud's, as is a pause that it requests."""
 
 OwnershipCheck = Callable[[], Awaitable[None]]
 """Returns if the run still owns its subcloud; otherwise raises an error that ends the run."""
@@ -102,6 +113,19 @@ async def read_keys(session: SubcloudSession) -> FernetKeys:
     return session.seen.take_keys() or await session.fernet_repo.read()
 
 
+@dataclass(frozen=True)
+class Delivered:
+    """What became of the writes of a plan."""
+
+    written: tuple[Write, ...] = ()
+    not_written: tuple[NotWritten, ...] = ()
+
+    @property
+    def changes_ids(self) -> bool:
+        """Whether issued tokens refer to ids that no longer exist; no token refers to a group."""
+        return any(write.changes_id and not write.is_of_group for write in self.written)
+
+
 async def carry_out(
     writes: Sequence[Write],
     *,
@@ -110,49 +134,109 @@ async def carry_out(
     users_at_once: int,
     admin_password: str | None = None,
     note: Callable[[str], None] | None = None,
-) -> None:
+    note_not_written: Callable[[NotWritten], None] | None = None,
+) -> Delivered:
     """Sends these writes in order. After an interruption at any point, a new plan continues the work.
 
     Independent writes of users are sent concurrently, `users_at_once` at a time. `admin_password`: the central one, for
-    the subcloud's keyring. `note` is called with each write in words once it was carried out. Raises CloudError at the
-    first rejected write, with identity-not-verified for a record that was not stored as sent.
+    the subcloud's keyring. `note` is called with each write in words once it was carried out, `note_not_written` with
+    each that was not.
+
+    A write that is refused, or not stored as sent (identity-not-verified), stops only what depends on it. Once
+    `REFUSED_IN_A_ROW` of one kind were refused, no more of that kind are sent. Raises CloudError for every other
+    failure, for it would repeat itself with the next write.
     """
-
-    async def send(write: Write) -> None:
-        await check_ownership()
-        with writing():
-            await _send(write, session, admin_password)
-        if note is not None:
-            note(write.words)
-
+    sending = _Sending(
+        session=session,
+        check_ownership=check_ownership,
+        admin_password=admin_password,
+        note=note or _ignore,
+        note_not_written=note_not_written or _ignore,
+    )
     for batch in _batches(writes):
         if len(batch) == 1:
-            await send(batch[0])
+            await sending.send(*batch[0])
         else:
-            await _side_by_side(batch, send, at_once=users_at_once)
+            await _side_by_side(batch, sending.send, at_once=users_at_once)
+    return sending.delivered
 
 
-async def _side_by_side(writes: Sequence[Write], send: Callable[[Write], Awaitable[None]], *, at_once: int) -> None:
+def _ignore(what: object) -> None:
+    pass
+
+
+@dataclass(kw_only=True)
+class _Sending:
+    """The writes of one plan on their way."""
+
+    session: SubcloudSession
+    check_ownership: OwnershipCheck
+    admin_password: str | None = field(repr=False)
+    note: Callable[[str], None]
+    note_not_written: Callable[[NotWritten], None]
+    written: list[Write] = field(default_factory=list)
+    lost: dict[int, NotWritten] = field(default_factory=dict)
+    refused_in_a_row: Counter[str] = field(default_factory=Counter)
+    """By kind of write."""
+
+    @property
+    def delivered(self) -> Delivered:
+        return Delivered(tuple(self.written), tuple(self.lost[number] for number in sorted(self.lost)))
+
+    async def send(self, number: int, write: Write) -> None:
+        needed = [self.lost[need] for need in write.needs if need in self.lost]
+        action = still_possible(write.action, [each.action for each in needed])
+        if action is None:
+            self._lose(number, unsent(write.action, needed))
+        elif self.refused_in_a_row[write.kind] >= REFUSED_IN_A_ROW:
+            cause = f"not sent, because {REFUSED_IN_A_ROW} such writes in a row were refused"
+            self._lose(number, NotWritten(write.action, cause))
+        else:
+            await self._try(number, replace(write, action=action), planned=write.action)
+
+    async def _try(self, number: int, write: Write, *, planned: Action) -> None:
+        await self.check_ownership()
+        try:
+            with writing():
+                await _send(write, self.session, self.admin_password)
+        except CloudError as exc:
+            if exc.reason not in OF_ONE_RECORD or exc.retry_after is not None:
+                raise
+            self.refused_in_a_row[write.kind] += 1
+            self._lose(number, refused(planned, exc))
+        else:
+            self.refused_in_a_row[write.kind] = 0
+            self.written.append(write)
+            self.note(write.words)
+
+    def _lose(self, number: int, lost: NotWritten) -> None:
+        self.lost[number] = lost
+        self.note_not_written(lost)
+
+
+async def _side_by_side(
+    writes: Sequence[tuple[int, Write]], send: Callable[[int, Write], Awaitable[None]], *, at_once: int
+) -> None:
     """Sends all writes, `at_once` at a time; at the first error the others are cancelled."""
     waiting = iter(writes)
 
     async def sender() -> None:
-        for write in waiting:
-            await send(write)
+        for number, write in waiting:
+            await send(number, write)
 
     await all_or_first_error([sender() for _ in range(min(at_once, len(writes)))])
 
 
-def _batches(writes: Sequence[Write]) -> Iterator[list[Write]]:
-    """Yields the writes in order, in batches that may be sent concurrently."""
-    batch: list[Write] = []
+def _batches(writes: Sequence[Write]) -> Iterator[list[tuple[int, Write]]]:
+    """Yields the writes in order, each with its index, in batches that may be sent concurrently."""
+    batch: list[tuple[int, Write]] = []
     for number, write in enumerate(writes):
         begins_at = number - len(batch)
         fits = write.may_be_concurrent and all(need < begins_at for need in write.needs)
-        if batch and not (fits and batch[0].may_be_concurrent):
+        if batch and not (fits and batch[0][1].may_be_concurrent):
             yield batch
             batch = []
-        batch.append(write)
+        batch.append((number, write))
     if batch:
         yield batch
 

@@ -12,6 +12,7 @@ from dcsync.model.identity import CentralData, Placed
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import EndpointType
 from dcsync.planner.differences import Difference
+from dcsync.planner.refused import NotWritten
 from dcsync.runs.clouds import SubcloudSession
 from dcsync.runs.delivery import OwnershipCheck
 
@@ -38,6 +39,8 @@ class Scope:
     token_lifetime: timedelta
     knows_admin_password: bool = False
     """Whether the central admin's password can be written to the subcloud's keyring."""
+    refused: tuple[NotWritten, ...] = ()
+    """What the subcloud refused in this run so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ class Comparison:
     memory_in_sync: Memory
     """Stored once nothing differs."""
     plan: Any = None
+    refused: tuple[NotWritten, ...] = ()
+    """What would repair a difference, is not among the writes, and why."""
 
     @property
     def is_in_sync(self) -> bool:
@@ -62,12 +67,14 @@ class Comparison:
 @dataclass(frozen=True, kw_only=True)
 class Writer:
     """What `repair` uses: the session, the ownership check before each write, and limits. `note` is called with each
-    write, in words, once it was carried out. `admin_password` is the central one, for the subcloud's keyring; None if
+    write, in words, once it was carried out, `note_not_written` with each that was refused or depends on one that was.
+    `admin_password` is the central one, for the subcloud's keyring; None if
     unknown."""
 
     session: SubcloudSession
     check_ownership: OwnershipCheck
     note: Callable[[str], None]
+    note_not_written: Callable[[NotWritten], None]
     users_at_once: int
     admin_password: str | None = field(default=None, repr=False)
 

@@ -59,6 +59,7 @@ class Identity(AuditedEndpoint[Cloud]):
             groups_to_refill=memory.groups_to_refill,
             only=scope.only,
             knows_admin_password=scope.knows_admin_password,
+            refused=scope.refused,
         )
         return Comparison(
             differences=plan.differences,
@@ -70,6 +71,7 @@ class Identity(AuditedEndpoint[Cloud]):
             ),
             memory_in_sync=Memory(placed=plan.placed),
             plan=plan,
+            refused=plan.refused,
         )
 
     def describe(
@@ -80,15 +82,16 @@ class Identity(AuditedEndpoint[Cloud]):
     async def repair(self, comparison: Comparison, *, central: CentralData, writer: Writer) -> None:
         """Carries out the plan; if ids change, also sends the keys, so that the subcloud drops tokens with old ids."""
         plan: IdentityPlan = comparison.plan
-        await carry_out(
+        delivered = await carry_out(
             plan.writes,
             session=writer.session,
             check_ownership=writer.check_ownership,
             users_at_once=writer.users_at_once,
             admin_password=writer.admin_password,
             note=writer.note,
+            note_not_written=writer.note_not_written,
         )
-        if plan.changes_ids:
+        if delivered.changes_ids:
             await replace_fernet_keys(session=writer.session, keys=central.keys, check_ownership=writer.check_ownership)
             writer.note("POST fernet_repo")
 

@@ -16,7 +16,16 @@ from dcsync.audit.engine import MIN_CENTRAL_AGE_SECONDS, Audit, AuditLimits
 from dcsync.audit.guards import REPAIRS_OF_ONE_DIFFERENCE
 from dcsync.audit.ports import CentralState
 from dcsync.model.errors import CloudError, UnknownSubcloud
-from dcsync.model.identity import FernetKeys, Placed, Record, ResourceType, record_from_body, revocation_event
+from dcsync.model.identity import (
+    ActorType,
+    Assignment,
+    FernetKeys,
+    Placed,
+    Record,
+    ResourceType,
+    record_from_body,
+    revocation_event,
+)
 from dcsync.model.messages import AuditHint
 from dcsync.model.reasons import Reason
 from dcsync.model.states.audit import AuditStatus
@@ -128,6 +137,15 @@ class World:
 
     def centre_has(self, **lists: tuple[Record, ...]) -> None:
         self.clouds.central = replace(central_data(records(**lists)), keys=self.clouds.central.keys)
+
+    def refuses(self, call: str, error: CloudError) -> None:
+        """The subcloud answers each call of that beginning with this error."""
+
+        def hook(about_to: str) -> None:
+            if about_to.startswith(call):
+                raise error
+
+        self.site.before_call = hook
 
     def just_before(self, call: str, action: Callable[[], object]) -> None:
         """Do something once, just before the run makes its first call of that beginning."""
@@ -281,7 +299,7 @@ def test_a_role_that_keystone_does_not_delete_keeps_no_user(world: World) -> Non
     world.store.placed[REGION] = Placed(
         {ResourceType.ROLES: frozenset({"role-reader"}), ResourceType.USERS: frozenset({"user-bob"})}
     )
-    world.just_before("DELETE roles", raising(CloudError(Reason.REFUSED, "403")))
+    world.refuses("DELETE roles", CloudError(Reason.REFUSED, "403"))
     world.run()
     assert "user-bob" not in world.site.tables[ResourceType.USERS]
     assert world.row().reason is Reason.REFUSED
@@ -390,11 +408,100 @@ def test_a_repair_is_in_the_history_with_its_writes_and_a_clean_audit_is_not(wor
 
 def test_what_a_broken_off_repair_wrote_is_told_apart_from_what_it_did_not(world: World) -> None:
     world.centre_has(users=(a_user("bob"), a_user("carol")))
-    world.just_before("POST users carol", raising(CloudError(Reason.SERVER_ERROR, "500")))
+    world.just_before("POST users carol", raising(CloudError(Reason.REPLY_TOO_LARGE, "16 MiB")))
     world.run()
     (kept,) = world.store.history
-    assert kept.reason == "server-error"
+    assert kept.reason == "reply-too-large"
     assert (kept.written.names, kept.not_written.names) == (("POST users bob",), ("POST users carol",))
+
+
+def test_one_refused_record_stops_only_what_depends_on_it_and_the_history_says_which(world: World) -> None:
+    """Found with a user whose PUT failed for ever: no later deletion reached the subcloud."""
+    ops = a_group("ops", members=("user-carol", "user-dave"))
+    world.centre_has(users=(a_user("carol"), a_user("dave")), groups=(ops,), roles=(a_role("new"),))
+    world.site.put(a_user("leaver"))
+    world.store.placed[REGION] = Placed({ResourceType.USERS: frozenset({"user-leaver"})})
+    carol_reads = Assignment("project-admin", ActorType.USER, "user-carol", "role-admin")
+    world.clouds.central = replace(world.clouds.central, assignments=frozenset({carol_reads}))
+    world.refuses("POST users carol", CloudError(Reason.SERVER_ERROR, "POST /identity/users/: 500"))
+    outcome = world.run()
+    assert world.site.named(ResourceType.GROUPS, "ops").member_ids == ("user-dave",)
+    assert "role-new" in world.site.tables[ResourceType.ROLES]
+    assert "user-leaver" not in world.site.tables[ResourceType.USERS]
+    refused = "POST users carol: POST /identity/users/: 500"
+    row, (kept,) = world.row(), world.store.history
+    assert (row.reason, row.result, outcome.is_failure) == (Reason.SERVER_ERROR, OUT_OF_SYNC, True)
+    assert row.detail == f"refused: {refused}; not sent because of that: 2"
+    grant = "PUT project_role_assignments project-admin_user-carol_role-admin"
+    assert kept.not_written.names == (
+        refused,
+        "PUT groups ops: not sent, it depends on POST users carol",
+        f"{grant}: not sent, it depends on POST users carol",
+    )
+    assert set(kept.written.names) == {"POST users dave", "POST groups ops", "POST roles new", "DELETE users leaver"}
+    world.site.before_call = lambda call: None
+    world.run_again()
+    assert (world.told(), world.row().reason) == ([IN_SYNC], None)
+    assert carol_reads in world.site.grants
+
+
+def test_a_write_that_is_answered_with_an_error_and_stored_counts_as_written(world: World) -> None:
+    """docs/upstream/real-keystone.md R10: so dcdbsync answers for a group with a member that has no local user."""
+    world.site.put(changed_group := a_group("ops"))
+    world.centre_has(groups=(replace(changed_group, body={**changed_group.body, "local_user_ids": ["user-admin"]}),))
+    stored = world.site.update
+
+    async def stores_and_fails(old_id: str, record: Record) -> Record:
+        await stored(old_id, record)
+        raise CloudError(Reason.REFUSED, "PUT /identity/groups/group-ops: 404")
+
+    world.site.update = stores_and_fails  # type: ignore[method-assign]
+    world.run()
+    assert (world.told(), world.row().reason) == ([IN_SYNC], None)
+    assert world.store.history[0].not_written.names == ()
+
+
+def test_a_domain_with_users_keeps_its_id_and_the_rest_is_repaired(world: World) -> None:
+    """A real dcdbsync deletes the passwords of its users, those that only the subcloud has included."""
+    world.site.put(a_domain("s-d"), a_user("own", domain_id="s-d"), a_user("sysinv", password="drifted"))
+    world.centre_has(projects=(a_domain("c-d"),), users=(a_user("bob", "c-bob", domain_id="c-d"),))
+    world.run()
+    assert world.site.writes == ["PUT users sysinv"]
+    assert world.site.named(ResourceType.USERS, "own").body["password"]
+    row, (kept,) = world.row(), world.store.history
+    assert (row.reason, row.result, row.due_at) == (Reason.GUARD_REFUSED, OUT_OF_SYNC, NOON + INTERVAL)
+    assert "the users in it (own)" in row.detail
+    assert "remove these users" in row.detail
+    assert [name.split(": ")[0] for name in kept.not_written.names] == ["PUT projects d", "POST users bob"]
+    (identity, _) = world.engine().preview(REGION, frozenset(audited_types()))
+    assert identity.writes == ()
+    assert identity.refused is not None
+    assert identity.refused.detail == row.detail
+    world.site.delete_row(ResourceType.USERS, "user-own")
+    world.run_again()
+    assert world.told() == [IN_SYNC]
+    assert world.site.named(ResourceType.USERS, "bob").domain_id == "c-d"
+
+
+def test_a_domain_whose_id_the_subcloud_refuses_does_not_keep_the_rest_from_it(world: World) -> None:
+    world.site.put(a_domain("s-d"), a_user("sysinv", password="drifted"))
+    world.site.tagged = {"s-d"}
+    world.centre_has(projects=(a_domain("c-d"),))
+    world.run()
+    assert world.site.writes == ["PUT projects d", "PUT users sysinv"]
+    for _ in range(2):
+        assert world.row().reason is Reason.SERVER_ERROR
+        assert world.row().detail.count("tags or options") == 1
+        world.run_again()
+
+
+def test_a_domain_takes_its_id_in_the_run_that_deletes_its_last_user(world: World) -> None:
+    world.site.put(a_domain("s-d"), a_user("leaver", domain_id="s-d"))
+    world.store.placed[REGION] = Placed({ResourceType.USERS: frozenset({"user-leaver"})})
+    world.centre_has(projects=(a_domain("c-d"),))
+    world.run()
+    assert world.site.writes == ["DELETE users leaver", "PUT projects d", "POST fernet_repo"]
+    assert world.told() == [IN_SYNC]
 
 
 def test_replaced_keys_are_in_the_history(world: World) -> None:
@@ -462,7 +569,7 @@ def test_where_nobody_answers_the_other_endpoint_is_not_tried(world: World) -> N
 
 def test_what_a_repair_that_failed_had_placed_by_then_is_remembered(world: World) -> None:
     world.centre_has(users=(a_user("bob"), a_user("carol")))
-    world.just_before("POST users carol", raising(CloudError(Reason.SERVER_ERROR, "500")))
+    world.just_before("POST users carol", raising(CloudError(Reason.UNREACHABLE, "gone")))
     world.run()
     assert "user-bob" in world.site.tables[ResourceType.USERS]
     world.centre_has()

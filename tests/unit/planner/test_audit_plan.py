@@ -259,7 +259,8 @@ def test_a_domain_whose_id_differs_is_moved_before_anything_else_is_compared() -
     def domain(id_: str) -> Record:
         return changed(a_project("d", id_, domain_id="root"), is_domain=True, parent_id=None)
 
-    found = audit(of(projects=(domain("c-d"),)), of(projects=(domain("s-d"),), users=(a_user("bob", domain_id="s-d"),)))
+    below = a_project("web", "s-web", domain_id="s-d")
+    found = audit(of(projects=(domain("c-d"),)), of(projects=(domain("s-d"), below)))
     assert found.words == ("PUT projects d",)
 
 

@@ -233,7 +233,7 @@ def an_unchanged_subcloud(seed: int) -> Unchanged:
             a_user(
                 name,
                 id_of(prefix, "u", name),
-                domain_id=domain if has_domain and name == "n0" else "default",
+                domain_id=domain if has_domain and name == "n0" and not domain_moves else "default",
                 password=dice.choice("ab"),
                 enabled=dice.random() < 0.5,
                 extra=dice.choice(["{}", '{"email": "x"}']),
@@ -303,11 +303,11 @@ def test_an_initial_sync_leaves_what_is_the_subcloud_s_own(clouds: Unchanged) ->
 
 
 def test_a_domain_takes_its_id_first_and_everything_in_it_in_the_same_step() -> None:
-    central = records(users=(a_user("bob", "c-bob", domain_id="c-d"),), projects=(a_domain("d", "c-d"),))
-    site = MemorySite(of(users=(a_user("bob", "s-bob", domain_id="s-d"),), projects=(a_domain("d", "s-d"),)))
+    central = records(projects=(a_domain("d", "c-d"), a_project("web", "c-web", domain_id="c-d")))
+    site = MemorySite(of(projects=(a_domain("d", "s-d"), a_project("web", "s-web", domain_id="s-d"))))
     initial_sync(central, site)
     assert site.writes[0] == "PUT projects d"
-    assert site.named(USERS, "bob") == a_user("bob", "c-bob", domain_id="c-d")
+    assert site.named(PROJECTS, "web") == a_project("web", "c-web", domain_id="c-d")
 
 
 def test_a_subcloud_that_never_keeps_the_id_of_a_domain_ends_the_step() -> None:
