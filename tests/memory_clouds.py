@@ -47,7 +47,7 @@ class MemorySite:
     Rows are listed by physical position, as PostgreSQL does where nobody asks for an order: whatever is rewritten moves
     to the end. What a real one refuses is refused: an id or name that is taken, a member, parent, domain or grantee
     that is not there, a user in a group or a project with tags that changes its id (docs/upstream/real-keystone.md R2,
-    R8), a project with children that is deleted.
+    R8), a new user without a password (R9), a project with children that is deleted.
     """
 
     def __init__(
@@ -136,6 +136,8 @@ class MemorySite:
     async def create(self, record: Record) -> Record:
         self.note(f"POST {record.type} {record.name}")
         self._check(record, but=None)
+        if record.type is ResourceType.USERS and not record.body["password"]:
+            raise CloudError(Reason.SERVER_ERROR, "500 password: null value")
         self.tables[record.type][record.id] = record
         return record
 

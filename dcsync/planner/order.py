@@ -101,6 +101,8 @@ def _requires(action: Action) -> Iterator[Hashable]:
                 yield "password", old.id
                 if old.id != record.id:
                     yield "left by", old.id
+                else:
+                    yield "id", record.type, old.id  # Created just before, see `passwords`.
             yield from _referred_to(record)
         case Create(record):
             yield "name", record.type, record.key

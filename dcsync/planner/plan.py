@@ -30,6 +30,7 @@ from dcsync.planner.grants import Grants, compare_grants, missing_events
 from dcsync.planner.groups import GroupPlan, plan_groups
 from dcsync.planner.match import Cloud, is_domain, match_all, match_same_named, refuse_unusable
 from dcsync.planner.order import children_first
+from dcsync.planner.passwords import created
 from dcsync.planner.refused import NAMED_AT_MOST, NotWritten, without
 from dcsync.planner.resolve import Part, resolve
 from dcsync.planner.writes import (
@@ -223,7 +224,7 @@ def _plan(
         *groups.emptied,
         *(_keyring(parts[USERS]) if knows_admin_password else ()),
         *parts[USERS].updates,
-        *parts[USERS].created,
+        *(write for each in parts[USERS].created for write in created(each.record)),
         *groups.filled,
         *groups.created,
         *(change for change in parts[PROJECTS].changes if not is_domain(change.record)),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 
 from dcsync.model.errors import CloudError
-from dcsync.model.identity import Assignment, Placed, ResourceType
+from dcsync.model.identity import Assignment, Placed, Record, ResourceType
 from dcsync.model.reasons import Reason
 from dcsync.planner.match import Cloud
+from dcsync.planner.passwords import NOBODYS_HASH
 from dcsync.planner.plan import ALWAYS_WRITTEN_USERS, IdentityPlan
 from dcsync.planner.writes import Create, Update
 from dcsync.runs.clouds import Seen
@@ -157,6 +159,39 @@ def names_and_members(site: MemorySite) -> dict[ResourceType, set[tuple[str, str
         type_: {(record.id, record.name, record.member_ids) for record in site.tables[type_].values()}
         for type_ in ResourceType
     }
+
+
+# --- users without a password -------------------------------------------------------------------------------------
+
+
+def without_password(name: str) -> Record:
+    user = a_user(name)
+    return replace(user, body={**user.body, "password": []})
+
+
+def test_a_user_without_a_password_is_created_with_one_that_nobody_knows_and_loses_it_at_once() -> None:
+    site, bob = MemorySite(of()), without_password("bob")
+    sent: list[Record] = []
+    stored = site.create
+
+    async def noted(record: Record) -> Record:
+        sent.append(record)
+        return await stored(record)
+
+    site.create = noted  # type: ignore[method-assign]
+    central = of(users=(bob,), groups=(a_group("ops", members=("user-bob",)),))
+    assert repaired(central, site).words == ("POST users bob", "PUT users bob", "POST groups ops")
+    assert [row["password_hash"] for row in sent[0].body["password"]] == [NOBODYS_HASH]
+    assert site.named(USERS, "bob") == bob
+    assert audit(central, site.cloud).is_in_sync
+
+
+def test_a_placeholder_that_an_interrupted_run_left_is_removed() -> None:
+    central, site = of(users=(without_password("bob"),)), MemorySite(of())
+    delivered(audit(central, site.cloud), site, refusing=["PUT users bob"])
+    assert site.named(USERS, "bob").body["password"]
+    repaired(central, site)
+    assert site.named(USERS, "bob") == without_password("bob")
 
 
 # --- domains ------------------------------------------------------------------------------------------------------
