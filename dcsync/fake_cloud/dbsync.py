@@ -1,8 +1,8 @@
 """dcdbsync of one cloud: reads and rewrites Keystone's rows, with all the refusals of the real tables.
 
 A write either counts as a whole or not at all. Source: docs/upstream/http-contracts.md section 3,
-docs/upstream/identity-sync.md section 5, docs/upstream/real-keystone.md R2, R3, R7, docs/upstream/recorded-traffic.md
-03-05, 07, 10, 11.
+docs/upstream/identity-sync.md section 5, docs/upstream/real-keystone.md R2, R3, R7 to R9,
+docs/upstream/recorded-traffic.md 03-05, 07, 10, 11.
 """
 
 from __future__ import annotations
@@ -283,6 +283,8 @@ def _update_project(cloud: Cloud, old_id: str, body: Row) -> Row:
         return _gone(cloud, "projects", new_id)
     inner = table[old_id]["project"] | sent
     _check_project(cloud, inner, old_id)
+    if new_id != old_id and old_id in (project_id for project_id, _ in cloud.tables.tags):
+        raise RefusedByTables("project_tag: foreign key (R8)")
     row = {"project": inner}
     _move(table, old_id, new_id, row)
     if new_id != old_id:
@@ -362,6 +364,8 @@ def _create(cloud: Cloud, type_: str, body: Row) -> Row:
         inner = dict.fromkeys(_COLUMNS["user"]) | inner
         options = _options(body.get("user_option", []), id_)
         passwords = _passwords(cloud, body["password"], local["id"])
+        if not passwords:
+            raise RefusedByTables("password: a row of nothing (R9)")
         row = {"local_user": local, "user": inner, "password": passwords, "user_option": options}
     if type_ == "groups":
         row["local_user_ids"] = _members(cloud, body["local_user_ids"])

@@ -47,6 +47,8 @@ class Tables:
     assignments: set[Assignment]
     keys: dict[int, str]
     events: list[Row] = field(default_factory=list)
+    tags: set[tuple[str, str]] = field(default_factory=set)
+    """(project id, tag)."""
     last_row: int = 1000
     """The highest automatic row id given out."""
 

@@ -365,6 +365,8 @@ def _write(cloud: Cloud, request: Request, parts: list[str]) -> Response:
             return _grant(cloud, grant) if request.verb == "PUT" else _revoke(cloud, request, grant)
         case ["groups", group_id, "users", user_id]:
             return _membership(cloud, request.verb, group_id, user_id)
+        case ["projects", project_id, "tags", tag] if project_id in cloud.tables.projects:
+            return _tag(cloud, request, project_id, tag)
         case [("users" | "groups" | "projects" | "roles") as type_, id_]:
             if id_ not in cloud.tables.of(type_):
                 return _not_found(f"Could not find {SINGULAR[type_]}: {id_}.")
@@ -410,6 +412,17 @@ def _membership(cloud: Cloud, verb: str, group_id: str, user_id: str) -> Respons
     return Response(204)
 
 
+def _tag(cloud: Cloud, request: Request, project_id: str, tag: str) -> Response:
+    tags = {(project_id, tag)}
+    if request.verb not in ("PUT", "DELETE"):
+        return _no_such_verb(cloud, request)
+    if request.verb == "DELETE" and not tags <= cloud.tables.tags:
+        return _not_found(f"Could not find project tag: {tag}.")
+    cloud.tables.tags = cloud.tables.tags | tags if request.verb == "PUT" else cloud.tables.tags - tags
+    cloud.changed()
+    return Response(201 if request.verb == "PUT" else 204)
+
+
 def _delete(cloud: Cloud, type_: str, id_: str) -> Response:
     """Removes the record with what hangs on it, as Keystone's own cascades do; a project only when none is below it."""
     if type_ == "projects" and not is_leaf(cloud, id_):
@@ -443,6 +456,7 @@ def delete_record(cloud: Cloud, type_: str, id_: str) -> None:
         for member in row["local_user_ids"]:
             revoke_tokens_of(cloud, user_id=member)
     if type_ == "projects":
+        tables.tags = {tag for tag in tables.tags if tag[0] != id_}
         for user_id, user in tables.users.items():
             if user["user"]["default_project_id"] == id_:
                 tables.users[user_id] = user | {"user": user["user"] | {"default_project_id": None}}

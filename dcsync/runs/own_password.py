@@ -6,6 +6,7 @@ from dcsync.model.errors import CloudError
 from dcsync.model.identity import Records
 from dcsync.model.reasons import Reason
 from dcsync.planner.plan import plan_initial_sync
+from dcsync.planner.refused import failure_of
 from dcsync.planner.writes import Update, Write
 from dcsync.runs.clouds import SubcloudSession
 from dcsync.runs.delivery import OwnershipCheck, carry_out, read_records
@@ -16,7 +17,8 @@ async def deliver_own_password(
 ) -> None:
     """Replaces the subcloud's record of `own_user` by the central one, as an initial sync does.
 
-    Raises CloudError: ids-not-aligned if the two have different ids, auth-failed if they do not differ.
+    Raises CloudError: ids-not-aligned if the two have different ids, auth-failed if they do not differ, and the
+    reason of a write that is refused.
     """
     held = await read_records(session.identity)
     plan = plan_initial_sync(central=central, subcloud=held, region_name=region_name, always=())
@@ -29,4 +31,6 @@ async def deliver_own_password(
     if any(update.changes_id for update in updates):
         raise CloudError(Reason.IDS_NOT_ALIGNED, f"user {own_user} must have the central id since deployment")
     writes = [Write(update) for update in updates]
-    await carry_out(writes, session=session, check_ownership=check_ownership, users_at_once=1)
+    delivered = await carry_out(writes, session=session, check_ownership=check_ownership, users_at_once=1)
+    if delivered.not_written:
+        raise failure_of(delivered.not_written)

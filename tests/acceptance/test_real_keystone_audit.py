@@ -226,6 +226,44 @@ def test_between_the_rotation_and_its_distribution_tokens_are_good_as_well(kept:
     assert site.keys() == central.keys()
 
 
+def test_a_user_without_a_password_arrives_without_one(kept: Kept) -> None:
+    """docs/upstream/real-keystone.md R9."""
+    kept.at_the_central_cloud("POST", "users", {"user": {"name": "keyless", "domain_id": "default"}})
+    assert "keyless" not in kept.central.password_hashes()
+    kept.cli("audit", "--all", *WAIT)
+    for site in kept.sites:
+        assert site.ids("users")["keyless"] == kept.id("users", "keyless")
+        assert "keyless" not in site.password_hashes()
+
+
+def test_a_project_that_cannot_take_its_id_is_named_and_stops_nothing_else(kept: Kept) -> None:
+    """docs/upstream/real-keystone.md R8."""
+    site = kept.sites[0]
+
+    def there(method: str, path: str, body: Any = None) -> Answer:
+        token = site.token("admin", kept.central.password("admin"), project="admin")
+        answer = ask(method, f"{site.urls['keystone']}/{path}", token=token, body=body)
+        assert answer.status in (200, 201, 204), (method, path, answer.status, answer.body)
+        return answer
+
+    project = {"project": {"name": "tagged", "domain_id": "default"}}
+    own_id = there("POST", "projects", project).body["project"]["id"]
+    there("PUT", f"projects/{own_id}/tags/blue")
+    kept.at_the_central_cloud("POST", "projects", project)
+    add_user(kept, "beside")
+    kept.arrives(lambda each: "beside" in each.ids("users"), "user beside")
+    assert (
+        kept.processes.cli("audit", site.name, *WAIT, environ=kept.environ, seconds=WAIT_SECONDS + 60).returncode == 1
+    )
+    assert site.ids("projects")["tagged"] == own_id
+    said = kept.cli("history", site.name, "-o", "json")
+    assert "PUT projects tagged" in said
+    assert "tags or options" in said
+    there("DELETE", f"projects/{own_id}/tags/blue")
+    kept.cli("audit", site.name, *WAIT)
+    assert site.ids("projects")["tagged"] == kept.id("projects", "tagged")
+
+
 def test_in_the_end_nothing_differs(kept: Kept) -> None:
     kept.cli("audit", "--all", "--yes", *WAIT)
     for name in SUBCLOUDS:

@@ -47,6 +47,7 @@ from dcsync.model.identity import (
 from dcsync.model.reasons import Reason
 from dcsync.model.subcloud import Subcloud
 from dcsync.planner.match import Cloud
+from dcsync.planner.passwords import NOBODYS_HASH, created
 from dcsync.runs.clouds import Clouds, FernetRepo, IdentityService, KeystoneService, SubcloudSession
 from tests.builders import a_group as group_of
 from tests.builders import a_role as role_of
@@ -595,6 +596,53 @@ async def test_a_lock_out_on_a_subcloud_outlasts_every_write_of_the_user(http_cl
             assert site.login("barbican", "Wrong-password-1!")[0] == 401
         await session.identity.update(wanted.id, wanted)
         assert site.login("barbican", site.central_password("barbican"))[0] == 401
+
+
+async def test_a_user_without_a_password_is_refused_and_may_be_left_without_one(
+    clouds: Clouds, subcloud: Subcloud
+) -> None:
+    """docs/upstream/real-keystone.md R9: so a plan creates it with a placeholder, and then takes that away."""
+    user = user_of("nobody", "e" * 32)
+    bare = dataclasses.replace(user, body={**user.body, "password": []})
+    async with clouds.subcloud(subcloud, request_id=request_id()) as session:
+        with pytest.raises(CloudError) as caught:
+            await session.identity.create(bare)
+        assert caught.value.reason is Reason.SERVER_ERROR
+        assert bare.id not in await ids(session, USERS)
+        create, update = created(bare)
+        stored = await session.identity.create(create.record)
+        assert hashes(stored) == [NOBODYS_HASH]
+        assert hashes(await session.identity.update(bare.id, update.record)) == []
+        assert (await held(session, USERS, "nobody")).body["password"] == []
+
+
+async def test_nobody_logs_in_with_the_placeholder_of_a_user_without_a_password(
+    http_clouds: HttpClouds, site: Site
+) -> None:
+    barbican = await central(http_clouds, USERS, "barbican")
+    create, _ = created(dataclasses.replace(barbican, body={**barbican.body, "password": []}))
+    async with http_clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.identity.update((await held(session, USERS, "barbican")).id, create.record)
+    for guess in (NOBODYS_HASH, "", site.central_password("barbican"), site.own_password("barbican")):
+        assert site.login("barbican", guess)[0] == 401
+
+
+async def test_a_project_with_a_tag_keeps_its_id(http_clouds: HttpClouds, site: Site) -> None:
+    """docs/upstream/real-keystone.md R8."""
+    project = a_project("lab-1")
+    moved = a_project("lab-1")
+    async with http_clouds.subcloud(site.subcloud, request_id=request_id()) as session:
+        await session.identity.create(project)
+        _, token = site.login("dcmanager", site.own_password("dcmanager"))
+        tag = f"{site.auth_url}/projects/{project.id}/tags/blue"
+        assert ask("PUT", tag, {"X-Auth-Token": token})[0] == 201
+        await session.identity.update(project.id, project)
+        with pytest.raises(CloudError) as caught:
+            await session.identity.update(project.id, moved)
+        assert caught.value.reason is Reason.SERVER_ERROR
+        assert (await held(session, PROJECTS, "lab-1")).id == project.id
+        assert ask("DELETE", tag, {"X-Auth-Token": token})[0] == 204
+        assert (await session.identity.update(project.id, moved)).id == moved.id
 
 
 async def test_records_of_every_other_type_are_created_under_their_own_id(clouds: Clouds, subcloud: Subcloud) -> None:

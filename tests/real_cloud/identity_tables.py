@@ -228,7 +228,9 @@ class IdentityTables:
         user_id = body["user"]["id"]
         self._insert(connection, "user", [body["user"]])
         self._insert(connection, "local_user", [_without_id(body["local_user"])])
-        self._replace_passwords(connection, user_id, body["password"])
+        self._replace_passwords(
+            connection, user_id, body["password"] or [{}]
+        )  # As dcdbsync inserts an empty list (R9).
         self._insert(connection, "user_option", body.get("user_option", []))
 
     def _create_group(self, connection: Connection, body: Body) -> None:

@@ -120,3 +120,15 @@ async def test_where_the_subcloud_has_the_central_hash_already_nothing_is_sent(r
         await log_in(reach)
     assert caught.value.reason is Reason.AUTH_FAILED
     assert reach.site.writes == []
+
+
+async def test_a_subcloud_that_refuses_the_new_hash_is_named_with_the_reason(reach: MemoryClouds) -> None:
+    def refuse(call: str) -> None:
+        if call.startswith("PUT"):
+            raise CloudError(Reason.SERVER_ERROR, "500")
+
+    reach.site.before_call = refuse
+    with pytest.raises(CloudError, match="PUT users dcmanager: 500") as caught:
+        await log_in(reach)
+    assert caught.value.reason is Reason.SERVER_ERROR
+    assert reach.site.calls[-1] != "login"
