@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcsync.cli.output import json_text, many, note, say
+from dcsync.model.ending import Failure
 from dcsync.model.errors import CloudError, RefusedByGuard
 from dcsync.model.reasons import Reason
 
@@ -94,7 +95,7 @@ def audit_look(
                 differences=each.differences,
                 writes=each.writes,
                 deletions=each.deletions,
-                refused=f"{each.refused.reason}: {each.refused.detail}" if each.refused else None,
+                refused=_refused(each.refused),
             )
             for each in services.audit.preview(known.name, frozenset(endpoint_types), only)
         )
@@ -107,9 +108,14 @@ def sync_look(services: PreviewServices) -> Look:
 
     def look(known: Subcloud) -> tuple[Part, ...]:
         seen = services.initial_sync(known)
-        return (Part(of="initial sync", differences=seen.differences, writes=seen.writes),)
+        refused = _refused(seen.refused)
+        return (Part(of="initial sync", differences=seen.differences, writes=seen.writes, refused=refused),)
 
     return look
+
+
+def _refused(failure: Failure | None) -> str | None:
+    return f"{failure.reason}: {failure.detail}" if failure else None
 
 
 def show(
@@ -167,4 +173,4 @@ def _print_part(name: str, part: Part) -> None:
     if part.differences or part.writes:
         say(f"  would be written: {', '.join(part.writes) or 'nothing'}")
     if part.refused:
-        say(f"  but an audit would stop: {part.refused}")
+        say(f"  but the run would fail: {part.refused}")
