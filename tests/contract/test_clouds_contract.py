@@ -68,7 +68,7 @@ BACKENDS = (
     "fake_backend",
     pytest.param("real_backend", marks=[pytest.mark.keystone, pytest.mark.xdist_group("keystone")]),
 )
-UNTOUCHED_SUBCLOUDS = 29
+UNTOUCHED_SUBCLOUDS = 34
 """How many a backend must be able to hand out."""
 
 USERS, GROUPS, PROJECTS, ROLES = ResourceType
