@@ -219,7 +219,7 @@ def test_attempts_go_on_being_numbered_where_they_were(
 def test_subclouds_that_share_a_management_ip_survive_the_upgrade_and_are_named(
     alembic_runner: MigrationContextRunner, alembic_engine: Engine
 ) -> None:
-    alembic_runner.migrate_up_before("0012")
+    alembic_runner.migrate_up_before("0011")
     with alembic_engine.begin() as rows:
         rows.execute(
             text(
