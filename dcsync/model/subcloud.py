@@ -110,7 +110,8 @@ class EndpointStatus:
     requested_at: datetime | None = None
     """When an audit of it, or an initial sync, was last requested."""
     is_pending: bool = False
-    """Whether an audit was requested, or the central cloud changed, since the last one."""
+    """Whether an audit was requested, or the central cloud changed, since the last one, or no state worker has written
+    yet what that one found."""
 
 
 @dataclass(frozen=True, kw_only=True)

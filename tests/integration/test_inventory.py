@@ -11,7 +11,15 @@ from sqlalchemy import Engine, func, insert, select, text, update
 
 from dcsync.adapters.postgres.database import make_engine
 from dcsync.adapters.postgres.inventory import SqlInventory
-from dcsync.adapters.postgres.tables import alarm, endpoint_status, metadata, subcloud, sync_attempt, sync_step
+from dcsync.adapters.postgres.tables import (
+    alarm,
+    endpoint_status,
+    metadata,
+    subcloud,
+    subcloud_sync,
+    sync_attempt,
+    sync_step,
+)
 from dcsync.model.ending import Ending
 from dcsync.model.errors import DatabaseUnreachable, DuplicateSubcloud, SchemaOutOfDate
 from dcsync.model.states.initial_sync import InitialSyncEvent, InitialSyncState
@@ -224,3 +232,24 @@ def test_words_of_another_release_are_shown_as_they_are_written(
         "a": ("none", None), "b": ("paused", "too-cold"),
     }  # fmt: skip
     assert "too-cold" in processes.cli("subcloud", "show", "b", environ=server_urls, expect=0).stdout
+
+
+def test_what_an_audit_found_is_pending_until_a_state_worker_has_written_it(
+    engine: Engine, inventory: SqlInventory
+) -> None:
+    add(inventory, "a")
+
+    def pending(**columns: object) -> bool:
+        with engine.begin() as connection:
+            for table in (endpoint_status, subcloud_sync):
+                known = {name: value for name, value in columns.items() if name in table.c}
+                if known:
+                    connection.execute(update(table).values(known))
+        (known,) = inventory.find(["a"])
+        return known.endpoints[EndpointType.IDENTITY].is_pending
+
+    assert not pending(generation=1, observed_generation=1)
+    assert pending(sync_status_report_time=LATER)
+    assert pending(observed_at=NOON)
+    assert not pending(observed_at=LATER)
+    assert pending(generation=2)

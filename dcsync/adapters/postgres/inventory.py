@@ -249,7 +249,7 @@ def _subclouds() -> Select[Any]:
         endpoint_status.c.last_good_at,
         subcloud_sync.c.subcloud_id.is_not(None),
         func.greatest(subcloud_sync.c.requested_at, subcloud.c.requested_at),
-        subcloud_sync.c.generation > subcloud_sync.c.observed_generation,
+        or_(subcloud_sync.c.generation > subcloud_sync.c.observed_generation, _is_report_on_its_way()),
     )
     statuses = (
         select(func.json_agg(status))
@@ -262,6 +262,12 @@ def _subclouds() -> Select[Any]:
     return select(*columns).select_from(
         subcloud.outerjoin(subcloud_probe, subcloud_probe.c.subcloud_id == subcloud.c.id)
     )
+
+
+def _is_report_on_its_way() -> ColumnElement[bool]:
+    """Returns the condition that an audit has reported what no state worker has written yet."""
+    reported_at, written_at = subcloud_sync.c.sync_status_report_time, endpoint_status.c.observed_at
+    return and_(reported_at.is_not(None), or_(written_at.is_(None), written_at < reported_at))
 
 
 def _subcloud_of(row: RowMapping) -> Subcloud:
