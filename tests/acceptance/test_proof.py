@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,9 +27,9 @@ SETTINGS = FAST | {"DCSYNC_CENTRAL_WATCH_INTERVAL": "1", "DCSYNC_AUDIT_INTERVAL"
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with open_system(tmp_path_factory.mktemp("system"), subclouds=15, settings=SETTINGS) as system:
+    with open_system(tmp_path_factory.mktemp("system"), subclouds=20, settings=SETTINGS) as system:
         system.start_dcsync()
-        system.add_online(count=15)
+        system.add_online(count=20)
         yield system
 
 
@@ -75,8 +77,9 @@ def test_a_request_makes_unknown_at_once_and_only_its_end_makes_in_sync(system: 
     before = shown(system, name)
     system.cloud.set_fault(name, Fault("latency", seconds=5))
     system.cli("sync", name)
-    assert set(shown(system, name)["sync_status"].values()) == {UNKNOWN}
-    assert set(shown(system, name)["sync_reason"].values()) <= {Unproven.ASKED, Unproven.IN_PROGRESS}
+    seen = shown(system, name)
+    assert set(seen["sync_status"].values()) == {UNKNOWN}
+    assert set(seen["sync_reason"].values()) <= {Unproven.ASKED, Unproven.IN_PROGRESS}
     system.cloud.set_fault(name, None)
     system.cli("wait", "--for", "in-sync", name, *PATIENCE)
     after = shown(system, name)
@@ -169,3 +172,55 @@ def test_fresh_proof_is_what_is_found_from_now_on(system: System, subclouds: Sub
     assert all(after[type_] > before[type_] for type_ in before)
     system.cloud.set_fault(name, Fault("hang"))
     system.cli("wait", "--for", "in-sync", name, "--fresh", "--timeout", "3", expect=1)
+
+
+def test_what_was_seen_of_an_earlier_subcloud_is_not_shown_of_its_successor(
+    system: System, subclouds: Subclouds
+) -> None:
+    """Deleted and added again while reports on it wait: the new one was "last seen" before it existed."""
+    (name,) = subclouds(1)
+    state_worker = system.running[1]
+    state_worker.signal(signal.SIGSTOP)
+    try:
+        system.cli("state", "availability", "online", "--no-wait", name)
+        system.cli("subcloud", "delete", name, "--yes")
+        system.cli("subcloud", "add", name, "--management-ip", system.address(name))
+    finally:
+        state_worker.signal(signal.SIGCONT)
+    system.until(
+        lambda: any("before the subcloud was added" in each["reason"] for each in system.json("state", "rejected")),
+        "the report is rejected",
+    )
+    seen = shown(system, name)
+    assert (seen["availability_status"], seen["last_seen_at"]) == ("offline", None)
+
+
+def test_what_could_not_be_read_is_neither_audited_nor_counted(system: System, subclouds: Subclouds) -> None:
+    """An audit that fails showed the result of an earlier one, and keys that were replaced counted as held."""
+    (name,) = in_sync(system, subclouds)
+    had = system.json("keys", "show")["subclouds"]["have"]
+    system.cloud.drift(name, "replace-keys")
+    system.cloud.set_fault(name, Fault("status", service="sysinv", status=500))
+    command = ("audit", name, "--endpoint-type", "platform", "--timeout", "5")
+    told = system.processes.cli(*command, environ=system.environ, expect=1)
+    assert "in-sync" not in told.stdout
+    assert Reason.SERVER_ERROR in told.stdout
+    (row,) = json.loads(system.cli(*command, "-o", "json", expect=1))
+    assert (row["result"], row["last_result"]) == (None, IN_SYNC)
+    assert system.json("keys", "show")["subclouds"]["have"] == had - 1
+    system.cloud.set_fault(name, None)
+    system.cli("audit", name, "--wait", *PATIENCE)
+    assert system.json("keys", "show")["subclouds"]["have"] == had
+
+
+def test_a_wait_for_all_is_not_over_because_nobody_is_left(system: System, subclouds: Subclouds) -> None:
+    """It was a yes over none when all were unmanaged meanwhile."""
+    names = in_sync(system, subclouds, 2)
+    system.cloud.set_fault(names[0], Fault("status", service="sysinv", status=500))
+    system.cli("sync", names[0])
+    command = [sys.executable, "-m", "dcsync.cli", "wait", "--for", "in-sync", "--all", *PATIENCE]
+    wait = system.processes.start(*command, environ=system.environ, name="wait")
+    wait.wait_for("unknown")
+    system.unmanage(*names)
+    assert wait.wait() == 1
+    assert "unmanaged: dcsync subcloud manage" in wait.output()

@@ -13,7 +13,7 @@ from dcsync.cli import run
 from dcsync.cli.operator import Operator
 from dcsync.local.servers import EmbeddedPostgres
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import ManagementState, NewSubcloud, SyncStatus
+from dcsync.model.subcloud import NewSubcloud, SyncStatus
 from tests.builders import NOON
 from tests.requested_rows import requested_rows
 
