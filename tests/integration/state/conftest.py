@@ -45,7 +45,7 @@ class Rows:
             )
             for region in regions
         ]
-        self.inventory.add(new, now=NOON)
+        self.inventory.add(new, now=at(-60))
         if managed:
             self.inventory.set_management(None, ManagementState.MANAGED, now=NOON, by="test")
         return regions
