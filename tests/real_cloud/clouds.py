@@ -152,6 +152,16 @@ class Cloud:
             for entry in answer.body["role_assignments"]
         }
 
+    # --- disturbing
+
+    def fail_sysinv(self, fails: bool) -> None:
+        """From now on its sysinv answers 500, or no longer."""
+        marker = self.directory / "sysinv-fails"
+        if fails:
+            marker.touch()
+        else:
+            marker.unlink(missing_ok=True)
+
     # --- looking
 
     def ids(self, kind: str) -> dict[str, str]:

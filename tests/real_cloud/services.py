@@ -27,6 +27,8 @@ from tests.real_cloud.identity_tables import IdentityTables
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 CACHE_KEY = "tests.real_cloud.token_cache"
 REQUEST_LOG = "requests.jsonl"
+SYSINV_FAILS = "sysinv-fails"
+"""While a cloud's directory holds a file of this name, its sysinv answers 500."""
 
 
 class TokenCache:
@@ -59,7 +61,18 @@ def applications(*, directory: Path, cloud: str, auth_url: str) -> list[Wsgi]:
     sysinv = _authenticated(
         repository, user="sysinv", cloud=cloud, auth_url=auth_url, cache=cache, delay_auth_decision=False
     )
+    sysinv = _failing_while(directory / SYSINV_FAILS, sysinv)
     return [logged("dbsync", directory, dbsync), logged("sysinv", directory, sysinv)]
+
+
+def _failing_while(marker: Path, application: Wsgi) -> Wsgi:
+    def failing_application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not marker.exists():
+            return application(environ, start_response)
+        start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
+        return [b"out of order"]
+
+    return failing_application
 
 
 def _authenticated(
