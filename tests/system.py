@@ -53,6 +53,7 @@ FAST = {
     "DCSYNC_SWEEP_INTERVAL": "1",
     "DCSYNC_HOLD_OFF": "2",
     "DCSYNC_HOLD_OFF_MAX": "8",
+    "DCSYNC_LOCK_TTL": "30",
     "DCSYNC_LOGIN_HOLD_OFF": "0.5",
     "DCSYNC_CENTRAL_MAX_AGE": "0",
     "DCSYNC_MAX_REPLY_BYTES": "2097152",
@@ -61,9 +62,9 @@ FAST = {
 }
 """What is due happens soon, and the tests play the auditor. What a test is about, it sets itself.
 
-Locks live and answers are waited for as long as by default: a process that gets no CPU for ten seconds must neither
-lose its locks nor think that an answer did not come, for then dcsync does what it should, and the test is about
-something else.
+Locks live as long as they may, and answers are waited for as long as by default: a process that gets no CPU for ten
+seconds must neither lose its locks nor think that an answer did not come, for then dcsync does what it should, and the
+test is about something else.
 """
 
 SYNC_QUEUES = "control,sync,audit"

@@ -91,7 +91,7 @@ READS = {
         "unowned_attempts",
         "standing",
     ),
-    *("audits", "read_run", "central_state", "row", "spread", "lost_reports", "without_keys"),
+    *("audits", "read_run", "central_state", "row", "spread", "lost_reports", "without_keys", "oldest_reading"),
 }
 ELSEWHERE = {"refuse_central", "confirm_central", "void_deadlines", "note_central_check"}
 """The first two write to what is known of the central cloud alone, the last to due times."""
