@@ -206,6 +206,10 @@ class Audit:
         session = await login.session(central=central.records, check_ownership=lambda: self._check_ownership(run))
         for each in progress:
             await self._audit_endpoint(run, each, session, central)
+            if each.failure is not None and each.failure.reason is Reason.IDS_NOT_ALIGNED:
+                # Keys are not sent to a subcloud whose ids were seen not to be the central ones.
+                _fail_unfinished(progress, each.failure)
+                break
         await self._check_ownership(run)
 
     def _max_central_age(self, run: AuditRun) -> float | None:
@@ -217,7 +221,8 @@ class Audit:
     async def _audit_endpoint(
         self, run: AuditRun, progress: _Progress, session: SubcloudSession, central: CentralData
     ) -> None:
-        """Audits one endpoint type. Its failure does not stop the others, unless the subcloud is unavailable."""
+        """Audits one endpoint type. Its failure does not stop the others, unless the subcloud is unavailable or its ids
+        are not aligned."""
         endpoint = endpoint_of(progress.part.endpoint_type)
         try:
             _guard_central(run, progress.part, endpoint, central)

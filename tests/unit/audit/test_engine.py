@@ -642,6 +642,16 @@ def test_lost_ids_of_services_are_out_of_sync_and_nothing_is_written(world: Worl
     assert world.site.writes == []
 
 
+def test_keys_are_not_sent_where_ids_were_seen_not_to_agree(world: World) -> None:
+    world.site.keys = some_keys("other")
+    del world.site.tables[ResourceType.USERS]["user-sysinv"]
+    world.site.put(a_user("sysinv", "own"))
+    world.run()
+    assert world.site.writes == []
+    assert world.row(PLATFORM).reason is Reason.IDS_NOT_ALIGNED
+    assert "GET fernet_repo" not in world.site.calls
+
+
 # --- guards ------------------------------------------------------------------------------------------------------
 
 
