@@ -220,7 +220,7 @@ class Settings(BaseModel):
     )
     unobserved_share: float = _setting(
         0.1,
-        "share of managed, online subclouds without a recent status that raises an alarm; in a fleet of fewer than 10, "
+        "share of managed subclouds without a recent status that raises an alarm; in a fleet of fewer than 10, "
         "one is enough",
         ge=0,
         lt=1,

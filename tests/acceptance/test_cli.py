@@ -97,7 +97,7 @@ def test_who_did_what_to_a_subcloud_is_known_after_it_was_deleted_and_added_agai
     assert ("--- edge-1" in heading, "deleted 2" in heading) == (True, True)
     assert [line.split("Z  ")[1] for line in lines if "Z  " in line] == [
         "subcloud delete --yes: done",
-        "subcloud unmanage --all: done",
+        "subcloud unmanage --all --yes: done",
         "subcloud manage --force: done",
         "subcloud manage: refused",
         "subcloud add --management-ip 10.10.0.5: done",

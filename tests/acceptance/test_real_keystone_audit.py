@@ -230,7 +230,7 @@ def test_a_user_without_a_password_arrives_without_one(kept: Kept) -> None:
     """docs/upstream/real-keystone.md R9."""
     kept.at_the_central_cloud("POST", "users", {"user": {"name": "keyless", "domain_id": "default"}})
     assert "keyless" not in kept.central.password_hashes()
-    kept.cli("audit", "--all", *WAIT)
+    kept.cli("audit", "--all", "--yes", *WAIT)
     for site in kept.sites:
         assert site.ids("users")["keyless"] == kept.id("users", "keyless")
         assert "keyless" not in site.password_hashes()

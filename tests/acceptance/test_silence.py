@@ -93,7 +93,7 @@ def test_with_the_state_worker_stopped_a_subcloud_that_goes_away_is_not_shown_as
         state.signal(signal.SIGSTOP)
         system.cloud.set_fault(names[0], Fault("refuse"))
         told = until_raised(system, "dcsync.nobody-observes", "fleet.resource=availability")
-        assert told.startswith("1 of 2 managed, online subclouds have no recent availability status (subcloud1)")
+        assert told.startswith("1 of 2 managed subclouds have no recent availability status (subcloud1)")
         until_raised(system, "dcsync.nobody-observes", "fleet.resource=identity")
         assert_nothing_is_claimed(system, names[0])
         system.until(lambda: delivered(sync, "dcsync.nobody-observes"), "the sync worker delivers it")
@@ -107,7 +107,7 @@ def test_with_all_sync_workers_stopped_the_state_worker_raises_the_alarms(tmp_pa
     with a_small_fleet(tmp_path) as (system, names, sync, state):
         sync.signal(signal.SIGSTOP)
         told = until_raised(system, "dcsync.nobody-observes", "fleet.resource=availability")
-        assert told.startswith("2 of 2 managed, online subclouds")
+        assert told.startswith("2 of 2 managed subclouds")
         assert_nothing_is_claimed(system, names[0])
         until_raised(system, "dcsync.sweep-late", "fleet.resource=sweep")
         assert "was not checked since" in until_raised(system, "dcsync.central-unreadable", "central")

@@ -117,7 +117,7 @@ def test_what_is_known_of_keys_is_as_old_as_the_oldest_reading_of_those_that_hav
 def test_a_subcloud_whose_keys_could_not_be_read_lately_is_not_known_to_have_them(engine: Engine) -> None:
     """Its sysinv answers 500: what it was once seen to hold proves nothing now. The fake counts what it is given."""
     names = ["s0", "s1"]
-    requested_rows(engine, [NewSubcloud(name=n, management_ip="10.0.0.1", region_name=n) for n in names])
+    requested_rows(engine, [NewSubcloud(name=n, management_ip=an_address(n), region_name=n) for n in names])
     rotation = SqlKeyRotationStore(engine)
     own = update(subcloud_sync).where(subcloud_sync.c.subcloud_id == subcloud.c.id)
     with engine.begin() as connection:

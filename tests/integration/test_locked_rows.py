@@ -29,7 +29,7 @@ from dcsync.model.subcloud import AvailabilityStatus, EndpointType, new_subcloud
 from dcsync.runs.abandoned import RunInProgress
 from dcsync.state.ports import AlarmRow
 from dcsync.state.service import StateService
-from tests.builders import NOON
+from tests.builders import NOON, an_address
 from tests.contract.test_audit_store_contract import completed_rows
 from tests.fake_messenger import FakeMessenger
 from tests.reports import at, online
@@ -71,7 +71,7 @@ def holds(engine: Engine) -> Holds:
 
 
 def add_requested(engine: Engine) -> SqlRunStore:
-    new = [new_subcloud(name=n, management_ip="10.1.1.1", region_name=n, software_version="") for n in NAMES]
+    new = [new_subcloud(name=n, management_ip=an_address(n), region_name=n, software_version="") for n in NAMES]
     requested_rows(engine, new)
     return SqlRunStore(engine)
 
@@ -230,7 +230,7 @@ def test_a_request_for_all_reaches_the_others_at_once_and_a_locked_row_later(
 
 
 def test_others_are_probed_and_seen(engine: Engine, holds: Holds) -> None:
-    new = [new_subcloud(name=n, management_ip="10.1.1.1", region_name=n, software_version="") for n in NAMES]
+    new = [new_subcloud(name=n, management_ip=an_address(n), region_name=n, software_version="") for n in NAMES]
     SqlInventory(engine).add(new, now=NOON)
     store = SqlProbeStore(engine)
     minute = timedelta(minutes=1)
@@ -250,7 +250,7 @@ def test_others_are_probed_and_seen(engine: Engine, holds: Holds) -> None:
 
 def test_reports_on_others_are_applied_and_the_message_is_kept(engine: Engine, holds: Holds) -> None:
     names = [f"s{number}" for number in range(1, 6)]
-    new = [new_subcloud(name=n, management_ip="10.1.1.1", region_name=n, software_version="") for n in names]
+    new = [new_subcloud(name=n, management_ip=an_address(n), region_name=n, software_version="") for n in names]
     SqlInventory(engine).add(new, now=NOON)
     service = StateService(store=SqlStateStore(engine), messenger=FakeMessenger(), now=lambda: at(0))
     reports = [online(1, name) for name in names]

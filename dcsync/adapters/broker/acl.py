@@ -22,7 +22,7 @@ _KEYS = (
     "*.celery.pidbox*",
 )
 # Of database 0. A pattern that is subscribed to must stand here as it is, so there is none for all databases.
-_CHANNELS = ("/0.celeryev", "/0.celeryev/*", "/0.celery.pidbox")
+_CHANNELS = ("/0.celeryev", "/0.celeryev/*", "/0.celeryev/worker.*", "/0.celery.pidbox")
 _COMMANDS = (
     "auth", "hello", "ping", "select", "client|setname", "client|id", "info", "role", "time", "scan",
     "get", "set", "mget", "del", "exists", "expire", "pexpire", "pttl", "ttl", "type",

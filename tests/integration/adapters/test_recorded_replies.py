@@ -27,11 +27,23 @@ def recorded(site: Site) -> None:
     site.behaviours["GET fernet_repo"] = sends(answer(200, RECORDED["keys"]))
 
 
+OF_ONE_CLOUD = {"user": {"last_active_at"}, "local_user": {"failed_auth_count", "failed_auth_at"}}
+"""What a cloud records about its own logins is neither read nor sent."""
+
+
+def without_logins(body: dict[str, Any]) -> dict[str, Any]:
+    def kept(part: str, value: Any) -> Any:
+        left_out = OF_ONE_CLOUD.get(part, set())
+        return {k: v for k, v in value.items() if k not in left_out} if isinstance(value, dict) else value
+
+    return {part: kept(part, value) for part, value in body.items()}
+
+
 async def test_recorded_lists_are_read_without_loss(clouds: HttpClouds) -> None:
     async with clouds.subcloud(a_subcloud(), request_id="req-1") as session:
         for type_ in ResourceType:
             records = await session.identity.list(type_)
-            assert [record.body for record in records] == RECORDED["lists"][type_.value]
+            assert [record.body for record in records] == [*map(without_logins, RECORDED["lists"][type_.value])]
 
 
 async def test_a_recorded_update_is_sent_and_understood(clouds: HttpClouds, site: Site) -> None:
@@ -43,7 +55,7 @@ async def test_a_recorded_update_is_sent_and_understood(clouds: HttpClouds, site
     assert stored.key == sent.key
     assert stored.id == sent.id != recorded["old_id"]
     (request,) = site.sent("PUT", "users")
-    assert request.json == recorded["sent"]
+    assert request.json == without_logins(recorded["sent"])
 
 
 async def test_recorded_central_data_is_complete_and_its_catalog_understood(clouds: HttpClouds) -> None:
