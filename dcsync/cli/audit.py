@@ -23,11 +23,12 @@ from dcsync.cli.selection import (
     which_option,
     yes_option,
 )
+from dcsync.model.pair import Pair
 from dcsync.model.reasons import Reason
 from dcsync.model.shown import View
 from dcsync.model.states.audit import AuditStatus
 from dcsync.model.states.initial_sync import InitialSyncState
-from dcsync.model.subcloud import AvailabilityStatus, EndpointType, ManagementState, SyncStatus
+from dcsync.model.subcloud import EndpointType, ManagementState, SyncStatus
 
 if TYPE_CHECKING:
     from dcsync.audit.ports import AuditRow
@@ -299,9 +300,7 @@ def _cannot_be_audited(shown: View) -> bool:
     known = shown.subcloud
     is_syncing = known.initial_sync_state in (InitialSyncState.REQUESTED, InitialSyncState.IN_PROGRESS)
     is_completed = known.initial_sync_state is InitialSyncState.COMPLETED
-    is_eligible = (
-        known.management_state is ManagementState.MANAGED and known.availability_status is AvailabilityStatus.ONLINE
-    )
+    is_eligible = Pair(known.management_state, known.availability_status).is_eligible
     return not is_eligible or not (is_syncing or is_completed)
 
 

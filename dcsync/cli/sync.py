@@ -16,7 +16,8 @@ from dcsync.cli.output import instant, json_text, many, note, say, span, subclou
 from dcsync.cli.selection import SubcloudName, confirm_all, names_or_all, selected, yes_option
 from dcsync.model.history import AttemptHistory, AuditHistory, Life, Named, RequestHistory, StepHistory
 from dcsync.model.operation import Operation
-from dcsync.model.subcloud import AvailabilityStatus, ManagementState, Subcloud, SyncStatus
+from dcsync.model.pair import Pair
+from dcsync.model.subcloud import ManagementState, Subcloud, SyncStatus
 
 if TYPE_CHECKING:
     from dcsync.cli.ports import Inventory
@@ -89,8 +90,7 @@ def _show_plan(operator: Operator, names: list[str] | None, *, as_json: bool) ->
 
 
 def _may_sync(known: Subcloud) -> bool:
-    is_online = known.availability_status is AvailabilityStatus.ONLINE
-    return known.management_state is ManagementState.MANAGED and is_online
+    return Pair(known.management_state, known.availability_status).is_eligible
 
 
 @click.command(short_help="Wait until subclouds reach a state.")

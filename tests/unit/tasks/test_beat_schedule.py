@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import beat_schedule as of_the_root
 from dcsync.beat_schedule import beat_schedule
 from dcsync.model.messages import QUEUE_OF, TaskName
 
@@ -31,3 +32,7 @@ def test_nothing_that_is_fired_waits_behind_the_work_of_subclouds() -> None:
 def test_what_is_switched_off_is_not_fired_but_what_was_asked_for_is_swept_up(switched_off: str, missing: str) -> None:
     usual, less = set(beat_schedule(**USUAL)), set(beat_schedule(**(USUAL | {switched_off: 0.0})))
     assert usual - less == {missing}
+
+
+def test_the_schedule_is_found_at_the_root_of_the_repository() -> None:
+    assert of_the_root.beat_schedule is beat_schedule
